@@ -1,0 +1,91 @@
+"""Command lines of the flows: flags from the settings, errors in one sentence, exit codes 0 and 2."""
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError as CommandLineError
+
+from tasks.records import PipelineError, SettingsError
+from tasks.settings import Settings
+
+
+class _CommandLine(BaseSettings, Settings):
+    """The settings as flags; neither the environment nor files are read, so a run is what its command says."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_implicit_flags=False,
+        cli_exit_on_error=False,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        nested_model_default_partial_update=True,
+    )
+
+    @classmethod
+    def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> tuple[Any, ...]:
+        """Only the flags."""
+        return (init_settings,)
+
+
+def read_flags(arguments: Sequence[str], program: str) -> Settings:
+    """Settings from flags; ``-`` and ``_`` in a flag's name are the same, booleans take ``true`` and ``false``.
+
+    Raises:
+        SettingsError: On a flag that does not exist or a value that does not fit.
+        SystemExit: After ``--help``.
+    """
+    named = [re.sub(r"^--[^=]+", lambda match: match[0].replace("_", "-"), argument) for argument in arguments]
+    try:
+        parsed = _CommandLine(_cli_parse_args=named, _cli_prog_name=program)
+    except CommandLineError as error:
+        reason = str(error).removeprefix("error parsing CLI: ")
+        raise SettingsError(f"{reason}; see --help for the flags") from None
+    except ValidationError as error:
+        raise SettingsError("; ".join(describe_problem(problem) for problem in error.errors())) from None
+    return Settings.model_validate(parsed.model_dump())
+
+
+def describe_problem(problem: Any) -> str:
+    """``training.epochs: input should be greater than or equal to 1, not '0'``."""
+    place = ".".join(str(part) for part in problem["loc"])
+    message = str(problem["msg"])
+    return f"{place}: {message[:1].lower()}{message[1:]}, not {problem['input']!r}; see --help"
+
+
+def run_command(flow: Callable[[Settings], str], arguments: Sequence[str], program: str) -> int:
+    """Runs a flow with the settings of a command line and prints what it returns as the last line; the exit code."""
+    show_own_errors_once()
+    try:
+        result = flow(read_flags(arguments, program))
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command with the same --run-dir goes on from here", file=sys.stderr)
+        return 130
+    sys.stderr.flush()
+    print(result)
+    return 0
+
+
+def show_own_errors_once() -> None:
+    """Keeps Prefect's console log from printing tracebacks of errors that end in one sentence of ours.
+
+    Prefect logs every exception with its traceback, each time it passes a task or flow; what goes to its server stays.
+    """
+
+    def wanted(record: logging.LogRecord) -> bool:
+        ours = bool(record.exc_info and isinstance(record.exc_info[1], PipelineError))
+        repeated = record.getMessage().startswith(("Finished in state Failed", "Task run failed", "Stopping temporary"))
+        return not (ours or repeated)
+
+    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs", ""):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(wanted)

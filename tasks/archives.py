@@ -1,0 +1,129 @@
+"""Zip archives, read without trust: every name is judged before a byte is written, bytes are counted as they come."""
+
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from tasks.records import ArchiveError
+from tasks.settings import IngestionSettings
+
+PIECE = 1 << 20
+SMALL = 1 << 20  # below this, a high ratio harms nobody: an empty mask compresses a thousandfold
+
+
+@contextmanager
+def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Opens a zip.
+
+    Raises:
+        ArchiveError: If the file is no zip or is cut short.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError):
+        raise ArchiveError(f"source: {path} is no zip archive or is cut short; fetch it again") from None
+    with archive:
+        yield archive
+
+
+def list_members(archive: zipfile.ZipFile, path: Path, limits: IngestionSettings) -> list[str]:
+    """Names of all files of an archive, after all of its declarations were found harmless.
+
+    Raises:
+        ArchiveError: On a member that is absolute, leaves the folder, is a link, is encrypted, or appears twice, and
+            on an archive that declares more than the limits.
+    """
+    members = archive.infolist()
+    if len(members) > limits.max_members:
+        raise ArchiveError(
+            f"source: {path} has {len(members):,} members, more than ingestion.max_members = {limits.max_members:,}; "
+            "raise it if that is right"
+        )
+    names: set[str] = set()
+    for member in members:
+        name = member.filename
+        _refuse_name(name, member.orig_filename, path)
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise ArchiveError(f"source: {path} holds {name!r}, a link or device file; pack it again without links")
+        if member.flag_bits & 0x1:
+            raise ArchiveError(f"source: {path} holds {name!r}, which is encrypted; pack it again without a password")
+        if member.is_dir():
+            continue
+        if name in names:
+            raise ArchiveError(f"source: {path} holds {name!r} twice; pack it again")
+        names.add(name)
+        _refuse_size(member.filename, member.file_size, member.compress_size, path, limits)
+    _refuse_total(sum(member.file_size for member in members), path, limits)
+    return sorted(names)
+
+
+def unpack_members(
+    archive: zipfile.ZipFile,
+    path: Path,
+    names: Sequence[str],
+    prefix: str,
+    folder: Path,
+    limits: IngestionSettings,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Writes members into a folder, without ``prefix`` in front; counts what really comes out.
+
+    Args:
+        progress: Called with the bytes written so far and the bytes to be written.
+
+    Raises:
+        ArchiveError: If a member is damaged, or yields more than it declares or the limits allow.
+    """
+    to_write = sum(archive.getinfo(prefix + name).file_size for name in names)
+    written = 0
+    for name in names:
+        member = archive.getinfo(prefix + name)
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        size = 0
+        try:
+            with archive.open(member) as stream, target.open("wb") as out:
+                while piece := stream.read(PIECE):
+                    size += len(piece)
+                    written += len(piece)
+                    _refuse_size(member.filename, size, member.compress_size, path, limits)
+                    _refuse_total(written, path, limits)
+                    out.write(piece)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+            reason = str(error).split("\n")[0][:80]
+            raise ArchiveError(f"source: {path}: {member.filename!r} is damaged ({reason}); fetch the archive again") from None
+        progress(written, to_write)
+
+
+def _refuse_name(name: str, original: str, path: Path) -> None:
+    parts = PurePosixPath(name).parts
+    hostile = (
+        name.startswith("/")
+        or "\\" in original
+        or "\x00" in original
+        or ".." in parts
+        or (len(name) > 1 and name[1] == ":")
+    )
+    if hostile or not name:
+        raise ArchiveError(f"source: {path} holds the name {original!r}, which leads out of the folder; pack it again")
+
+
+def _refuse_size(name: str, size: int, packed: int, path: Path, limits: IngestionSettings) -> None:
+    if size > SMALL and size > limits.max_ratio * max(packed, 1):
+        raise ArchiveError(
+            f"source: {path}: {name!r} unpacks to more than {limits.max_ratio:g} times its packed size; "
+            "raise ingestion.max_ratio if that is right"
+        )
+
+
+def _refuse_total(size: int, path: Path, limits: IngestionSettings) -> None:
+    if size > limits.max_unpacked_gb * 1e9:
+        raise ArchiveError(
+            f"source: {path} unpacks to more than ingestion.max_unpacked_gb = {limits.max_unpacked_gb:g} GB; "
+            "raise it if that is right"
+        )

@@ -1,0 +1,50 @@
+"""What a run shows in Prefect's web page: tables, text and progress. Outside of a run these do nothing."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.context import FlowRunContext, TaskRunContext
+
+
+def in_run() -> bool:
+    """Whether the code runs inside a Prefect flow or task run."""
+    return TaskRunContext.get() is not None or FlowRunContext.get() is not None
+
+
+def show_table(key: str, rows: Sequence[dict[str, Any]], description: str) -> None:
+    """Shows rows as a table artifact; ``key`` in lower case letters, digits and dashes."""
+    if in_run():
+        create_table_artifact(key=_slug(key), table=[dict(row) for row in rows], description=description)
+
+
+def show_markdown(key: str, text: str, description: str) -> None:
+    """Shows Markdown as an artifact."""
+    if in_run():
+        create_markdown_artifact(key=_slug(key), markdown=text, description=description)
+
+
+class Progress:
+    """A progress artifact, in percent."""
+
+    def __init__(self, key: str, description: str) -> None:
+        self._id: UUID | None = None
+        if in_run():
+            made = create_progress_artifact(progress=0.0, key=_slug(key), description=description)
+            self._id = made if isinstance(made, UUID) else None
+
+    def show(self, done: float, total: float) -> None:
+        """Moves the bar to ``done`` of ``total``."""
+        if self._id is not None:
+            update_progress_artifact(self._id, progress=round(100.0 * done / max(total, 1e-9), 1))
+
+
+def _slug(key: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-")

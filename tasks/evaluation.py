@@ -1,0 +1,209 @@
+"""Evaluate: how good the network is, on whom, and with what uncertainty.
+
+Reads ``model.keras``, the packed arrays and ``manifest.parquet``; writes ``predictions.csv`` and ``metrics.json``. The
+threshold is chosen on validation alone; splits that ``evaluation.splits`` leaves out are not read at all.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.artifacts import show_table
+from tasks.images import PackedImages
+from tasks.records import Facts
+from tasks.settings import Settings
+from tasks.storage import read_manifest, run_folder, run_stage, sha256_of_file, write_json, write_whole
+
+GROUPS = ("val", "test", "test_device_free", "test_with_device", "val_device_free", "val_with_device")
+MEASURES = ("auc", "accuracy", "sensitivity", "specificity")
+
+
+@task(name="evaluate", cache_policy=NO_CACHE)
+def evaluate(settings: Settings) -> Facts:
+    """Scores the evaluated splits and measures AUC, accuracy, sensitivity and specificity with intervals."""
+    run = run_folder(settings)
+
+    def make(out: Path) -> Facts:
+        from tasks.networks import load_network, predict
+
+        table = evaluated_rows(read_manifest(run), settings.evaluation.splits)
+        table["probability"] = predict(load_network(run), PackedImages(run).read(list(table["image_id"])))
+        columns = ["path", "split", "label", "subtype", "has_device", "probability"]
+        shown = table.loc[table["split"].isin(settings.evaluation.splits), columns]
+        write_whole(out / "predictions.csv", shown.to_csv(index=False, float_format="%.6f"))
+        metrics = measure(table, settings.evaluation.splits, settings.evaluation.n_bootstrap, settings.seed)
+        write_json(out / "metrics.json", metrics)
+        return {"metrics": metrics}
+
+    inputs = {
+        "model": sha256_of_file(run / "model.keras"),
+        "manifest": sha256_of_file(run / "manifest.parquet"),
+        "evaluation": settings.evaluation.model_dump(),
+        "seed": settings.seed,
+    }
+    facts = run_stage(settings, "evaluate", module=__name__, inputs=inputs, make=make, packages=("scikit-learn",))
+    metrics = facts["metrics"]
+    for name in settings.evaluation.splits:
+        print(describe_group(name, metrics[name]) + (" (taken from the cache)" if facts["reused"] else ""))
+    show_table("metrics", metrics_rows(metrics), f"Metrics at the threshold {metrics['threshold']:.3f}")
+    return facts
+
+
+def evaluated_rows(manifest: pd.DataFrame, splits: tuple[str, ...]) -> pd.DataFrame:
+    """Rows of the evaluated splits that have pixels; validation is read always, for the threshold, without its copies."""
+    reasons = manifest["excluded"].fillna("")
+    wanted = (manifest["split"] == "val") & (reasons == "")
+    if "test" in splits:
+        wanted |= (manifest["split"] == "test") & ~reasons.str.startswith("undecodable")
+    return manifest[wanted].reset_index(drop=True)
+
+
+def measure(table: pd.DataFrame, splits: tuple[str, ...], n_bootstrap: int, seed: int) -> Facts:
+    """``metrics.json``: the threshold, a group for each name in ``GROUPS``, and sensitivity by subtype.
+
+    Args:
+        table: ``split, label, subtype, patient_id, has_device`` (missing where unknown) and ``probability``.
+        splits: The evaluated splits.
+        n_bootstrap: Draws of patients behind each interval.
+        seed: Seed of the draws.
+    """
+    val = table[table["split"] == "val"]
+    threshold = choose_threshold(val["label"].to_numpy(float), val["probability"].to_numpy(float))
+    metrics: Facts = {"threshold": round(threshold, 6), "subtypes": {}}
+    for name in GROUPS:
+        split = name.split("_")[0]
+        rows = table[table["split"] == split]
+        if split not in splits:
+            metrics[name] = {"n": 0, "reason": f"evaluation.splits leaves {split} out"}
+            continue
+        if not len(rows):
+            metrics[name] = {"n": 0, "reason": f"no image is in the {split} split"}
+            continue
+        if name != split:
+            known = rows["has_device"].notna()
+            if not known.any():
+                metrics[name] = {"n": 0, "reason": "no image was screened"}
+                continue
+            rows = rows[known & (rows["has_device"].fillna(False).astype(bool) == name.endswith("with_device"))]
+        metrics[name] = measure_group(rows, threshold, n_bootstrap, seed)
+    for split in splits:
+        rows = table[table["split"] == split]
+        metrics["subtypes"][split] = {
+            subtype: measure_group(rows[rows["subtype"] == subtype], threshold, n_bootstrap, seed, ("sensitivity",))
+            for subtype in ("bacteria", "virus")
+        }
+    return metrics
+
+
+def choose_threshold(labels: NDArray[np.float64], probabilities: NDArray[np.float64]) -> float:
+    """The probability from which on an image counts as pneumonia: highest sensitivity + specificity (Youden 1950).
+
+    On a plateau of equally good cuts the middle one, in logits, keeps the same distance from both classes.
+    """
+    values = np.unique(probabilities)
+    clipped = np.clip(values, 1e-6, 1 - 1e-6)
+    logits = np.log(clipped / (1 - clipped))
+    cuts = (logits[1:] + logits[:-1]) / 2 if len(logits) > 1 else logits
+    thresholds = 1 / (1 + np.exp(-cuts))
+    positive, negative = np.sort(probabilities[labels == 1]), np.sort(probabilities[labels == 0])
+    sensitivity = 1 - np.searchsorted(positive, thresholds, side="left") / max(len(positive), 1)
+    specificity = np.searchsorted(negative, thresholds, side="left") / max(len(negative), 1)
+    youden = sensitivity + specificity
+    best = np.flatnonzero(youden >= youden.max() - 1e-12)
+    return float(1 / (1 + np.exp(-np.mean(cuts[best]))))
+
+
+def measure_group(
+    rows: pd.DataFrame, threshold: float, n_bootstrap: int, seed: int, measures: tuple[str, ...] = MEASURES
+) -> Facts:
+    """``{"n", measure: {"value", "low", "high"}, "confusion"}``, intervals by a 95 % bootstrap over patients.
+
+    A measure that needs a class which is missing is ``None`` with a reason.
+    """
+    if not len(rows):
+        return {"n": 0, "reason": "no image is in this group"}
+    labels = rows["label"].to_numpy(float)
+    probabilities = rows["probability"].to_numpy(float)
+    patients = pd.factorize(rows["patient_id"].astype(str))[0]
+    rng = np.random.default_rng(seed)
+    n_patients = int(patients.max()) + 1
+    draws = rng.multinomial(n_patients, np.full(n_patients, 1 / n_patients), size=n_bootstrap)[:, patients]
+    point = weighted_measures(labels, probabilities, threshold, np.ones((1, len(labels))))
+    spread = weighted_measures(labels, probabilities, threshold, draws.astype(float))
+    group: Facts = {"n": len(rows), "n_patients": n_patients, "confusion": confusion(labels, probabilities, threshold)}
+    for name in measures:
+        value, drawn = float(point[name][0]), spread[name][np.isfinite(spread[name])]
+        if not np.isfinite(value):
+            group[name] = {"value": None, "low": None, "high": None, "reason": "a class is missing in this group"}
+            continue
+        low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (value, value)
+        group[name] = {"value": round(value, 4), "low": round(float(low), 4), "high": round(float(high), 4)}
+    return group
+
+
+def weighted_measures(
+    labels: NDArray[np.float64], probabilities: NDArray[np.float64], threshold: float, weights: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64]]:
+    """The measures under each row of weights ``(draws, n)``; not finite where a class has no weight."""
+    positive, called = labels == 1, probabilities >= threshold
+    with np.errstate(invalid="ignore", divide="ignore"):
+        pos, neg = weights[:, positive].sum(1), weights[:, ~positive].sum(1)
+        hits = weights[:, positive & called].sum(1)
+        rejections = weights[:, ~positive & ~called].sum(1)
+        # AUC: the chance that a positive stands above a negative, ties counted half.
+        order = np.argsort(probabilities, kind="stable")
+        starts = np.unique(probabilities[order], return_index=True)[1]
+        pos_at = np.add.reduceat((weights * positive)[:, order], starts, axis=1)
+        neg_at = np.add.reduceat((weights * ~positive)[:, order], starts, axis=1)
+        below = np.cumsum(neg_at, axis=1) - neg_at
+        auc = (pos_at * (below + neg_at / 2)).sum(1) / (pos * neg)
+        return {
+            "auc": auc,
+            "accuracy": (hits + rejections) / (pos + neg),
+            "sensitivity": hits / pos,
+            "specificity": rejections / neg,
+        }
+
+
+def confusion(labels: NDArray[np.float64], probabilities: NDArray[np.float64], threshold: float) -> dict[str, int]:
+    """Counts at the threshold: ``tp, fp, tn, fn``."""
+    called, positive = probabilities >= threshold, labels == 1
+    return {
+        "tp": int((called & positive).sum()),
+        "fp": int((called & ~positive).sum()),
+        "tn": int((~called & ~positive).sum()),
+        "fn": int((~called & positive).sum()),
+    }
+
+
+def describe_group(name: str, group: Facts) -> str:
+    """One line for the log."""
+    if not group["n"]:
+        return f"{name}: not measured, {group['reason']}"
+    parts = [f"{m} {format_value(group[m])}" for m in MEASURES if m in group]
+    return f"{name} ({group['n']:,} images): " + ", ".join(parts)
+
+
+def format_value(value: dict[str, Any]) -> str:
+    """``0.973 (0.961 to 0.984)``, or why there is none."""
+    if value["value"] is None:
+        return f"none ({value['reason']})"
+    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+def metrics_rows(metrics: Facts) -> list[Facts]:
+    """A row per group, for people."""
+    return [
+        {"group": name, "images": metrics[name]["n"]}
+        | (
+            {m: format_value(metrics[name][m]) for m in MEASURES}
+            if metrics[name]["n"]
+            else {"auc": f"not measured: {metrics[name]['reason']}"}
+        )
+        for name in GROUPS
+    ]

@@ -1,0 +1,144 @@
+"""File to pixels: the only preprocessing of the product, and the packed arrays that all later stages read.
+
+Screening, training, explaining and scoring get their pixels here and nowhere else. In memory an X-ray is float32
+``(height, width, 1)``, 0.0 black to 1.0 white; packed, uint8 ``(n, 224, 224)``.
+"""
+
+import io
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps
+
+from tasks.records import RunError
+
+SIDE_PX = 224
+FORMATS = ("JPEG", "PNG")
+SUFFIXES = (".jpeg", ".jpg", ".png")
+
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+class UndecodableError(ValueError):
+    """Bytes that are no picture we can decode; the message says why."""
+
+
+def read_size(data: bytes, max_side_px: int) -> tuple[int, int]:
+    """Width and height in pixels as a viewer shows them (EXIF orientation applied), from the header alone.
+
+    Raises:
+        UndecodableError: If the header is no JPEG or PNG header, or a side is beyond ``max_side_px``.
+    """
+    with _open(data, max_side_px) as image:
+        width, height = image.size
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    return (height, width) if turned else (width, height)
+
+
+def decode(data: bytes, *, side_px: int = SIDE_PX, padding: bool = False, max_side_px: int = 20_000) -> NDArray[np.uint8]:
+    """Decodes a JPEG or PNG to a grey square.
+
+    Greyscale and RGB of any size, also with alpha, palette or 16 bit; the EXIF orientation is applied. The image is
+    stretched to the square with antialiasing, as the data at hand was made; with ``padding`` it keeps its aspect and
+    the rest is black.
+
+    Args:
+        data: The file's bytes.
+        side_px: Side of the square, in pixels.
+        padding: Keep the aspect and pad.
+        max_side_px: Longest side that is still decoded, in pixels; guards memory.
+
+    Returns:
+        uint8 ``(side_px, side_px)``, 0 black to 255 white.
+
+    Raises:
+        UndecodableError: If the bytes do not decode, are truncated, or are too large.
+    """
+    with _open(data, max_side_px) as image:
+        try:
+            # A JPEG decodes at a half or a quarter of its size for free; twice the target keeps the resize honest.
+            image.draft("L", (2 * side_px, 2 * side_px))
+            grey = ImageOps.exif_transpose(_to_grey(image))
+        except UndecodableError:
+            raise
+        except Exception as error:  # Pillow's decoders raise many kinds for broken bytes
+            raise UndecodableError(f"does not decode ({_reason(error)})") from None
+    if padding:
+        grey = ImageOps.pad(grey, (side_px, side_px), method=Image.Resampling.BILINEAR, color=0)
+    else:
+        grey = grey.resize((side_px, side_px), Image.Resampling.BILINEAR)
+    return np.asarray(grey, dtype=np.uint8)
+
+
+def to_float(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Packed uint8 ``(n, side, side)`` to X-rays in memory: float32 ``(n, side, side, 1)``, 0.0 to 1.0."""
+    return packed[..., None].astype(np.float32) / np.float32(255.0)
+
+
+def _open(data: bytes, max_side_px: int) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is below
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:
+        raise UndecodableError(f"is no JPEG or PNG ({_reason(error)})") from None
+    if max(image.size) > max_side_px:
+        raise UndecodableError(f"is {image.size[0]} x {image.size[1]} px, longer than {max_side_px} px")
+    return image
+
+
+def _to_grey(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        deep = np.asarray(image, dtype=np.float32)
+        # 16-bit PNG uses the full range; Pillow's own convert("L") would clip at 255.
+        grey = Image.fromarray(np.clip(deep / 257.0 + 0.5, 0, 255).astype(np.uint8))
+        grey.info = {}
+        return grey
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("L")
+    return image.convert("L")
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).split("\n")[0]
+    return "unknown format" if "cannot identify image file" in text else text[:120]
+
+
+class PackedImages:
+    """The packed pixels of a run: shards that stay on disk until rows of them are asked for.
+
+    ``arrays/index.json`` holds the addresses of the shards and, for each image id, its shard and row.
+    """
+
+    def __init__(self, run: Path) -> None:
+        path = run / "arrays" / "index.json"
+        if not path.exists():
+            raise RunError(f"{path} is missing: run the prepare flow on this run folder first")
+        index: dict[str, Any] = json.loads(path.read_text())
+        self._rows: dict[str, tuple[int, int]] = {k: (v[0], v[1]) for k, v in index["images"].items()}
+        self._shards: list[NDArray[np.uint8]] = []
+        for shard in index["shards"]:
+            if not Path(shard["address"]).exists():
+                raise RunError(f"{shard['address']} is gone from the cache: run the prepare flow again")
+            self._shards.append(np.load(shard["address"], mmap_mode="r"))
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self._rows
+
+    def read(self, image_ids: Sequence[str]) -> NDArray[np.uint8]:
+        """uint8 ``(len(image_ids), 224, 224)`` in the order asked for.
+
+        Raises:
+            KeyError: If an image was not packed.
+        """
+        pixels = np.empty((len(image_ids), SIDE_PX, SIDE_PX), np.uint8)
+        for i, image_id in enumerate(image_ids):
+            shard, row = self._rows[image_id]
+            pixels[i] = self._shards[shard][row]
+        return pixels

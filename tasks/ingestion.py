@@ -1,0 +1,233 @@
+"""Ingest: from a source to the manifest, one row per image.
+
+Reads the source; writes ``manifest.parquet`` with labels, subtypes, patients, sizes and checksums, and the reasons why
+rows are excluded so far (identical files, contradictions, files that are no image).
+"""
+
+import hashlib
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.artifacts import show_table
+from tasks.images import UndecodableError, read_size
+from tasks.records import CLASS_FOLDERS, SPLITS, SUBTYPES, Facts, Fetched, TableError
+from tasks.retries import outside_failed
+from tasks.settings import Settings
+from tasks.sources import fetch_source
+from tasks.storage import digest, run_stage, write_manifest
+from tasks.tables import read_table, refuse_values
+
+READERS = 4
+
+
+@task(name="ingest", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5, retry_condition_fn=outside_failed)
+def ingest(settings: Settings) -> Facts:
+    """Brings the source here and lists its images."""
+    fetched = fetch_source(settings)
+    folder = Path(fetched.folder)
+    checksum = fetched.archive_sha256 or checksum_of_files(folder, [*fetched.layout.images, *fetched.layout.tables])
+
+    def make(out: Path) -> Facts:
+        manifest = list_images(fetched, settings.ingestion.max_side_px)
+        write_manifest(out, manifest)
+        return describe(manifest, fetched) | {"source": settings.source, "sha256": checksum}
+
+    inputs = {
+        "sha256": checksum,
+        "layout": asdict(fetched.layout),
+        "source": settings.source,
+        "max_side_px": settings.ingestion.max_side_px,
+    }
+    facts = run_stage(settings, "ingest", module=__name__, inputs=inputs, make=make, packages=("pillow", "pandas"))
+    print(
+        f"left out {facts['n_clutter'] + facts['n_nested']:,} files: {facts['n_nested']:,} of a nested second copy "
+        f"({facts['n_nested_only']:,} not present above it), {facts['n_clutter']:,} that are no images of the data set"
+    )
+    print(
+        f"{facts['n_images']:,} files, {facts['n_distinct']:,} distinct; {facts['n_duplicates_excluded']:,} copies excluded, "
+        f"{facts['n_test_copies']:,} copies kept in test, {facts['n_conflicts']:,} files with contradicting labels"
+        + (" (listing taken from the cache)" if facts["reused"] else "")
+    )
+    show_table("source", facts["counts"], f"Images in {settings.source}")
+    return facts | {"folder": fetched.folder}
+
+
+def checksum_of_files(folder: Path, names: list[str]) -> str:
+    """A sha256 over names and contents of files below a folder, independent of their order."""
+    with ThreadPoolExecutor(READERS) as pool:
+        sums = pool.map(lambda name: hashlib.sha256((folder / name).read_bytes()).hexdigest(), names)
+        return digest(dict(zip(names, sums, strict=True)))
+
+
+def list_images(fetched: Fetched, max_side_px: int) -> pd.DataFrame:
+    """The manifest of a source: a row per image, columns up to ``excluded``; nothing is decoded but headers.
+
+    Raises:
+        TableError: If the source brings an ``index.csv`` that does not fit.
+    """
+    folder = Path(fetched.folder)
+    if "index.csv" in fetched.layout.tables:
+        table = read_index(folder / "index.csv", fetched.layout.images)
+    else:
+        table = pd.DataFrame([describe_path(path) for path in fetched.layout.images])
+    with ThreadPoolExecutor(READERS) as pool:
+        files = pd.DataFrame(list(pool.map(lambda path: read_file(folder / path, max_side_px), table["path"])))
+    manifest = pd.concat([table.reset_index(drop=True), files], axis=1)
+    manifest["image_id"] = [image_id(path) for path in manifest["path"]]
+    return exclude_copies(manifest.sort_values("path", ignore_index=True))
+
+
+def image_id(path: str) -> str:
+    """The first 16 hex digits of the sha256 of an image's path."""
+    return hashlib.sha256(path.encode()).hexdigest()[:16]
+
+
+def read_file(path: Path, max_side_px: int) -> Facts:
+    """``sha256``, ``width_px``, ``height_px`` and ``excluded`` (why, when the header is no image's) of a file."""
+    data = path.read_bytes()
+    facts: Facts = {"sha256": hashlib.sha256(data).hexdigest(), "width_px": pd.NA, "height_px": pd.NA, "excluded": ""}
+    try:
+        facts["width_px"], facts["height_px"] = read_size(data, max_side_px)
+    except UndecodableError as error:
+        facts["excluded"] = f"undecodable: {error}"
+    return facts
+
+
+def describe_path(path: str) -> Facts:
+    """What ``train/NORMAL/IM-0115-0001.jpeg`` says: split, label, subtype and patient."""
+    split, folder = path.split("/")[:2]
+    label = CLASS_FOLDERS[folder]
+    patient, known = patient_of(path)
+    return {
+        "path": path,
+        "source_split": split,
+        "label": label,
+        "subtype": subtype_of(path, label),
+        "patient_id": patient,
+        "patient_known": known,
+    }
+
+
+def patient_of(path: str) -> tuple[str, bool]:
+    """The patient a file name tells, and whether it tells one; else the file's own stem.
+
+    ``person12_virus_3`` -> ``person12``; ``IM-0115-0001`` -> ``IM-0115``; ``NORMAL2-IM-0115-0001`` ->
+    ``NORMAL2-IM-0115``: the two series number different children.
+    """
+    stem = PurePosixPath(path).stem
+    match = re.match(r"(person\d+|(?:NORMAL2-)?IM-\d+)(?![0-9])", stem)
+    return (match[1], True) if match else (stem, False)
+
+
+def subtype_of(path: str, label: int) -> str:
+    """``normal`` for label 0; ``bacteria`` or ``virus`` by the file name; else ``unknown``."""
+    if label == 0:
+        return "normal"
+    found = [subtype for subtype in ("bacteria", "virus") if subtype in PurePosixPath(path).name.lower()]
+    return found[0] if len(found) == 1 else "unknown"
+
+
+def read_index(path: Path, images: tuple[str, ...]) -> pd.DataFrame:
+    """``index.csv`` of a data set with names of its own; it overrides what the names say.
+
+    Args:
+        path: CSV with ``path,label,patient_id`` and optionally ``subtype,split``; label is 0 or normal, 1 or
+            pneumonia; an empty cell is unknown.
+        images: Paths of the images that exist.
+
+    Raises:
+        TableError: On missing columns, unknown values, a path that does not exist or is listed twice.
+    """
+    table = read_table(path, "index.csv", ("path", "label", "patient_id"))
+    labels = {"0": 0, "1": 1, "normal": 0, "pneumonia": 1}
+    table["label"] = table["label"].str.lower()
+    refuse_values(table, "label", list(labels), path, "index.csv")
+    for column, allowed in (("subtype", SUBTYPES), ("split", SPLITS)):
+        if column not in table:
+            table[column] = ""
+        refuse_values(table, column, ["", *allowed], path, "index.csv")
+    if not len(table):
+        raise TableError(f"index.csv: {path} lists no image; add a line per image")
+    twice = table["path"][table["path"].duplicated()]
+    if len(twice):
+        raise TableError(f"index.csv: {path} lists {twice.iloc[0]!r} twice; keep one line")
+    absent = sorted(set(table["path"]) - set(images))
+    if absent:
+        raise TableError(f"index.csv: {path} lists {absent[0]!r}, which is no JPEG or PNG below it; correct the path")
+    rows = []
+    for row in table.to_dict("records"):
+        label, own, patient = labels[row["label"]], str(row["path"]), row["patient_id"]
+        top = own.split("/")[0]
+        rows.append(
+            {
+                "path": own,
+                "source_split": row["split"] or (top if top in SPLITS else "train"),
+                "label": label,
+                "subtype": row["subtype"] or subtype_of(own, label),
+                "patient_id": patient or PurePosixPath(own).stem,
+                "patient_known": bool(patient),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def exclude_copies(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Names identical files, and excludes them from train and val, never from test.
+
+    Of identical files one stays: one in test if there is one, else the first by path. Identical files with opposite
+    labels are contradictions: none of them stays in train or val.
+
+    Args:
+        manifest: Rows sorted by path, with ``path, sha256, label, source_split, excluded``.
+
+    Returns:
+        The manifest with ``duplicate_of`` (path or missing) and more reasons in ``excluded``.
+    """
+    manifest = manifest.assign(duplicate_of=pd.array([pd.NA] * len(manifest), dtype="string"))
+    for _, group in manifest.groupby("sha256", sort=False):
+        if len(group) == 1:
+            continue
+        in_test = group["source_split"] == "test"
+        if group["label"].nunique() > 1:
+            for index in group.index[~in_test]:
+                other = group.loc[group["label"] != group["label"][index], "path"].iloc[0]
+                manifest.loc[index, "excluded"] = f"conflict: the same file as {other}, which has the other label"
+            continue
+        kept = group.index[in_test][0] if in_test.any() else group.index[0]
+        for index in group.index.drop(kept):
+            manifest.loc[index, "duplicate_of"] = group["path"][kept]
+            if not in_test[index] and not manifest.loc[index, "excluded"]:
+                manifest.loc[index, "excluded"] = f"duplicate of {group['path'][kept]}"
+    return manifest
+
+
+def describe(manifest: pd.DataFrame, fetched: Fetched) -> Facts:
+    """Counts of a manifest after ingestion, for the log and the report."""
+    excluded = manifest["excluded"].fillna("")
+    counts = manifest.groupby(["source_split", "label"]).agg(n=("path", "size"), patients=("patient_id", "nunique"))
+    return {
+        "kind": fetched.kind,
+        "name": fetched.name,
+        "archive_sha256": fetched.archive_sha256,
+        "tables": list(fetched.layout.tables),
+        "n_images": len(manifest),
+        "n_distinct": int(manifest["sha256"].nunique()),
+        "n_clutter": fetched.layout.n_clutter + len(fetched.layout.images) - len(manifest),
+        "n_nested": fetched.layout.n_nested,
+        "n_nested_only": fetched.layout.n_nested_only,
+        "n_duplicates_excluded": int(excluded.str.startswith("duplicate").sum()),
+        "n_test_copies": int((manifest["duplicate_of"].notna() & (manifest["source_split"] == "test")).sum()),
+        "n_conflicts": int(excluded.str.startswith("conflict").sum()),
+        "n_undecodable": int(excluded.str.startswith("undecodable").sum()),
+        "n_patients_unknown": int((~manifest["patient_known"].astype(bool)).sum()),
+        "counts": [
+            {"split": split, "class": "pneumonia" if label else "normal", "images": int(n), "patients": int(patients)}
+            for (split, label), (n, patients) in counts.iterrows()
+        ],
+    }

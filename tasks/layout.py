@@ -1,0 +1,82 @@
+"""Which files of a source belong to the data set: a decision over names alone, for archives and folders alike."""
+
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+from tasks.images import SUFFIXES
+from tasks.records import CLASS_FOLDERS, SPLITS, Layout, SourceError
+
+TABLES = ("index.csv", "device_review.csv")
+CLUTTER_FOLDERS = ("__MACOSX",)
+
+
+def plan_layout(names: Iterable[str], source: str) -> Layout:
+    """Decides what of a source is used.
+
+    The data set's root is the shallowest folder that holds ``index.csv`` or ``train/NORMAL``-like folders. A second
+    such tree below it (the public archive has ``chest_xray/chest_xray``) is left out as a nested copy, Finder files
+    and everything that is no image as clutter.
+
+    Args:
+        names: Paths of all files of the source, with ``/``.
+        source: The source as the user named it, for messages.
+
+    Raises:
+        SourceError: If there is no such folder, or a class folder of train or test holds no image.
+    """
+    files = sorted(set(names))
+    usable = [name for name in files if not _is_clutter(name)]
+    roots = {_class_root(name) for name in usable} | {_index_root(name) for name in usable}
+    found = sorted((root for root in roots if root is not None), key=lambda root: (root.count("/"), root))
+    if not found:
+        raise SourceError(
+            f"source: {source} holds neither index.csv nor folders train/NORMAL, train/PNEUMONIA, test/NORMAL, "
+            "test/PNEUMONIA; name the folder above these, or add an index.csv (path,label,patient_id)"
+        )
+    root = found[0]
+    has_index = f"{root}index.csv" in files
+    kept = [name.removeprefix(root) for name in usable if name.startswith(root)]
+    images = tuple(name for name in kept if _is_image(name) and (has_index or _class_root(name) == ""))
+    nested = [name for name in usable if _is_image(name) and name.startswith(root) and _class_root(name) not in (root, None)]
+    nested = [] if has_index else nested
+    tables = tuple(name for name in TABLES if f"{root}{name}" in files)
+    if not has_index:
+        _refuse_missing_classes(images, source)
+    above = set(images)
+    return Layout(
+        root=root,
+        images=images,
+        tables=tables,
+        n_nested=len(nested),
+        n_nested_only=sum(name.removeprefix(str(_class_root(name))) not in above for name in nested),
+        n_clutter=len(files) - len(images) - len(tables) - len(nested),
+    )
+
+
+def _refuse_missing_classes(images: tuple[str, ...], source: str) -> None:
+    present = {tuple(name.split("/")[:2]) for name in images}
+    splits = ["train", "test"] + (["val"] if any(split == "val" for split, _ in present) else [])
+    missing = [f"{split}/{folder}" for split in splits for folder in CLASS_FOLDERS if (split, folder) not in present]
+    if missing:
+        raise SourceError(f"source: {source} has no images in {', '.join(missing)}; add the folder, or bring an index.csv")
+
+
+def _is_clutter(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.name.startswith(".") or any(part in CLUTTER_FOLDERS for part in path.parts)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def _class_root(name: str) -> str | None:
+    """``a/b/train/NORMAL/x.jpeg`` -> ``a/b/``; ``None`` for a name that is not in such a folder."""
+    parts = name.split("/")
+    if len(parts) < 3 or parts[-3] not in SPLITS or parts[-2] not in CLASS_FOLDERS or not _is_image(name):
+        return None
+    return "".join(f"{part}/" for part in parts[:-3])
+
+
+def _index_root(name: str) -> str | None:
+    return name.removesuffix("index.csv") if PurePosixPath(name).name == "index.csv" else None

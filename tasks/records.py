@@ -1,0 +1,112 @@
+"""The nouns that cross a task boundary, the columns of the manifest, and the errors.
+
+The errors, drawn as a tree; each message is one sentence that names the file or setting and the way out:
+
+    PipelineError            the user can mend it; exit code 2, never retried
+    ├── SettingsError        a flag or setting
+    ├── SourceError          the source: not there, not readable, not in a known layout
+    │   └── ArchiveError     an archive: broken, hostile or beyond a limit
+    ├── TableError           index.csv or a review table
+    ├── DataCheckError       a critical data check failed
+    └── RunError             a run folder or a file in it: missing, changed, not ours
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+Facts = dict[str, Any]
+"""What a stage tells about itself: JSON, counts and short strings, never arrays."""
+
+NORMAL, PNEUMONIA = 0, 1
+CLASS_FOLDERS = {"NORMAL": NORMAL, "PNEUMONIA": PNEUMONIA}
+CLASS_NAMES = {NORMAL: "normal", PNEUMONIA: "pneumonia"}
+SPLITS = ("train", "val", "test")
+SUBTYPES = ("normal", "bacteria", "virus", "unknown")
+
+# Nullable dtypes throughout: missing means unknown, never 0.
+MANIFEST_DTYPES: dict[str, str] = {
+    "image_id": "string",
+    "path": "string",
+    "sha256": "string",
+    "width_px": "Int32",
+    "height_px": "Int32",
+    "label": "Int8",
+    "subtype": "string",
+    "patient_id": "string",
+    "patient_known": "boolean",
+    "source_split": "string",
+    "split": "string",
+    "duplicate_of": "string",
+    "device_score": "Float32",
+    "has_device": "boolean",
+    "device_reviewed": "boolean",
+    "excluded": "string",
+}
+
+
+class PipelineError(Exception):
+    """Something that the user can mend; its message is one sentence that says how."""
+
+
+class SettingsError(PipelineError):
+    """A setting or flag that does not exist or is out of bounds."""
+
+
+class SourceError(PipelineError):
+    """A source that is not there or not in a known layout."""
+
+
+class ArchiveError(SourceError):
+    """An archive that is broken, hostile or beyond a limit."""
+
+
+class TableError(PipelineError):
+    """An ``index.csv`` or review table with missing columns, unknown values or contradictions."""
+
+
+class DataCheckError(PipelineError):
+    """At least one critical data check failed."""
+
+
+class RunError(PipelineError):
+    """A run folder that lacks a file, or holds one that was changed."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which names of a source belong to the data set (see ``tasks.layout.plan_layout``).
+
+    Attributes:
+        root: Prefix of the data set's root inside the source, ``""`` or ending in ``/``.
+        images: Paths of the images relative to the root, sorted.
+        tables: Names of the tables found at the root, among ``index.csv`` and ``device_review.csv``.
+        n_nested: Files left out as a nested second copy of the data set.
+        n_nested_only: How many of these have no counterpart in the kept tree.
+        n_clutter: Other files left out (``__MACOSX``, ``.DS_Store``, files that are no images).
+    """
+
+    root: str
+    images: tuple[str, ...]
+    tables: tuple[str, ...]
+    n_nested: int
+    n_nested_only: int
+    n_clutter: int
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A source that now lies on this machine.
+
+    Attributes:
+        kind: ``sample``, ``folder`` or ``zip``.
+        name: Short name for the run folder and the report.
+        folder: Local folder that holds the data set's root directly.
+        layout: What of it is used.
+        archive_sha256: Checksum of the archive as read; ``None`` for folders.
+    """
+
+    kind: str
+    name: str
+    folder: str
+    layout: Layout
+    archive_sha256: str | None = None

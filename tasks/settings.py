@@ -1,0 +1,133 @@
+"""Every knob of the product: type, unit, bounds, default and one sentence. No I/O happens here.
+
+``Settings`` is the parameter of every flow (the web page makes a form of it) and, through pydantic-settings, every
+field is a flag of the command line: ``--training.epochs 3``.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Split = Literal["val", "test"]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses names it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StorageSettings(Section):
+    """Where work that can be used again is kept."""
+
+    cache: str = Field("data/cache", description="Folder of finished work, shared by all runs and keyed by content.")
+    raw: str = Field("data/raw", description="Folder on this machine for unpacked archives and the drawn sample.")
+
+
+class IngestionSettings(Section):
+    """What is accepted from a source."""
+
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="Expected sha256 of the archive, 64 hex digits; checked when given."
+    )
+    max_unpacked_gb: float = Field(20.0, gt=0, description="Largest unpacked size of an archive, in GB (10^9 bytes).")
+    max_members: int = Field(200_000, ge=1, description="Largest number of members of an archive.")
+    max_ratio: float = Field(100.0, ge=1, description="Largest ratio of unpacked to packed size of an archive member.")
+    max_side_px: int = Field(20_000, ge=64, description="Longest side of an image that is still decoded, in pixels.")
+
+
+class SampleSettings(Section):
+    """The embedded sample of drawn chest X-rays (``--source sample``)."""
+
+    n_images: int = Field(600, ge=40, le=20_000, description="Number of drawn images over all splits.")
+    side_px: int = Field(256, ge=128, le=1024, description="Height of a drawn image, in pixels.")
+    device_effect: Literal["natural", "strong"] = Field(
+        "natural", description="'strong' plants a device shortcut in the training images; for testing the audit."
+    )
+
+
+class QualitySettings(Section):
+    """Bounds of the data checks."""
+
+    max_undecodable: float = Field(0.01, ge=0, le=1, description="Largest accepted share of files that do not decode.")
+    min_images: int = Field(
+        1, ge=1, description="Smallest accepted number of usable images of a class in a split after splitting."
+    )
+    min_train_images: int = Field(4, ge=1, description="Smallest accepted number of training images of a class.")
+    min_side_px: int = Field(64, ge=1, description="Shortest accepted side of an image, in pixels.")
+    max_side_px: int = Field(8_000, ge=64, description="Longest accepted side of an image, in pixels.")
+
+
+class SplittingSettings(Section):
+    """How validation is drawn again from train + val."""
+
+    val_fraction: float = Field(0.1, gt=0, lt=0.5, description="Share of patients that go to validation.")
+    salt: str = Field("x_ray_classification", description="Salt of the patient hash; another salt, another draw.")
+
+
+class PackingSettings(Section):
+    """How files become square uint8 arrays of 224 px."""
+
+    padding: bool = Field(
+        False,
+        description="Pad to a square instead of stretching; padding paints the aspect ratio into the image, a shortcut.",
+    )
+
+
+class ScreeningSettings(Section):
+    """Which images count as showing a medical device."""
+
+    review: str | None = Field(
+        None,
+        description="CSV of readings (path,device,…). Default: device_review.csv at the root of the source, else the "
+        "shipped table of the public data set when at least 95 % of its paths are in the source.",
+    )
+
+
+class TrainingSettings(Section):
+    """The network and how it is fitted."""
+
+    epochs: int = Field(24, ge=1, le=1_000, description="Largest number of passes over the training images.")
+    patience: int = Field(10, ge=1, description="Epochs without a better validation AUC before training stops.")
+    batch_size: int = Field(32, ge=1, le=4_096, description="Images in one optimisation step.")
+    learning_rate: float = Field(2e-3, gt=0, le=1, description="Peak learning rate of the cosine schedule (AdamW).")
+    side_px: int = Field(128, ge=32, le=224, description="Side that the network resizes to inside, in pixels.")
+    width: int = Field(24, ge=4, le=256, description="Channels of the first convolution; later ones are multiples.")
+
+
+class EvaluationSettings(Section):
+    """What is measured."""
+
+    splits: tuple[Split, ...] = Field(
+        ("val", "test"), min_length=1, description="Splits that are evaluated; 'val' alone leaves test unread."
+    )
+    n_bootstrap: int = Field(1_000, ge=20, le=100_000, description="Bootstrap draws of patients behind each interval.")
+
+
+class ExplanationSettings(Section):
+    """LIME."""
+
+    n_images: int = Field(12, ge=0, le=1_000, description="Images that are explained, spread over right and wrong.")
+    n_samples: int = Field(500, ge=50, le=20_000, description="Perturbed copies of an image behind one explanation.")
+    n_segments: int = Field(64, ge=8, le=400, description="Superpixels (SLIC) that an image is cut into, about.")
+    batch_size: int = Field(256, ge=1, le=4_096, description="Perturbed copies in one call of the network.")
+
+
+class Settings(Section):
+    """All settings of a run."""
+
+    source: str = Field("sample", min_length=1, description="'sample', a folder or a .zip file.")
+    run_dir: str | None = Field(
+        None, min_length=1, description="The run folder, used exactly as given; default data/runs/<UTC time>-<source>."
+    )
+    seed: int = Field(7, ge=0, le=2**31 - 1, description="Seed of every random choice.")
+    storage: StorageSettings = Field(StorageSettings(), description=StorageSettings.__doc__)
+    ingestion: IngestionSettings = Field(IngestionSettings(), description=IngestionSettings.__doc__)
+    sample: SampleSettings = Field(SampleSettings(), description=SampleSettings.__doc__)
+    quality: QualitySettings = Field(QualitySettings(), description=QualitySettings.__doc__)
+    splitting: SplittingSettings = Field(SplittingSettings(), description=SplittingSettings.__doc__)
+    packing: PackingSettings = Field(PackingSettings(), description=PackingSettings.__doc__)
+    screening: ScreeningSettings = Field(ScreeningSettings(), description=ScreeningSettings.__doc__)
+    training: TrainingSettings = Field(TrainingSettings(), description=TrainingSettings.__doc__)
+    evaluation: EvaluationSettings = Field(EvaluationSettings(), description=EvaluationSettings.__doc__)
+    explanation: ExplanationSettings = Field(ExplanationSettings(), description=ExplanationSettings.__doc__)

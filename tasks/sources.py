@@ -1,0 +1,114 @@
+"""Sources: the sample, a folder, a zip. Each ends as a folder on this machine with a plan of what in it is used.
+
+A new kind of source (a Dropbox link, an S3 prefix) is one more line of ``fetch_source`` and one function that brings
+the bytes to ``storage.raw`` and hands them to ``_fetch_archive`` or ``_fetch_folder``.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from data.sample import write_sample
+from tasks.archives import list_members, open_archive, unpack_members
+from tasks.layout import plan_layout
+from tasks.records import Fetched, Layout, SourceError
+from tasks.settings import Settings
+from tasks.storage import code_version, digest, read_json, sha256_of_file, whole_folder, write_json
+
+
+def fetch_source(settings: Settings) -> Fetched:
+    """Brings the source that the settings name to this machine.
+
+    Raises:
+        SourceError: If it does not exist, cannot be used, or its checksum is not the expected one.
+    """
+    source = settings.source
+    if source == "sample":
+        return _fetch_sample(settings)
+    if "://" in source:
+        raise SourceError(f"source: {source} is not a kind that is known; give 'sample', a folder or a .zip file")
+    path = Path(source)
+    if path.is_dir():
+        return _fetch_folder(path, source, "folder", path.resolve().name)
+    if path.is_file():
+        return _fetch_archive(path, settings)
+    raise SourceError(f"source: {source} does not exist; give 'sample', a folder or a .zip file")
+
+
+def source_name(source: str) -> str:
+    """A short name for run folders: the last part of the address without its ending, in letters, digits, - and _."""
+    last = source.rstrip("/").split("/")[-1].removesuffix(".zip")
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in last).strip("-")
+    return name[:60] or "source"
+
+
+def _fetch_sample(settings: Settings) -> Fetched:
+    parts = {"sample": settings.sample.model_dump(), "seed": settings.seed, "code": code_version("data.sample")}
+    folder = Path(settings.storage.raw) / f"sample-{digest(parts)[:16]}"
+    if folder.exists():
+        print(f"the sample is already drawn in {folder}")
+    else:
+        print(f"drawing {settings.sample.n_images:,} chest X-rays into {folder}")
+        with whole_folder(folder) as beside:
+            write_sample(
+                beside / "archive",
+                beside / "truth",
+                n_images=settings.sample.n_images,
+                side_px=settings.sample.side_px,
+                seed=settings.seed,
+                device_effect=settings.sample.device_effect,
+            )
+    return _fetch_folder(folder / "archive", "sample", "sample", "sample")
+
+
+def _fetch_folder(folder: Path, source: str, kind: str, name: str) -> Fetched:
+    names = [
+        (Path(parent) / file).relative_to(folder).as_posix()
+        for parent, _, files in os.walk(folder)
+        for file in files
+    ]
+    layout = plan_layout(names, source)
+    return Fetched(kind, name, str(folder / layout.root), layout)
+
+
+def _fetch_archive(path: Path, settings: Settings) -> Fetched:
+    limits = settings.ingestion
+    with open_archive(path) as archive:
+        names = list_members(archive, path, limits)
+        layout = plan_layout(names, str(path))
+        checksum = sha256_of_file(path)
+        if limits.sha256 and checksum != limits.sha256:
+            raise SourceError(
+                f"ingestion.sha256: {path} has {checksum}, not the expected {limits.sha256}; "
+                "fetch the archive again or correct the setting"
+            )
+        folder = Path(settings.storage.raw) / f"{source_name(path.name)}-{checksum[:16]}"
+        if folder.exists():
+            print(f"{path} is already unpacked in {folder}")
+        else:
+            kept = [*layout.images, *layout.tables]
+            print(f"unpacking {len(kept):,} files of {path} into {folder}")
+            with whole_folder(folder) as beside:
+                files = beside / "files"
+                unpack_members(archive, path, kept, layout.root, files, limits, _progress("unpacked"))
+                write_json(beside / "layout.json", asdict(layout))
+    # What was unpacked is what counts, not what the archive would give today.
+    kept_layout = read_json(folder / "layout.json")
+    layout = Layout(**{k: tuple(v) if isinstance(v, list) else v for k, v in kept_layout.items()})
+    return Fetched("zip", source_name(path.name), str(folder / "files"), layout, checksum)
+
+
+def _progress(verb: str) -> Callable[[int, int], None]:
+    """A line at each quarter and at most every two seconds: readable in a log as in a terminal."""
+    last = {"quarter": 0, "time": time.monotonic()}
+
+    def show(done: int, total: int) -> None:
+        quarter = 4 * done // max(total, 1)
+        if quarter > last["quarter"] or time.monotonic() - last["time"] > 10:
+            last.update(quarter=quarter, time=time.monotonic())
+            print(f"{verb} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB ({100 * done // max(total, 1)} %)", file=sys.stdout)
+
+    return show
