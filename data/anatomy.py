@@ -74,7 +74,7 @@ def draw_chest(
         float32 `(height_px, width_px)`, 0.0 black to 1.0 white, without noise, letters and edges (`finish_film`).
     """
     view = _View.pose(child, round(_DETAIL * height_px), round(_DETAIL * width_px), rng)
-    x, y, ax = view.x, view.y, np.abs(view.x)
+    y, ax = view.y, np.abs(view.x)
     lung, cage = _draw_lungs(view, child, rng)
     heart = _draw_heart(view, child)
     vessels = _draw_vessels(view, rng)
@@ -95,7 +95,8 @@ def draw_chest(
     attenuation -= _draw_gas(view, rng) * below
     attenuation *= 1 + 0.04 * _cloud(view, 5, rng)
     film = Image.fromarray(_develop(attenuation, rng))
-    return np.clip(np.asarray(film.resize((width_px, height_px), Image.Resampling.BICUBIC)), 0, 1)
+    enlarged = np.asarray(film.resize((width_px, height_px), Image.Resampling.BICUBIC))
+    return np.asarray(np.clip(enlarged, 0, 1), np.float32)
 
 
 def finish_film(picture: Floats, rng: np.random.Generator) -> Floats:
@@ -108,7 +109,7 @@ def finish_film(picture: Floats, rng: np.random.Generator) -> Floats:
         film *= _draw_beam_edge(height, width, rng)
     if rng.random() < 0.8:
         film = np.maximum(film, _draw_letter(height, width, rng))
-    return np.clip(film, 0, 1).astype(np.float32)
+    return np.asarray(np.clip(film, 0, 1), np.float32)
 
 
 @dataclass(frozen=True)
@@ -192,11 +193,8 @@ def _limb(view: _View, start: tuple[float, float], end: tuple[float, float], rad
 def _draw_lungs(view: _View, child: Child, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Depth of air of healthy lungs, 0 to 1, and the half-width of the rib cage at each height."""
     narrow = float(rng.normal(0, 0.025))
-    cage = _profile(
-        view.y,
-        [(-0.08, 0.3), (-0.03, 0.46), (0.03, 0.6), (0.12, 0.72 - narrow), (0.3, 0.87 - narrow), (0.6, 0.97)]
-        + [(0.9, 1.0), (1.3, 1.0 + narrow)],
-    )
+    ribs = [(-0.08, 0.3), (-0.03, 0.46), (0.03, 0.6), (0.12, 0.72 - narrow), (0.3, 0.87 - narrow), (0.6, 0.97)]
+    cage = _profile(view.y, [*ribs, (0.9, 1.0), (1.3, 1.0 + narrow)])
     middle = _profile(
         view.y,
         [(-0.02, 0.42), (0.04, 0.25), (0.15, 0.19 + 0.3 * child.thymus), (0.35, 0.2 + child.thymus), (0.5, 0.17)],
@@ -218,17 +216,14 @@ def _draw_heart(view: _View, child: Child) -> Floats:
     u, v = (x * cos + y * sin) / (0.46 * size), (y * cos - x * sin) / (0.36 * size)
     ventricles = _soft(1 - np.sqrt(u * u + v * v), 0.2)
     great_vessels = _soft(0.24 - np.abs(view.x - 0.05), 0.08) * _soft(0.62 - view.y, 0.2) * _soft(view.y - 0.22, 0.2)
-    return np.maximum(ventricles, great_vessels)
+    return np.asarray(np.maximum(ventricles, great_vessels))
 
 
 def _draw_body(view: _View, child: Child, cage: Floats, rng: np.random.Generator) -> Floats:
     """Thickness of soft tissue, about 1 in the middle of the trunk."""
     ax, flesh = np.abs(view.x), child.flesh
-    wall = _profile(
-        view.y,
-        [(-0.9, 0.42), (-0.35, 0.4), (-0.2, 0.56), (-0.08, 0.98), (0.08, 1.12), (0.3, 1.06), (0.6, 1.07), (1.1, 1.06)]
-        + [(1.6, 1.03)],
-    ) + np.float32(flesh)
+    neck = [(-0.9, 0.42), (-0.35, 0.4), (-0.2, 0.56), (-0.08, 0.98), (0.08, 1.12)]
+    wall = _profile(view.y, [*neck, (0.3, 1.06), (0.6, 1.07), (1.1, 1.06), (1.6, 1.03)]) + np.float32(flesh)
     trunk = np.sqrt(np.maximum(1 - (ax / wall) ** 2, 0))
     spread = float(rng.uniform(-0.1, 0.1))
     if child.arms_up:
@@ -241,7 +236,7 @@ def _draw_body(view: _View, child: Child, cage: Floats, rng: np.random.Generator
     # Cortical bone is dense at its edges: a thin wall seen edge-on.
     arms = 0.55 * arms + 0.14 * bone + 0.1 * (bone > 0) * (1 - bone)
     head = np.sqrt(np.maximum(1 - (view.x / 0.6) ** 2 - ((view.y + float(rng.uniform(0.78, 1.0))) / 0.6) ** 2, 0))
-    return np.maximum(np.maximum(0.88 * trunk**0.8, arms), 0.95 * head)
+    return np.asarray(np.maximum(np.maximum(0.88 * trunk**0.8, arms), 0.95 * head))
 
 
 def _draw_bones(view: _View, child: Child, cage: Floats, rng: np.random.Generator) -> Floats:
@@ -274,7 +269,8 @@ def _draw_bones(view: _View, child: Child, cage: Floats, rng: np.random.Generato
     span = _soft(ax - 0.12, 0.06) * _soft(0.95 - ax, 0.08)
     bones += 0.15 * span * (_soft(1 - gap, 0.7) + 0.45 * _hump(gap - 0.8, 0.45))
     shoulder_blade = _limb(view, (0.9, 0.05), (0.98, 0.38), 0.13)
-    return bones + 0.05 * shoulder_blade + 0.06 * (shoulder_blade > 0) * (1 - shoulder_blade)
+    bones += 0.05 * shoulder_blade + 0.06 * (shoulder_blade > 0) * (1 - shoulder_blade)
+    return np.asarray(bones)
 
 
 def _rib_pattern(phase: Floats, thickness: float) -> Floats:
@@ -305,7 +301,7 @@ def _draw_vessels(view: _View, rng: np.random.Generator) -> Floats:
         side, start = np.repeat(side, 2), np.repeat(paths[:, -1], 2, axis=0)
         heading = np.repeat(heading, 2) + fork
     sharp = np.asarray(plate.reduce(2), np.float32) / 255
-    return gaussian_filter(sharp, 0.5 * height / 256, truncate=2)
+    return np.asarray(gaussian_filter(sharp, 0.5 * height / 256, truncate=2))
 
 
 def _draw_hila(view: _View, marking: float) -> Floats:

@@ -3,9 +3,8 @@
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from tasks.records import ArchiveError
@@ -96,7 +95,9 @@ def unpack_members(
                     out.write(piece)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
             reason = str(error).split("\n")[0][:80]
-            raise ArchiveError(f"source: {path}: {member.filename!r} is damaged ({reason}); fetch the archive again") from None
+            raise ArchiveError(
+                f"source: {path}: {member.filename!r} is damaged ({reason}); fetch the archive again"
+            ) from None
         progress(written, to_write)
 
 

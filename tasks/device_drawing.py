@@ -23,14 +23,13 @@ MASKED_DENSITY = 0.03
 """A pixel whose brightness a device may change by more than this belongs to the mask."""
 
 _REFERENCE_SIDE_PX = 256
-
-# How often kinds occur together among children with devices; electrode 0.45, tube 0.47, line 0.42, clip 0.24 in all.
+# How often kinds occur together among children with devices: electrode 0.45, tube 0.47, line 0.38, clip 0.25 in all.
 _COMBINATIONS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("electrode",), 0.22),
     (("tube",), 0.10),
-    (("line",), 0.12),
-    (("clip",), 0.10),
-    (("tube", "line"), 0.13),
+    (("line",), 0.11),
+    (("clip",), 0.12),
+    (("tube", "line"), 0.11),
     (("electrode", "tube"), 0.09),
     (("electrode", "tube", "line"), 0.06),
     (("electrode", "line"), 0.05),
@@ -125,7 +124,7 @@ class _Film:
 
 @dataclass(frozen=True)
 class _Scene:
-    """What placing a device needs to know of a picture: its size, the spine, and how far the body reaches at a height."""
+    """What placing a device needs to know of a picture: its size, the spine, and the edges of the body by height."""
 
     height: int
     width: int
@@ -189,7 +188,7 @@ def _curve(knots: ArrayLike, n_points: int = 48) -> NDArray[np.float64]:
     """A smooth curve `(n_points, 2)` through the knots, spaced by the distance between them."""
     points = np.asarray(knots, np.float64)
     along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T) + 1e-6)])
-    curve: NDArray[np.float64] = CubicSpline(along, points)(np.linspace(0, along[-1], n_points))
+    curve: NDArray[np.float64] = CubicSpline(along, points, bc_type="natural")(np.linspace(0, along[-1], n_points))
     return curve
 
 
@@ -201,7 +200,7 @@ def _oval(centre: ArrayLike, radii: Point, angle: float = 0.0, n_points: int = 4
 def _place(outline: ArrayLike, centre: ArrayLike, angle: float) -> NDArray[np.float64]:
     """Turns an outline around its origin by `angle` (radians) and moves it to `centre`."""
     cos, sin = np.cos(angle), np.sin(angle)
-    return np.asarray(outline, np.float64) @ np.array([[cos, sin], [-sin, cos]]) + np.asarray(centre, np.float64)
+    return np.asarray(np.asarray(outline) @ np.array([[cos, sin], [-sin, cos]]) + np.asarray(centre), np.float64)
 
 
 def _draw_electrodes(scene: _Scene, rng: np.random.Generator) -> Exposures:
@@ -254,8 +253,7 @@ def _draw_electrodes(scene: _Scene, rng: np.random.Generator) -> Exposures:
         else:
             snaps.shape(oval(1.0), rng.uniform(0.55, 0.75))
             snaps.shape(_oval(centre + radius * rng.normal(0, 0.12, 2), (radii[0] * 0.55, radii[1] * 0.5), angle))
-    exposures += [(pads, float(rng.uniform(0.06, 0.16))), (snaps, metal)]
-    return exposures
+    return [*exposures, (pads, float(rng.uniform(0.06, 0.16))), (snaps, metal)]
 
 
 def _draw_lines(scene: _Scene, rng: np.random.Generator) -> Exposures:
@@ -278,10 +276,10 @@ def _draw_lines(scene: _Scene, rng: np.random.Generator) -> Exposures:
             x = middle + rng.normal(0, 0.03)
             knots = [(x + rng.normal(0, 0.06), 1.03), (x, 0.85), (x + rng.normal(0, 0.01), rng.uniform(0.4, 0.7))]
         elif route == "loose":
-            x, drift = rng.uniform(0.0, 1.0), rng.normal(0, 0.2)
+            x, drift = rng.uniform(0.05, 0.95), rng.normal(0, 0.2)
             knots = [(x, -0.03), (x + 0.3 * drift, 0.35), (x + drift, 0.7), (x + drift + rng.normal(0, 0.2), 1.03)]
         else:  # outside the body, down one side
-            x = middle + side * rng.uniform(0.38, 0.46)
+            x = np.clip(middle + side * rng.uniform(0.38, 0.46), 0.03, 0.97)
             knots = [(x, -0.03), (x + rng.normal(0, 0.04), 0.4), (0.5 + side * 0.54, rng.uniform(0.6, 1.0))]
         width_px = scene.scale * rng.uniform(1.0, 2.4)
         film.line(_curve(scene.at(knots)), width_px)
@@ -316,7 +314,7 @@ def _draw_tubes(scene: _Scene, rng: np.random.Generator) -> Exposures:
             knots.append((middle + side * rng.uniform(0.15, 0.28), y - rng.uniform(0.1, 0.35)))
             width_px = rng.uniform(4.0, 7.5)
         else:
-            x = middle + side * rng.uniform(0.25, 0.46)
+            x = np.clip(middle + side * rng.uniform(0.25, 0.46), 0.03, 0.97)
             knots = [(x, -0.03), (x + rng.normal(0, 0.06), rng.uniform(0.3, 0.5)), (x + rng.normal(0, 0.15), 1.03)]
             width_px = rng.uniform(3.0, 6.0)
         path = _curve(scene.at(knots))
@@ -347,7 +345,10 @@ def _draw_clips(scene: _Scene, rng: np.random.Generator) -> Exposures:
         y, gap = rng.uniform(0.12, 0.25), rng.uniform(0.09, 0.13)
         for row in range(int(rng.integers(2, 6))):
             centre = scene.at((scene.midline + rng.normal(0, 0.012), y + row * gap))[0]
-            _draw_twisted_wire(film, centre, scale, rng)
+            angle, radii = rng.normal(0, 0.15), (rng.uniform(5.0, 8.0) * scale, rng.uniform(1.6, 3.6) * scale)
+            film.line(_oval(centre, radii, angle), rng.uniform(0.9, 1.3) * scale)
+            twist = _place([(0.1, 0.0), (rng.uniform(1.0, 1.7), rng.uniform(-0.4, 0.4))], (0, 0), angle) * radii[0]
+            film.line(centre + twist, 1.8 * scale)
     elif style == "surgical":
         middle = scene.at((scene.midline + rng.normal(0.02, 0.08), rng.uniform(0.3, 0.65)))[0]
         for _ in range(int(rng.integers(1, 5))):
@@ -364,14 +365,6 @@ def _draw_clips(scene: _Scene, rng: np.random.Generator) -> Exposures:
     return [(film, float(rng.uniform(0.45, 0.95)))]
 
 
-def _draw_twisted_wire(film: _Film, centre: NDArray[np.float64], scale: float, rng: np.random.Generator) -> None:
-    angle = rng.normal(0, 0.15)
-    radii = (rng.uniform(5.0, 8.0) * scale, rng.uniform(1.6, 3.6) * scale)
-    film.line(_oval(centre, radii, angle), rng.uniform(0.9, 1.3) * scale)
-    twist = _place([(0.1, 0.0), (rng.uniform(1.0, 1.7), rng.uniform(-0.4, 0.4))], (0, 0), angle) * radii[0]
-    film.line(centre + twist, 1.8 * scale)
-
-
 def _draw_lead_clip(film: _Film, centre: NDArray[np.float64], scale: float, rng: np.random.Generator) -> None:
     """A sprung clip from above: two jaws and a coil in a rounded frame with dark windows, and its wire."""
     angle = rng.uniform(0, 2 * np.pi)
@@ -384,10 +377,9 @@ def _draw_lead_clip(film: _Film, centre: NDArray[np.float64], scale: float, rng:
     shrink = rng.uniform(0.62, 0.76)
     film.shape(_place(frame * shrink, centre, angle), rng.uniform(0.1, 0.3), hole=True)
     film.line(_place([(-0.95 * length, 0), (0.9 * length, 0)], centre, angle), 0.18 * length, 1.0)
-    film.shape(_oval(_place([(rng.uniform(-0.4, 0.3) * length, 0)], centre, angle)[0], (0.42 * breadth,) * 2), 0.95)
-    film.shape(
-        _oval(_place([(rng.uniform(-0.4, 0.3) * length, 0)], centre, angle)[0], (0.2 * breadth,) * 2), 0.2, hole=True
-    )
+    spring, eye = _place([(rng.uniform(-0.4, 0.3) * length, 0) for _ in range(2)], centre, angle)
+    film.shape(_oval(spring, (0.42 * breadth,) * 2), 0.95)
+    film.shape(_oval(eye, (0.2 * breadth,) * 2), 0.2, hole=True)
 
 
 def _draw_pin(film: _Film, centre: NDArray[np.float64], scale: float, rng: np.random.Generator) -> None:

@@ -55,7 +55,7 @@ def evaluate(settings: Settings) -> Facts:
 
 
 def evaluated_rows(manifest: pd.DataFrame, splits: tuple[str, ...]) -> pd.DataFrame:
-    """Rows of the evaluated splits that have pixels; validation is read always, for the threshold, without its copies."""
+    """Rows of the evaluated splits that have pixels; validation always, for the threshold, without its copies."""
     reasons = manifest["excluded"].fillna("")
     wanted = (manifest["split"] == "val") & (reasons == "")
     if "test" in splits:

@@ -1,8 +1,8 @@
 """Explain: which parts of an X-ray the network's answer rests on, by LIME (Ribeiro et al. 2016).
 
-Reads ``predictions.csv``, ``metrics.json``, the packed arrays and ``model.keras``; writes ``explanations/<image_id>.json``
-and ``.png``. Sampling, kernel and regression are the lime package's own; only the perturbed copies are made by one
-array operation in place of its loop over samples.
+Reads ``predictions.csv``, ``metrics.json``, the packed arrays and ``model.keras``; writes a ``.json`` and a
+``.png`` per image into ``explanations/``. Sampling, kernel and regression are the lime package's own; only the
+perturbed copies are made by one array operation in place of its loop over samples.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from lime.lime_image import LimeImageExplainer
 from numpy.typing import NDArray
 from PIL import Image
 from prefect import task
@@ -22,9 +21,6 @@ from tasks.images import PackedImages, to_float
 from tasks.records import Facts
 from tasks.settings import ExplanationSettings, Settings
 from tasks.storage import read_json, read_manifest, run_folder, run_stage, sha256_of_file, write_json
-
-Network = Callable[[NDArray[np.float32]], NDArray[np.float64]]
-"""Grey images float32 (n, side, side), 0.0 to 1.0, to P(label = 1), float64 (n,)."""
 
 PICTURE_PX = 320
 FOR, AGAINST = (214, 73, 51), (47, 110, 186)
@@ -92,7 +88,9 @@ def choose_images(predictions: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     groups = [
         rows.iloc[rng.permutation(len(rows))]
-        for _, rows in predictions.assign(right=predictions["label"] == predictions["decision"]).groupby(["label", "right"])
+        for _, rows in predictions.assign(right=predictions["label"] == predictions["decision"]).groupby(
+            ["label", "right"]
+        )
     ]
     turns = [(turn, g) for g, rows in enumerate(groups) for turn in range(len(rows))]
     picked = [groups[g].iloc[[turn]] for turn, g in sorted(turns)[:n]]
@@ -102,47 +100,26 @@ def choose_images(predictions: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
     return chosen.where(chosen.notna(), None)
 
 
-class ArrayExplainer(LimeImageExplainer):
-    """lime's explainer with the perturbed copies made by one array operation; the random draws are the same."""
-
-    def data_labels(
-        self,
-        image: NDArray[np.float32],
-        fudged_image: NDArray[np.float32],
-        segments: NDArray[np.intp],
-        classifier_fn: Network,
-        num_samples: int,
-        batch_size: int = 10,
-    ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        """As ``LimeImageExplainer.data_labels``, for grey images: see there."""
-        names, places = np.unique(segments, return_inverse=True)
-        places = places.reshape(segments.shape)
-        data = self.random_state.randint(0, 2, num_samples * len(names)).reshape(num_samples, len(names))
-        data[0, :] = 1
-        grey, hidden = image[..., 0].astype(np.float32), fudged_image[..., 0].astype(np.float32)
-        answers = []
-        for start in range(0, num_samples, batch_size):
-            shown = data[start : start + batch_size].astype(bool)[:, places]
-            answers.append(classifier_fn(np.where(shown, grey, hidden)))
-        probability = np.concatenate(answers)
-        return data, np.stack([1 - probability, probability], axis=1)
-
-
-def cut_pieces(grey: NDArray[np.float32], n_segments: int) -> NDArray[np.intp]:
-    """SLIC superpixels of an X-ray ``(side, side)``, numbered from 0; about ``n_segments`` of them."""
-    from skimage.segmentation import slic
-
-    pieces = slic(grey, n_segments=n_segments, compactness=0.15, sigma=1.0, start_label=0, channel_axis=None)
-    return np.unique(pieces, return_inverse=True)[1].reshape(pieces.shape)
-
-
-def explain_image(pixels: NDArray[np.float32], network: Network, settings: ExplanationSettings, seed: int) -> Facts:
+def explain_image(
+    pixels: NDArray[np.float32],
+    network: Callable[[NDArray[np.float32]], NDArray[np.float64]],
+    settings: ExplanationSettings,
+    seed: int,
+) -> Facts:
     """LIME weights of one X-ray ``(side, side, 1)``.
 
+    Args:
+        pixels: float32, 0.0 to 1.0.
+        network: Grey images float32 ``(n, side, side)`` to P(label = 1), float64 ``(n,)``.
+        settings: Samples, segments and batch size.
+        seed: Seed of the perturbations.
+
     Returns:
-        ``segments`` int ``(side, side)``; ``weights``, one per segment, positive where showing the piece raises P(pneumonia);
+        ``segments`` int ``(side, side)``; ``weights``, one per segment, positive where the piece raises P(pneumonia);
         ``r2`` of the local fit, its ``intercept`` and ``local_probability``, and the number of samples and seed.
     """
+    from tasks.array_lime import ArrayExplainer, cut_pieces
+
     grey = pixels[..., 0]
     explainer = ArrayExplainer(random_state=seed, verbose=False)
     explanation = explainer.explain_instance(
@@ -186,7 +163,7 @@ def draw_explanation(pixels: NDArray[np.float32], segments: NDArray[np.intp], we
     pieces = np.asarray(Image.fromarray(segments.astype(np.int32)).resize(side, Image.Resampling.NEAREST))
     relative = np.asarray(weights) / max(np.abs(weights).max(), 1e-12)
     strength = relative[pieces][..., None]
-    colour = np.where(strength > 0, np.float32(FOR), np.float32(AGAINST))
+    colour = np.where(strength > 0, np.array(FOR, np.float32), np.array(AGAINST, np.float32))
     tinted = plain + (colour - plain) * 0.6 * np.abs(strength)
     edges = find_boundaries(pieces, mode="inner")[..., None] & (np.abs(strength) > 0.25)
     tinted = np.where(edges, 0.5 * tinted + 0.5 * colour, tinted)

@@ -40,7 +40,9 @@ def read_size(data: bytes, max_side_px: int) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def decode(data: bytes, *, side_px: int = SIDE_PX, padding: bool = False, max_side_px: int = 20_000) -> NDArray[np.uint8]:
+def decode(
+    data: bytes, *, side_px: int = SIDE_PX, padding: bool = False, max_side_px: int = 20_000
+) -> NDArray[np.uint8]:
     """Decodes a JPEG or PNG to a grey square.
 
     Greyscale and RGB of any size, also with alpha, palette or 16 bit; the EXIF orientation is applied. The image is

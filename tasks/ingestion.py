@@ -50,8 +50,9 @@ def ingest(settings: Settings) -> Facts:
         f"({facts['n_nested_only']:,} not present above it), {facts['n_clutter']:,} that are no images of the data set"
     )
     print(
-        f"{facts['n_images']:,} files, {facts['n_distinct']:,} distinct; {facts['n_duplicates_excluded']:,} copies excluded, "
-        f"{facts['n_test_copies']:,} copies kept in test, {facts['n_conflicts']:,} files with contradicting labels"
+        f"{facts['n_images']:,} files, {facts['n_distinct']:,} distinct; "
+        f"{facts['n_duplicates_excluded']:,} copies excluded, {facts['n_test_copies']:,} copies kept in test, "
+        f"{facts['n_conflicts']:,} files with contradicting labels"
         + (" (listing taken from the cache)" if facts["reused"] else "")
     )
     show_table("source", facts["counts"], f"Images in {settings.source}")

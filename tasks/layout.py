@@ -37,7 +37,9 @@ def plan_layout(names: Iterable[str], source: str) -> Layout:
     has_index = f"{root}index.csv" in files
     kept = [name.removeprefix(root) for name in usable if name.startswith(root)]
     images = tuple(name for name in kept if _is_image(name) and (has_index or _class_root(name) == ""))
-    nested = [name for name in usable if _is_image(name) and name.startswith(root) and _class_root(name) not in (root, None)]
+    nested = [
+        name for name in usable if _is_image(name) and name.startswith(root) and _class_root(name) not in (root, None)
+    ]
     nested = [] if has_index else nested
     tables = tuple(name for name in TABLES if f"{root}{name}" in files)
     if not has_index:
@@ -58,7 +60,9 @@ def _refuse_missing_classes(images: tuple[str, ...], source: str) -> None:
     splits = ["train", "test"] + (["val"] if any(split == "val" for split, _ in present) else [])
     missing = [f"{split}/{folder}" for split in splits for folder in CLASS_FOLDERS if (split, folder) not in present]
     if missing:
-        raise SourceError(f"source: {source} has no images in {', '.join(missing)}; add the folder, or bring an index.csv")
+        raise SourceError(
+            f"source: {source} has no images in {', '.join(missing)}; add the folder, or bring an index.csv"
+        )
 
 
 def _is_clutter(name: str) -> bool:

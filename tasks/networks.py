@@ -36,6 +36,7 @@ class ExposureShift(layers.Layer):
         self.generator = keras.random.SeedGenerator(seed)
 
     def call(self, x: Any, training: bool = False) -> Any:
+        """See the class."""
         if not training:
             return x
         n, side = ops.shape(x)[0], x.shape[1]
@@ -57,6 +58,7 @@ class ExposureShift(layers.Layer):
         return x * inside + mean * (1.0 - inside)
 
     def get_config(self) -> dict[str, Any]:
+        """What a saved model needs to build the layer again."""
         return {**super().get_config(), "gamma": self.gamma, "border": self.border, "seed": self.seed}
 
 
@@ -77,6 +79,7 @@ class FramingShift(layers.Layer):
         self.generator = keras.random.SeedGenerator(seed)
 
     def call(self, x: Any, training: bool = False) -> Any:
+        """See the class."""
         if not training:
             return x
         n, side = ops.shape(x)[0], x.shape[1]
@@ -96,6 +99,7 @@ class FramingShift(layers.Layer):
         return ops.image.affine_transform(x, transform, interpolation="bilinear", fill_mode="constant")
 
     def get_config(self) -> dict[str, Any]:
+        """What a saved model needs to build the layer again."""
         config = {"degrees": self.degrees, "scale": self.scale, "shift": self.shift, "seed": self.seed}
         return {**super().get_config(), **config}
 
@@ -108,6 +112,7 @@ class Standardise(layers.Layer):
     """
 
     def call(self, x: Any) -> Any:
+        """See the class."""
         centred = x - ops.mean(x, axis=(1, 2, 3), keepdims=True)
         return centred / ops.sqrt(ops.mean(ops.square(centred), axis=(1, 2, 3), keepdims=True) + 1e-6)
 

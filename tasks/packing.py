@@ -9,6 +9,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,7 +39,7 @@ DECODERS = os.cpu_count() or 1
 def pack(settings: Settings, folder: str) -> Facts:
     """Decodes each image once to a 224 px uint8 array."""
     run = run_folder(settings)
-    decoding = {"padding": settings.packing.padding, "max_side_px": settings.ingestion.max_side_px}
+    decoding: dict[str, Any] = {"padding": settings.packing.padding, "max_side_px": settings.ingestion.max_side_px}
     shelf = Path(settings.storage.cache) / "arrays" / digest({"code": code_version("tasks.images"), **decoding})[:16]
 
     def make(out: Path) -> Facts:
@@ -67,7 +68,10 @@ def pack(settings: Settings, folder: str) -> Facts:
     inputs = {"manifest": sha256_of_file(run / "manifest.parquet"), "shelf": str(shelf.resolve()), **decoding}
     facts = run_stage(settings, "pack", module=__name__, inputs=inputs, make=make, packages=("pillow", "numpy"))
     told = " (taken from the cache)" if facts["reused"] else f", {facts['n_new']:,} of them new"
-    print(f"packed {facts['n_packed']:,} images in {facts['n_shards']:,} shards{told}; {facts['n_undecodable']:,} undecodable")
+    print(
+        f"packed {facts['n_packed']:,} images in {facts['n_shards']:,} shards{told}; "
+        f"{facts['n_undecodable']:,} do not decode"
+    )
     return facts
 
 

@@ -119,7 +119,9 @@ def build_suite(checkpoint: Checkpoint, quality: QualitySettings) -> list[Any]:
     suite = [
         gxe.ExpectColumnValuesToBeInSet(column="label", value_set=[0.0, 1.0], **meant("every label is 0 or 1")),
         gxe.ExpectColumnValuesToNotBeNull(column="label", **meant("every image has a label")),
-        gxe.ExpectColumnValuesToBeInSet(column="split", value_set=list(SPLITS), **meant("every split is train, val or test")),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="split", value_set=list(SPLITS), **meant("every split is train, val or test")
+        ),
         gxe.ExpectColumnValuesToNotBeNull(column="split", **meant("every image has a split")),
         gxe.ExpectColumnValuesToBeInSet(column="subtype", value_set=list(SUBTYPES), **meant("every subtype is known")),
         gxe.ExpectColumnValuesToBeInSet(column="subtype_fits", value_set=[1.0], **meant("label agrees with subtype")),
@@ -136,7 +138,7 @@ def build_suite(checkpoint: Checkpoint, quality: QualitySettings) -> list[Any]:
             or_equal=True,
             ignore_row_if="either_value_is_missing",
             **meant(
-                f"each class has at least {quality.min_train_images} usable images in train and {quality.min_images} in "
+                f"each class has {quality.min_train_images} or more usable images in train and {quality.min_images} in "
                 "each other split"
             ),
         ),

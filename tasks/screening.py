@@ -123,7 +123,11 @@ def count_devices(manifest: pd.DataFrame) -> Facts:
     train = manifest["split"] == "train"
     kept = train & (reasons == "")
     rates = []
-    for name, rows in (("train before", train), ("train after", kept), *((s, manifest["split"] == s) for s in ("val", "test"))):
+    for name, rows in (
+        ("train before", train),
+        ("train after", kept),
+        *((s, manifest["split"] == s) for s in ("val", "test")),
+    ):
         for label, label_name in ((0, "normal"), (1, "pneumonia")):
             group = manifest[rows & (manifest["label"] == label)]
             known = group["has_device"].dropna()

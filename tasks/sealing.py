@@ -4,8 +4,8 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from pathlib import Path
 from datetime import UTC, datetime
+from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -66,7 +66,11 @@ def read_commit() -> str | None:
     """The commit of the code, with ``-dirty`` when files differ from it; ``None`` outside a git checkout."""
     try:
         done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -76,4 +80,9 @@ def read_commit() -> str | None:
 def describe_hardware() -> Facts:
     """Processor, cores and memory of this machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"machine": platform.machine(), "cores": os.cpu_count(), "memory_gb": round(memory / 1e9, 1), "system": platform.system()}
+    return {
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(memory / 1e9, 1),
+        "system": platform.system(),
+    }

@@ -28,7 +28,9 @@ class IngestionSettings(Section):
     """What is accepted from a source."""
 
     sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="Expected sha256 of the archive, 64 hex digits; checked when given."
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="Expected sha256 of the archive, 64 hex digits; checked when given.",
     )
     max_unpacked_gb: float = Field(20.0, gt=0, description="Largest unpacked size of an archive, in GB (10^9 bytes).")
     max_members: int = Field(200_000, ge=1, description="Largest number of members of an archive.")
@@ -70,7 +72,7 @@ class PackingSettings(Section):
 
     padding: bool = Field(
         False,
-        description="Pad to a square instead of stretching; padding paints the aspect ratio into the image, a shortcut.",
+        description="Pad to a square instead of stretching; that paints the aspect ratio into the image, a shortcut.",
     )
 
 

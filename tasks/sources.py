@@ -66,9 +66,7 @@ def _fetch_sample(settings: Settings) -> Fetched:
 
 def _fetch_folder(folder: Path, source: str, kind: str, name: str) -> Fetched:
     names = [
-        (Path(parent) / file).relative_to(folder).as_posix()
-        for parent, _, files in os.walk(folder)
-        for file in files
+        (Path(parent) / file).relative_to(folder).as_posix() for parent, _, files in os.walk(folder) for file in files
     ]
     layout = plan_layout(names, source)
     return Fetched(kind, name, str(folder / layout.root), layout)
@@ -97,7 +95,7 @@ def _fetch_archive(path: Path, settings: Settings) -> Fetched:
                 write_json(beside / "layout.json", asdict(layout))
     # What was unpacked is what counts, not what the archive would give today.
     kept_layout = read_json(folder / "layout.json")
-    layout = Layout(**{k: tuple(v) if isinstance(v, list) else v for k, v in kept_layout.items()})
+    layout = Layout(**{**kept_layout, "images": tuple(kept_layout["images"]), "tables": tuple(kept_layout["tables"])})
     return Fetched("zip", source_name(path.name), str(folder / "files"), layout, checksum)
 
 
@@ -109,6 +107,8 @@ def _progress(verb: str) -> Callable[[int, int], None]:
         quarter = 4 * done // max(total, 1)
         if quarter > last["quarter"] or time.monotonic() - last["time"] > 10:
             last.update(quarter=quarter, time=time.monotonic())
-            print(f"{verb} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB ({100 * done // max(total, 1)} %)", file=sys.stdout)
+            print(
+                f"{verb} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB ({100 * done // max(total, 1)} %)", file=sys.stdout
+            )
 
     return show

@@ -214,6 +214,7 @@ def code_version(module: str) -> str:
 
 @cache
 def source_of(module: str) -> str:
+    """The text of a module of this repository; empty for a package or a name in a module."""
     path = REPOSITORY.joinpath(*module.split(".")).with_suffix(".py")
     return path.read_text() if path.exists() else ""
 

@@ -22,7 +22,9 @@ def read_table(path: Path, setting: str, required: Sequence[str]) -> pd.DataFram
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
     except FileNotFoundError:
-        raise TableError(f"{setting}: {path} does not exist; name a CSV file with the columns {_join(required)}") from None
+        raise TableError(
+            f"{setting}: {path} does not exist; name a CSV file with the columns {_join(required)}"
+        ) from None
     except UnicodeDecodeError:
         raise TableError(f"{setting}: {path} is not UTF-8 text; save it as CSV in UTF-8") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, OSError, ValueError) as error:
@@ -40,7 +42,8 @@ def refuse_values(table: pd.DataFrame, column: str, allowed: Sequence[str], path
     if len(wrong):
         line, value = int(wrong[0]) + 2, table[column][wrong[0]]
         raise TableError(
-            f"{setting}: {path} line {line} has {column} = {value!r}; allowed are {_join([a or '(empty)' for a in allowed])}"
+            f"{setting}: {path} line {line} has {column} = {value!r}; "
+            f"allowed are {_join([a or '(empty)' for a in allowed])}"
         )
 
 

@@ -22,7 +22,7 @@ from tasks.images import PackedImages, to_float
 from tasks.records import Facts, RunError
 from tasks.retries import outside_failed
 from tasks.settings import Settings, TrainingSettings
-from tasks.storage import read_manifest, run_folder, run_stage, sha256_of_file, write_whole
+from tasks.storage import read_manifest, run_folder, run_stage, write_whole
 
 
 @task(name="fit", cache_policy=NO_CACHE, retries=1, retry_delay_seconds=5, retry_condition_fn=outside_failed)
@@ -45,8 +45,9 @@ def fit(settings: Settings) -> Facts:
         settings, "fit", module=__name__, inputs=inputs, make=make, packages=("keras", "tensorflow"), resumable=True
     )
     print(
-        f"trained on {facts['n_train']:,} images for {facts['epochs']} epochs; best validation AUC {facts['best_auc']:.4f} "
-        f"in epoch {facts['best_epoch']}" + (" (taken from the cache)" if facts["reused"] else "")
+        f"trained on {facts['n_train']:,} images for {facts['epochs']} epochs; "
+        f"best validation AUC {facts['best_auc']:.4f} in epoch {facts['best_epoch']}"
+        + (" (taken from the cache)" if facts["reused"] else "")
     )
     return facts
 

@@ -37,6 +37,14 @@ def test_every_visible_change_is_masked_and_the_rest_is_nearly_untouched(seed: i
     assert np.array_equal(drawn[:, :, 0][far], image[:, :, 0][far])
 
 
+@pytest.mark.parametrize("level", [0.0, 0.4])
+def test_every_kind_leaves_something_in_the_picture_whatever_the_seed(level: float) -> None:
+    image = grey(96, 110, level)
+    for seed in range(60):
+        for kind in KINDS:
+            assert draw_devices(image, [kind], np.random.default_rng((seed, 7)))[1].any(), (seed, kind)
+
+
 def test_most_of_a_mask_is_really_brighter() -> None:
     shares = []
     for seed in range(30):

@@ -1,0 +1,49 @@
+# The verbs of this project; CI calls the same ones. `make help` lists them.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCE ?= sample
+ARGS ?=
+API ?= http://127.0.0.1:4200/api
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help run test check format ui deploy worker
+
+help: ## list the verbs
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
+
+$(VENV)/.run: requirements.txt constraints.txt
+	@echo "setting up $(VENV) (once; a few minutes)" >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "error: Python 3.11 is needed; name one with make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements-dev.txt
+	@$(PIP_INSTALL) -r requirements-dev.txt
+	@touch $@
+
+run: $(VENV)/.run ## run the pipeline on SOURCE (default: the embedded sample); ARGS="--training.epochs 3 …"
+	@$(BIN)/python -m flows.pipeline --source "$(SOURCE)" $(ARGS)
+
+test: $(VENV)/.dev ## run the test suite; ARGS="-k splitting" picks tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev ## formatting, lint and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.dev ## rewrite files in the house format
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format .
+
+ui: $(VENV)/.run ## start a Prefect server and its web page on this machine, at http://127.0.0.1:4200
+	@echo 'runs appear there after: export PREFECT_API_URL=$(API)' >&2
+	@PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 $(BIN)/prefect server start
+
+deploy: $(VENV)/.run ## create pools and deployments on the server at API
+	@PREFECT_API_URL=$(API) $(BIN)/python -m infra.bootstrap
+
+worker: $(VENV)/.run ## start a worker for POOL=cpu or POOL=gpu
+	@PREFECT_API_URL=$(API) $(BIN)/prefect worker start --pool "$(POOL)" --type process

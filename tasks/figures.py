@@ -1,0 +1,240 @@
+"""Figures of the report: numbers in, a matplotlib ``Figure`` out, and that as SVG for a page or PNG for an artifact.
+
+Only the object-oriented interface is used, so no figure outlives its drawing. Colours are a small fixed set; in an SVG
+each becomes a CSS variable with that colour as its fallback, so that a page can redefine them for a dark screen.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from xml.sax.saxutils import escape
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from tasks.records import CLASS_NAMES, NORMAL, PNEUMONIA, Facts
+
+INK, MUTED, LINE, PAPER = "#1b2733", "#566573", "#d5dde3", "#fefefe"
+FOR, AGAINST = "#c8432d", "#2b68ad"
+"""Pneumonia and normal, close to the red and blue of the LIME maps, so that a colour means one thing on the page."""
+
+VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", PAPER: "paper", FOR: "for", AGAINST: "against"}
+WIDTH_IN = 4.7
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "x_ray_classification",
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.labelsize": 9.5,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": LINE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "text.color": INK,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+def draw_training(epochs: Sequence[int], losses: Sequence[float], aucs: Sequence[float], kept: int) -> Figure:
+    """Loss and validation AUC by epoch, one above the other, with the kept epoch marked.
+
+    Args:
+        epochs: Numbers of the epochs, from 1.
+        losses: Mean training loss of each epoch.
+        aucs: AUC on validation after each epoch, 0 to 1.
+        kept: The epoch whose weights were kept.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 3.9), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True)
+        for axes, values, name in ((above, losses, "training loss"), (below, aucs, "validation AUC")):
+            axes.grid(axis="y")
+            axes.axvline(kept, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+            axes.plot(epochs, values, color=INK, linewidth=1.6, marker="o", markersize=3)
+            axes.set_ylabel(name)
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+            if kept in epochs:
+                axes.plot(kept, values[list(epochs).index(kept)], "o", color=FOR, markersize=6.5)
+        right = kept > (min(epochs) + max(epochs)) / 2
+        above.annotate(
+            f"epoch {kept} is kept",
+            (kept, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(-5 if right else 5, -3),
+            textcoords="offset points",
+            ha="right" if right else "left",
+            va="top",
+            color=MUTED,
+        )
+        below.set_xlabel("epoch")
+        below.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+        below.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        return figure
+
+
+def roc_points(labels: NDArray[np.float64], probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Corners of the ROC curve, float64 ``(k, 2)``: 1 - specificity and sensitivity from (0, 0) to (1, 1).
+
+    Args:
+        labels: 0.0 or 1.0, ``(n,)``, both present.
+        probabilities: ``(n,)``; equal ones form one step, a slanted one when both classes share it.
+
+    Raises:
+        ValueError: If a class is missing.
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(probabilities[order])), len(order) - 1)
+    hits, alarms = np.cumsum(labels[order] == 1)[ends], np.cumsum(labels[order] != 1)[ends]
+    if not hits[-1] or not alarms[-1]:
+        raise ValueError("a ROC curve needs both classes")
+    return np.vstack([(0.0, 0.0), np.column_stack([alarms / alarms[-1], hits / hits[-1]])])
+
+
+def draw_roc(points: NDArray[np.float64], operating: tuple[float, float], threshold: float) -> Figure:
+    """The ROC curve with the point that the threshold chooses.
+
+    Args:
+        points: As from ``roc_points``.
+        operating: Sensitivity and specificity at the threshold, 0 to 1.
+        threshold: The probability from which on an image counts as pneumonia.
+    """
+    sensitivity, specificity = operating
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 4.4), layout="constrained")
+        axes = figure.subplots()
+        axes.grid()
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+        axes.fill_between(points[:, 0], points[:, 1], color=AGAINST, alpha=0.07, linewidth=0)
+        axes.plot(points[:, 0], points[:, 1], color=AGAINST, linewidth=2, solid_joinstyle="round")
+        axes.plot(1 - specificity, sensitivity, "o", color=FOR, markersize=7.5, clip_on=False, zorder=5)
+        axes.annotate(
+            f"threshold {threshold:.3g}\nsensitivity {sensitivity:.3f}\nspecificity {specificity:.3f}",
+            (1 - specificity, sensitivity),
+            # Below and to the right of the point there is room for as long as it lies left of the middle.
+            xytext=(12, -8) if specificity >= 0.5 else (-12, -8),
+            textcoords="offset points",
+            ha="left" if specificity >= 0.5 else "right",
+            va="top",
+            linespacing=1.35,
+        )
+        axes.annotate("chance", (0.5, 0.5), xytext=(6, -6), textcoords="offset points", va="top", color=MUTED)
+        axes.set(xlabel="1 − specificity (false alarms among normal)", ylabel="sensitivity (pneumonia found)")
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), aspect="equal")
+        return figure
+
+
+def draw_probabilities(labels: NDArray[np.float64], probabilities: NDArray[np.float64], threshold: float) -> Figure:
+    """How the answers spread: a histogram for each class, normal below, pneumonia above, with the threshold.
+
+    Args:
+        labels: 0.0 or 1.0, ``(n,)``.
+        probabilities: 0 to 1, ``(n,)``.
+        threshold: The probability from which on an image counts as pneumonia.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 4.4), layout="constrained")
+        panels = figure.subplots(2, 1, sharex=True)
+        for axes, label, colour in ((panels[0], PNEUMONIA, FOR), (panels[1], NORMAL, AGAINST)):
+            values = probabilities[labels == label]
+            axes.grid(axis="y")
+            axes.hist(values, bins=np.linspace(0, 1, 26).tolist(), color=colour, edgecolor=PAPER, linewidth=0.8)
+            axes.axvline(threshold, color=INK, linewidth=1.2, linestyle=(0, (3, 2)))
+            axes.set_ylabel("images")
+            axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axes.set_title(f"truly {CLASS_NAMES[label]}: {len(values):,} images", loc="left", fontsize=9.5, color=colour)
+        panels[0].annotate(
+            f"threshold {threshold:.3g}",
+            (threshold, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(5 if threshold < 0.6 else -5, -2),
+            textcoords="offset points",
+            ha="left" if threshold < 0.6 else "right",
+            va="top",
+        )
+        panels[1].set(xlabel="probability of pneumonia", xlim=(-0.01, 1.01))
+        return figure
+
+
+def draw_rates(rows: Sequence[Facts]) -> Figure:
+    """Share of reviewed images that show a device: a bar per split and class; unreviewed groups say so.
+
+    Args:
+        rows: ``{"name", "class", "reviewed", "rate"}``, the rate 0 to 1 or ``None`` where nothing was reviewed;
+            rows of one name follow each other.
+    """
+    with mpl.rc_context(STYLE):
+        names = list(dict.fromkeys(row["name"] for row in rows))
+        figure = Figure(figsize=(WIDTH_IN, 0.62 * len(names) + 0.75), layout="constrained")
+        axes = figure.subplots()
+        axes.grid(axis="x")
+        for row in rows:
+            normal = row["class"] == CLASS_NAMES[NORMAL]
+            place = names.index(row["name"]) + (-0.19 if normal else 0.19)
+            if row["rate"] is None:
+                axes.text(1, place, "not reviewed", va="center", color=MUTED, fontsize=8.5)
+                continue
+            axes.barh(place, 100 * row["rate"], height=0.34, color=AGAINST if normal else FOR)
+            axes.text(100 * row["rate"] + 1, place, f"{100 * row['rate']:.1f} %", va="center", fontsize=8.5)
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xlim=(0, 100), ylim=(len(names) - 0.5, -0.5), xlabel="images with a device, % of those reviewed")
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        _name_classes(axes)
+        return figure
+
+
+def _name_classes(axes: Axes) -> None:
+    """A legend of the two class colours above the axes."""
+    patches = [Patch(color=AGAINST, label="normal"), Patch(color=FOR, label="pneumonia")]
+    axes.legend(
+        handles=patches, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderpad=0, handlelength=0.9
+    )
+
+
+def as_svg(figure: Figure, key: str, title: str, description: str) -> str:
+    """A figure as an ``<svg>`` to be put into HTML, named for people who cannot see it.
+
+    Args:
+        figure: What is drawn.
+        key: Letters and dashes, one for each figure of a page: it keeps their ids apart.
+        title: A few words.
+        description: What the figure shows, in a sentence.
+    """
+    stream = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    # Inside HTML an <svg> needs no declaration, no namespaces and no metadata.
+    svg = re.sub(r"<metadata>.*?</metadata>", "", stream.getvalue(), flags=re.DOTALL)
+    start = svg.index("<svg")
+    head_end = svg.index(">", start)
+    box = re.search(r'viewBox="([^"]+)"', svg[start:head_end])
+    body = svg[head_end + 1 :].replace("xlink:href", "href")
+    used = set(re.findall(r'(?:url\(|href=")#([\w.-]+)', body))
+    body = re.sub(r' id="([\w.-]+)"', lambda m: f' id="{key}-{m[1]}"' if m[1] in used else "", body)
+    body = re.sub(r'(url\(|href=")#', rf"\1#{key}-", body)
+    for colour, variable in VARIABLES.items():
+        body = body.replace(colour, f"var(--{variable}, {colour})")
+    return (
+        f'<svg role="img" viewBox="{box[1] if box else "0 0 100 100"}" aria-labelledby="{key}-title {key}-desc">'
+        f'<title id="{key}-title">{escape(title)}</title><desc id="{key}-desc">{escape(description)}</desc>{body.strip()}'
+    )
+
+
+def as_png(figure: Figure, dpi: int = 100) -> bytes:
+    """A figure as PNG on white."""
+    stream = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(stream, format="png", dpi=dpi, facecolor="white")
+    return stream.getvalue()

@@ -1,0 +1,54 @@
+"""What tests share: one Prefect engine for the session, one finished run of the small sample."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # nobody reads the logs of the test server
+
+import tasks  # noqa: F401  sets Prefect's environment before anything imports Prefect
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SMALL = ["--sample.n-images", "60", "--sample.side-px", "128", "--training.epochs", "2", "--explanation.n-images", "4"]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real data set, where it is at hand."""
+    if not SHARED.is_dir():
+        pytest.skip("the real data set is not at hand (../shared/data)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def prefect_engine() -> Iterator[None]:
+    """A real Prefect engine with a database of its own."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with cache and raw folders that the session's runs share."""
+    return tmp_path_factory.mktemp("workspace")
+
+
+@pytest.fixture(scope="session")
+def small_flags(workspace: Path) -> list[str]:
+    """Flags of a small run that keeps its work in the workspace."""
+    return [*SMALL, "--storage.cache", str(workspace / "cache"), "--storage.raw", str(workspace / "raw")]
+
+
+@pytest.fixture(scope="session")
+def finished_run(prefect_engine: None, workspace: Path, small_flags: list[str]) -> Path:
+    """The run folder of the whole pipeline on the small sample."""
+    from flows.command_line import read_flags
+    from flows.pipeline import pipeline
+
+    run = workspace / "run"
+    pipeline(read_flags([*small_flags, "--run-dir", str(run)], "test"))
+    return run

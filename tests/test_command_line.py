@@ -1,0 +1,130 @@
+"""Flags, errors in one sentence, and exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.command_line import read_flags, run_command
+from flows.pipeline import with_run_folder
+from tasks.records import SettingsError
+from tasks.settings import Section, Settings
+from tasks.storage import REPOSITORY
+
+
+def all_flags(model: type[Section] = Settings, prefix: str = "--") -> list[str]:
+    """The flag of every setting."""
+    flags = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        nested = isinstance(kind, type) and issubclass(kind, Section)
+        flags += all_flags(kind, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]  # type: ignore[arg-type]
+    return flags
+
+
+def test_dashes_and_underscores_name_the_same_flag() -> None:
+    dashes = read_flags(["--run-dir", "a", "--sample.n-images", "60", "--quality.max-undecodable=0.5"], "x")
+    underscores = read_flags(["--run_dir", "a", "--sample.n_images", "60", "--quality.max_undecodable=0.5"], "x")
+    assert dashes == underscores
+    assert (dashes.run_dir, dashes.sample.n_images, dashes.quality.max_undecodable) == ("a", 60, 0.5)
+
+
+def test_booleans_take_true_and_false() -> None:
+    assert read_flags(["--packing.padding", "true"], "x").packing.padding is True
+    assert read_flags(["--packing.padding", "false"], "x").packing.padding is False
+
+
+def test_values_keep_their_underscores() -> None:
+    assert read_flags(["--source=my_data_set", "--splitting.salt", "a_b-c"], "x").source == "my_data_set"
+    assert read_flags(["--splitting.salt", "a_b-c"], "x").splitting.salt == "a_b-c"
+
+
+def test_a_flag_changes_only_its_own_setting() -> None:
+    settings = read_flags(["--training.epochs", "3"], "x")
+    assert settings == Settings(training=Settings().training.model_copy(update={"epochs": 3}))
+
+
+def test_lists_are_separated_by_commas() -> None:
+    assert read_flags(["--evaluation.splits", "val"], "x").evaluation.splits == ("val",)
+    assert read_flags(["--evaluation.splits", "val,test"], "x").evaluation.splits == ("val", "test")
+
+
+def test_the_environment_changes_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SOURCE", "SEED", "source", "RUN_DIR", "TRAINING__EPOCHS"):
+        monkeypatch.setenv(name, "1")
+    assert read_flags([], "x") == Settings()
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--no-such-setting", "1"], "no-such-setting"),
+        (["--training.no-such", "1"], "training.no-such"),
+        (["--training.epochs", "0"], "training.epochs"),
+        (["--training.epochs", "many"], "training.epochs"),
+        (["--packing.padding", "perhaps"], "packing.padding"),
+        (["--ingestion.sha256", "abc"], "ingestion.sha256"),
+        (["--evaluation.splits", "train"], "evaluation.splits"),
+        (["--evaluation.splits", ""], "evaluation.splits"),
+        (["--source"], "source"),
+        (["--seed", "-1"], "seed"),
+        (["stray"], "stray"),
+    ],
+)
+def test_a_flag_that_does_not_fit_is_named_in_one_line(flags: list[str], named: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_flags(flags, "x")
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_setting_is_a_flag_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        read_flags(["--help"], "python -m flows.pipeline")
+    shown = capsys.readouterr().out
+    assert stopped.value.code == 0
+    for flag in all_flags():
+        assert flag.replace("_", "-") in shown, flag
+
+    def described(model: type[Section]) -> bool:
+        return all(field.description for field in model.model_fields.values())
+
+    assert all(described(model) for model in [Settings, *Section.__subclasses__()])
+
+
+def test_a_bad_flag_ends_the_command_with_one_line_and_code_2() -> None:
+    command = [sys.executable, "-m", "flows.pipeline", "--training.epochs", "0"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: training.epochs:")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.usefixtures("prefect_engine")
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [("no/such/place", "does not exist"), ("ftp://example.org/x.zip", "not a kind that is known")],
+)
+def test_a_source_that_cannot_be_read_ends_with_code_2_and_leaves_nothing(
+    source: str, sentence: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from flows.pipeline import pipeline
+
+    run = tmp_path / "run"
+    code = run_command(pipeline, ["--source", source, "--run-dir", str(run)], "x")
+    shown = capfd.readouterr().err
+    assert code == 2
+    assert f"error: source: {source}" in shown
+    assert sentence in shown
+    assert "Traceback" not in shown
+    assert not run.exists()
+
+
+def test_a_run_without_a_folder_gets_one_named_by_time_and_source() -> None:
+    named = with_run_folder(Settings(source="/data/my archive.zip"))
+    assert named.run_dir is not None
+    assert named.run_dir.startswith("data/runs/2")
+    assert named.run_dir.endswith("Z-my-archive")
+    assert with_run_folder(Settings(run_dir="there")).run_dir == "there"

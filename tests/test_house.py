@@ -1,0 +1,111 @@
+"""Habits of the house: who may import whom, and what the documents must mention."""
+
+import ast
+import re
+import sys
+
+import pytest
+
+from tasks.settings import Section, Settings
+from tasks.storage import REPOSITORY, imported_modules
+
+# From the ground up; a module imports from lower rows only, never from its own: a stage knows no stage.
+ROWS = [
+    {"tasks.settings", "tasks.records"},
+    {"tasks.storage"},
+    {"tasks.device_drawing", "tasks.tables", "tasks.artifacts", "tasks.retries", "tasks.provenance"},
+    {"tasks.figures", "tasks.images", "tasks.array_lime", "data.anatomy"},
+    {"tasks.layout", "tasks.archives", "tasks.networks", "data.sample"},
+    {"tasks.sources"},
+    {
+        "tasks.ingestion",
+        "tasks.quality",
+        "tasks.splitting",
+        "tasks.packing",
+        "tasks.screening",
+        "tasks.training",
+        "tasks.evaluation",
+        "tasks.explanations",
+        "tasks.reports",
+        "tasks.sealing",
+    },
+    {"flows.command_line", "flows.prepare", "flows.train", "flows.explain"},
+    {"flows.pipeline"},
+]
+MODULES = sorted(
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+    for folder in ("flows", "tasks", "data")
+    for path in (REPOSITORY / folder).glob("*.py")
+    if path.stem != "__init__"
+)
+
+
+def direct_imports(module: str) -> set[str]:
+    text = REPOSITORY.joinpath(*module.split(".")).with_suffix(".py").read_text()
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & set(MODULES)
+
+
+def row_of(module: str) -> int:
+    return next(i for i, row in enumerate(ROWS) if module in row)
+
+
+def test_every_module_has_its_row() -> None:
+    assert sorted(set().union(*ROWS)) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_arrows_point_down_only(module: str) -> None:
+    assert direct_imports(module) <= set().union(*ROWS[: row_of(module)])
+
+
+def test_no_module_is_named_like_one_of_the_standard_library() -> None:
+    assert not {module.split(".")[-1] for module in MODULES} & set(sys.stdlib_module_names)
+
+
+def test_the_code_version_of_a_stage_covers_what_it_imports_however_deep() -> None:
+    assert {"tasks.ingestion", "tasks.sources", "tasks.archives", "tasks.images"} <= imported_modules("tasks.ingestion")
+    assert "tasks.training" not in imported_modules("tasks.ingestion")
+
+
+def make_verbs() -> list[str]:
+    return re.findall(r"^([a-z-]+):.*##", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_readme_names_every_make_verb_and_no_other() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    assert set(re.findall(r"make ([a-z][a-z-]*)", readme)) == set(make_verbs())
+
+
+def setting_names(model: type[Section] = Settings, prefix: str = "") -> list[str]:
+    names = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        nested = isinstance(kind, type) and issubclass(kind, Section)
+        names += setting_names(kind, f"{name}.") if nested else [prefix + name]  # type: ignore[arg-type]
+    return names
+
+
+def test_the_settings_page_names_every_setting_and_no_other() -> None:
+    page = (REPOSITORY / "docs" / "settings.md").read_text()
+    assert re.findall(r"^\| `([a-z0-9_.]+)` \|", page, re.MULTILINE) == setting_names()
+
+
+def test_no_picture_of_the_real_data_set_is_in_the_repository() -> None:
+    skipped = {".venv", ".git", "raw", "cache", "runs"}
+    files = [p for p in REPOSITORY.rglob("*.jp*g") if not skipped & set(p.relative_to(REPOSITORY).parts)]
+    assert files == []
+
+
+def test_importing_the_pipeline_loads_neither_tensorflow_nor_great_expectations() -> None:
+    import subprocess
+
+    code = "import sys, flows.pipeline; print([m for m in ('tensorflow', 'keras', 'great_expectations', 'matplotlib', "
+    code += "'lime') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
