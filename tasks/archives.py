@@ -1,5 +1,6 @@
 """Zip archives, read without trust: every name is judged before a byte is written, bytes are counted as they come."""
 
+import lzma
 import stat
 import zipfile
 import zlib
@@ -42,7 +43,9 @@ def list_members(archive: zipfile.ZipFile, path: Path, limits: IngestionSettings
             f"source: {path} has {len(members):,} members, more than ingestion.max_members = {limits.max_members:,}; "
             "raise it if that is right"
         )
-    names: set[str] = set()
+    if sum(member.compress_size for member in members) > path.stat().st_size:
+        raise ArchiveError(f"source: {path} declares more packed bytes than it has; fetch it again")
+    names: dict[str, str] = {}  # by the place they unpack to: a//b and ./a/b are a/b
     for member in members:
         name = member.filename
         _refuse_name(name, member.orig_filename, path)
@@ -53,12 +56,13 @@ def list_members(archive: zipfile.ZipFile, path: Path, limits: IngestionSettings
             raise ArchiveError(f"source: {path} holds {name!r}, which is encrypted; pack it again without a password")
         if member.is_dir():
             continue
-        if name in names:
-            raise ArchiveError(f"source: {path} holds {name!r} twice; pack it again")
-        names.add(name)
+        place = str(PurePosixPath(name))
+        if place in names:
+            raise ArchiveError(f"source: {path} holds {place!r} twice; pack it again")
+        names[place] = name
         _refuse_size(member.filename, member.file_size, member.compress_size, path, limits)
     _refuse_total(sum(member.file_size for member in members), path, limits)
-    return sorted(names)
+    return sorted(names.values())
 
 
 def unpack_members(
@@ -83,9 +87,9 @@ def unpack_members(
     for name in names:
         member = archive.getinfo(prefix + name)
         target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
         size = 0
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(member) as stream, target.open("wb") as out:
                 while piece := stream.read(PIECE):
                     size += len(piece)
@@ -93,12 +97,21 @@ def unpack_members(
                     _refuse_size(member.filename, size, member.compress_size, path, limits)
                     _refuse_total(written, path, limits)
                     out.write(piece)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
-            reason = str(error).split("\n")[0][:80]
+        except OSError as error:  # bzip2 raises it without a number for damaged data
+            if error.errno is None:
+                raise _damaged(path, member.filename, error) from None
             raise ArchiveError(
-                f"source: {path}: {member.filename!r} is damaged ({reason}); fetch the archive again"
+                f"source: {path}: {member.filename[:80]!r} cannot be unpacked into {folder} ({error.strerror}); "
+                "make room there or pack the archive again"
             ) from None
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError) as error:
+            raise _damaged(path, member.filename, error) from None
         progress(written, to_write)
+
+
+def _damaged(path: Path, name: str, error: Exception) -> ArchiveError:
+    reason = str(error).split("\n")[0][:80] or type(error).__name__
+    return ArchiveError(f"source: {path}: {name!r} is damaged ({reason}); fetch the archive again")
 
 
 def _refuse_name(name: str, original: str, path: Path) -> None:

@@ -103,19 +103,21 @@ def measure(table: pd.DataFrame, splits: tuple[str, ...], n_bootstrap: int, seed
 def choose_threshold(labels: NDArray[np.float64], probabilities: NDArray[np.float64]) -> float:
     """The probability from which on an image counts as pneumonia: highest sensitivity + specificity (Youden 1950).
 
-    On a plateau of equally good cuts the middle one, in logits, keeps the same distance from both classes.
+    A cut lies in the middle of two neighbouring probabilities, in logits; of equally good cuts, the one in the widest
+    gap.
     """
     values = np.unique(probabilities)
     clipped = np.clip(values, 1e-6, 1 - 1e-6)
     logits = np.log(clipped / (1 - clipped))
     cuts = (logits[1:] + logits[:-1]) / 2 if len(logits) > 1 else logits
+    gaps = np.diff(logits) if len(logits) > 1 else np.zeros(len(logits))
     thresholds = 1 / (1 + np.exp(-cuts))
     positive, negative = np.sort(probabilities[labels == 1]), np.sort(probabilities[labels == 0])
     sensitivity = 1 - np.searchsorted(positive, thresholds, side="left") / max(len(positive), 1)
     specificity = np.searchsorted(negative, thresholds, side="left") / max(len(negative), 1)
     youden = sensitivity + specificity
     best = np.flatnonzero(youden >= youden.max() - 1e-12)
-    return float(1 / (1 + np.exp(-np.mean(cuts[best]))))
+    return float(thresholds[best[np.argmax(gaps[best])]])
 
 
 def measure_group(

@@ -23,6 +23,7 @@ from tasks.settings import ExplanationSettings, Settings
 from tasks.storage import read_json, read_manifest, run_folder, run_stage, sha256_of_file, write_json
 
 PICTURE_PX = 320
+FAINTEST = 0.01  # change of probability that a full tint stands for at least
 FOR, AGAINST = (214, 73, 51), (47, 110, 186)
 
 
@@ -153,7 +154,8 @@ def _finite(value: Any) -> float | None:
 def draw_explanation(pixels: NDArray[np.float32], segments: NDArray[np.intp], weights: list[float]) -> Image.Image:
     """The X-ray, and beside it the same with each piece tinted by its weight: red for pneumonia, blue against.
 
-    Tint grows with the weight relative to the largest one of the image, so that weak and strong maps can be read alike.
+    Tint grows with the weight relative to the largest one of the image, or to ``FAINTEST`` where all are smaller: a map
+    on which nothing depends looks as pale as it is.
     """
     from skimage.segmentation import find_boundaries
 
@@ -161,7 +163,7 @@ def draw_explanation(pixels: NDArray[np.float32], segments: NDArray[np.intp], we
     grey = Image.fromarray((pixels[..., 0] * 255).astype(np.uint8)).resize(side, Image.Resampling.BICUBIC)
     plain = np.repeat(np.asarray(grey)[..., None], 3, axis=2).astype(np.float32)
     pieces = np.asarray(Image.fromarray(segments.astype(np.int32)).resize(side, Image.Resampling.NEAREST))
-    relative = np.asarray(weights) / max(np.abs(weights).max(), 1e-12)
+    relative = np.asarray(weights) / max(np.abs(weights).max(), FAINTEST)
     strength = relative[pieces][..., None]
     colour = np.where(strength > 0, np.array(FOR, np.float32), np.array(AGAINST, np.float32))
     tinted = plain + (colour - plain) * 0.6 * np.abs(strength)

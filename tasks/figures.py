@@ -4,9 +4,11 @@ Only the object-oriented interface is used, so no figure outlives its drawing. C
 each becomes a CSS variable with that colour as its fallback, so that a page can redefine them for a dark screen.
 """
 
+import base64
 import io
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from xml.sax.saxutils import escape
 
 import matplotlib as mpl
@@ -16,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from PIL import Image
 
 from tasks.records import CLASS_NAMES, NORMAL, PNEUMONIA, Facts
 
@@ -65,7 +68,8 @@ def draw_training(epochs: Sequence[int], losses: Sequence[float], aucs: Sequence
             axes.axvline(kept, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
             axes.plot(epochs, values, color=INK, linewidth=1.6, marker="o", markersize=3)
             axes.set_ylabel(name)
-            axes.yaxis.set_major_locator(MaxNLocator(5))
+            axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+            axes.margins(y=0.12)
             if kept in epochs:
                 axes.plot(kept, values[list(epochs).index(kept)], "o", color=FOR, markersize=6.5)
         right = kept > (min(epochs) + max(epochs)) / 2
@@ -79,6 +83,8 @@ def draw_training(epochs: Sequence[int], losses: Sequence[float], aucs: Sequence
             va="top",
             color=MUTED,
         )
+        low, high = below.get_ylim()
+        below.set_ylim(low, min(high, 1 + 0.06 * (1 - low)))
         below.set_xlabel("epoch")
         below.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
         below.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -120,16 +126,11 @@ def draw_roc(points: NDArray[np.float64], operating: tuple[float, float], thresh
         axes.fill_between(points[:, 0], points[:, 1], color=AGAINST, alpha=0.07, linewidth=0)
         axes.plot(points[:, 0], points[:, 1], color=AGAINST, linewidth=2, solid_joinstyle="round")
         axes.plot(1 - specificity, sensitivity, "o", color=FOR, markersize=7.5, clip_on=False, zorder=5)
-        axes.annotate(
-            f"threshold {threshold:.3g}\nsensitivity {sensitivity:.3f}\nspecificity {specificity:.3f}",
-            (1 - specificity, sensitivity),
-            # Below and to the right of the point there is room for as long as it lies left of the middle.
-            xytext=(12, -8) if specificity >= 0.5 else (-12, -8),
-            textcoords="offset points",
-            ha="left" if specificity >= 0.5 else "right",
-            va="top",
-            linespacing=1.35,
-        )
+        # Below the diagonal no curve of a network that learned anything passes, wherever its point lies.
+        said = (f"specificity {specificity:.3f}", f"sensitivity {sensitivity:.3f}", f"at threshold {threshold:.3g}:")
+        for line, text in enumerate(said):
+            # A text of its own each: a page's font is not the one that lines were measured in.
+            axes.text(0.97, 0.05 + 0.055 * line, text, ha="right", va="bottom")
         axes.annotate("chance", (0.5, 0.5), xytext=(6, -6), textcoords="offset points", va="top", color=MUTED)
         axes.set(xlabel="1 − specificity (false alarms among normal)", ylabel="sensitivity (pneumonia found)")
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), aspect="equal")
@@ -154,7 +155,10 @@ def draw_probabilities(labels: NDArray[np.float64], probabilities: NDArray[np.fl
             axes.axvline(threshold, color=INK, linewidth=1.2, linestyle=(0, (3, 2)))
             axes.set_ylabel("images")
             axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-            axes.set_title(f"truly {CLASS_NAMES[label]}: {len(values):,} images", loc="left", fontsize=9.5, color=colour)
+            axes.set_title(
+                f"truly {CLASS_NAMES[label]}: {len(values):,} images", loc="left", fontsize=9.5, color=colour
+            )
+        panels[0].set_ylim(0, 1.2 * max(panels[0].get_ylim()[1], 1))
         panels[0].annotate(
             f"threshold {threshold:.3g}",
             (threshold, 1),
@@ -228,7 +232,8 @@ def as_svg(figure: Figure, key: str, title: str, description: str) -> str:
         body = body.replace(colour, f"var(--{variable}, {colour})")
     return (
         f'<svg role="img" viewBox="{box[1] if box else "0 0 100 100"}" aria-labelledby="{key}-title {key}-desc">'
-        f'<title id="{key}-title">{escape(title)}</title><desc id="{key}-desc">{escape(description)}</desc>{body.strip()}'
+        f'<title id="{key}-title">{escape(title)}</title><desc id="{key}-desc">{escape(description)}</desc>'
+        f"{body.strip()}"
     )
 
 
@@ -238,3 +243,17 @@ def as_png(figure: Figure, dpi: int = 100) -> bytes:
     with mpl.rc_context(STYLE):
         figure.savefig(stream, format="png", dpi=dpi, facecolor="white")
     return stream.getvalue()
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """Bytes of an image as an address that needs no file; ``kind`` is ``png`` or ``jpeg``."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def read_picture(path: Path) -> str | None:
+    """A PNG as a JPEG data URI, about a third of its size; ``None`` when the file is missing."""
+    if not path.exists():
+        return None
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(path.read_bytes())).convert("RGB").save(stream, "JPEG", quality=88, subsampling=0)
+    return data_uri(stream.getvalue(), "jpeg")

@@ -20,6 +20,16 @@ from tasks.records import RunError
 SIDE_PX = 224
 FORMATS = ("JPEG", "PNG")
 SUFFIXES = (".jpeg", ".jpg", ".png")
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what brings the picture upright."""
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -36,8 +46,7 @@ def read_size(data: bytes, max_side_px: int) -> tuple[int, int]:
     """
     with _open(data, max_side_px) as image:
         width, height = image.size
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    return (height, width) if turned else (width, height)
+        return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
 
 
 def decode(
@@ -65,7 +74,7 @@ def decode(
         try:
             # A JPEG decodes at a half or a quarter of its size for free; twice the target keeps the resize honest.
             image.draft("L", (2 * side_px, 2 * side_px))
-            grey = ImageOps.exif_transpose(_to_grey(image))
+            grey = _turn_upright(_to_grey(image), _orientation(image))
         except UndecodableError:
             raise
         except Exception as error:  # Pillow's decoders raise many kinds for broken bytes
@@ -94,13 +103,25 @@ def _open(data: bytes, max_side_px: int) -> Image.Image:
     return image
 
 
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where the EXIF block is missing or broken. Decodes nothing."""
+    try:
+        # Not image.getexif(): a PNG's own decodes the whole picture when the header brings no EXIF block.
+        return int(Image.Image.getexif(image).get(0x0112, 1))
+    except Exception:
+        return 1
+
+
+def _turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    method = TURNS.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
 def _to_grey(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         deep = np.asarray(image, dtype=np.float32)
         # 16-bit PNG uses the full range; Pillow's own convert("L") would clip at 255.
-        grey = Image.fromarray(np.clip(deep / 257.0 + 0.5, 0, 255).astype(np.uint8))
-        grey.info = {}
-        return grey
+        return Image.fromarray(np.clip(deep / 257.0 + 0.5, 0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("L")

@@ -20,7 +20,7 @@ from tasks.records import CLASS_FOLDERS, SPLITS, SUBTYPES, Facts, Fetched, Table
 from tasks.retries import outside_failed
 from tasks.settings import Settings
 from tasks.sources import fetch_source
-from tasks.storage import digest, run_stage, write_manifest
+from tasks.storage import digest, read_bytes, run_stage, write_manifest
 from tasks.tables import read_table, refuse_values
 
 READERS = 4
@@ -62,7 +62,7 @@ def ingest(settings: Settings) -> Facts:
 def checksum_of_files(folder: Path, names: list[str]) -> str:
     """A sha256 over names and contents of files below a folder, independent of their order."""
     with ThreadPoolExecutor(READERS) as pool:
-        sums = pool.map(lambda name: hashlib.sha256((folder / name).read_bytes()).hexdigest(), names)
+        sums = pool.map(lambda name: hashlib.sha256(read_bytes(folder / name)).hexdigest(), names)
         return digest(dict(zip(names, sums, strict=True)))
 
 
@@ -91,7 +91,7 @@ def image_id(path: str) -> str:
 
 def read_file(path: Path, max_side_px: int) -> Facts:
     """``sha256``, ``width_px``, ``height_px`` and ``excluded`` (why, when the header is no image's) of a file."""
-    data = path.read_bytes()
+    data = read_bytes(path)
     facts: Facts = {"sha256": hashlib.sha256(data).hexdigest(), "width_px": pd.NA, "height_px": pd.NA, "excluded": ""}
     try:
         facts["width_px"], facts["height_px"] = read_size(data, max_side_px)
@@ -196,7 +196,7 @@ def exclude_copies(manifest: pd.DataFrame) -> pd.DataFrame:
             continue
         in_test = group["source_split"] == "test"
         if group["label"].nunique() > 1:
-            for index in group.index[~in_test]:
+            for index in group.index[~in_test & (group["excluded"] == "")]:
                 other = group.loc[group["label"] != group["label"][index], "path"].iloc[0]
                 manifest.loc[index, "excluded"] = f"conflict: the same file as {other}, which has the other label"
             continue

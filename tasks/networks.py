@@ -9,19 +9,20 @@ import math
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
-from keras import layers, ops
 from numpy.typing import NDArray
 
 from tasks.images import SIDE_PX, to_float
+from tasks.keras_backend import keras
 from tasks.records import RunError
 from tasks.settings import TrainingSettings
 from tasks.storage import sha256_of_file
 
+layers, ops = keras.layers, keras.ops
+
 
 @keras.saving.register_keras_serializable("x_ray")
-class ExposureShift(layers.Layer):
+class ExposureShift(keras.layers.Layer):
     """In training, changes exposure as another machine or operator would; otherwise the identity.
 
     Gamma is drawn log-uniformly from ``[exp(-gamma), exp(gamma)]`` per image; half of the images lose their outer
@@ -63,7 +64,7 @@ class ExposureShift(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("x_ray")
-class FramingShift(layers.Layer):
+class FramingShift(keras.layers.Layer):
     """In training, moves, scales and turns each image a little; otherwise the identity.
 
     No mirroring: the heart lies on one side, and a mirrored chest is another finding.
@@ -105,7 +106,7 @@ class FramingShift(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("x_ray")
-class Standardise(layers.Layer):
+class Standardise(keras.layers.Layer):
     """Brings each image to mean 0 and deviation 1, so that overall exposure and contrast carry nothing.
 
     Input and output shape: ``(n, side, side, 1)``. A constant image becomes all 0.

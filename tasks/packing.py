@@ -22,6 +22,8 @@ from tasks.settings import Settings
 from tasks.storage import (
     code_version,
     digest,
+    read_bytes,
+    read_json,
     read_manifest,
     run_folder,
     run_stage,
@@ -66,13 +68,20 @@ def pack(settings: Settings, folder: str) -> Facts:
         }
 
     inputs = {"manifest": sha256_of_file(run / "manifest.parquet"), "shelf": str(shelf.resolve()), **decoding}
-    facts = run_stage(settings, "pack", module=__name__, inputs=inputs, make=make, packages=("pillow", "numpy"))
+    facts = run_stage(
+        settings, "pack", module=__name__, inputs=inputs, make=make, packages=("pillow", "numpy"), is_valid=shards_exist
+    )
     told = " (taken from the cache)" if facts["reused"] else f", {facts['n_new']:,} of them new"
     print(
         f"packed {facts['n_packed']:,} images in {facts['n_shards']:,} shards{told}; "
         f"{facts['n_undecodable']:,} do not decode"
     )
     return facts
+
+
+def shards_exist(folder: Path) -> bool:
+    """Whether all shards are there that ``arrays/index.json`` below the folder names."""
+    return all(Path(shard["address"]).exists() for shard in read_json(folder / "arrays" / "index.json")["shards"])
 
 
 def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: bool, max_side_px: int) -> None:
@@ -84,7 +93,7 @@ def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: boo
 
     def read(path: str) -> np.ndarray | str:
         try:
-            return decode((folder / path).read_bytes(), side_px=SIDE_PX, padding=padding, max_side_px=max_side_px)
+            return decode(read_bytes(folder / path), side_px=SIDE_PX, padding=padding, max_side_px=max_side_px)
         except UndecodableError as error:
             return str(error)
 

@@ -92,9 +92,12 @@ def add_facts(manifest: pd.DataFrame, checkpoint: Checkpoint, quality: QualitySe
     )
     table["subtype_fits"] = ((manifest["subtype"] == "normal") == (manifest["label"] == 0)).astype(float)
     groups = pd.DataFrame({"split": split, "label": manifest["label"], "patient": manifest["patient_id"]})[usable]
+    table["usable_split"] = split.astype(object).where(usable, None)
     sizes = groups.groupby(["split", "label"])["label"].transform("size")
     table["n_of_class"] = sizes.astype("float64").reindex(table.index)
-    table["n_wanted"] = [float(quality.min_train_images if s == "train" else quality.min_images) for s in split]
+    table["n_wanted"] = [
+        float(quality.min_train_images if s == "train" else quality.min_images) for s in split.fillna("")
+    ]
     table["n_classes"] = groups.groupby("split")["label"].transform("nunique").astype("float64").reindex(table.index)
     n_splits = groups.assign(sha=manifest["sha256"]).groupby("sha")["split"].transform("nunique")
     table["n_splits_of_file"] = n_splits.astype("float64").reindex(table.index)
@@ -145,7 +148,7 @@ def build_suite(checkpoint: Checkpoint, quality: QualitySettings) -> list[Any]:
         gxe.ExpectColumnValuesToBeBetween(
             column="share_undecodable",
             max_value=quality.max_undecodable,
-            **meant(f"at most {quality.max_undecodable:.1%} of the files do not decode"),
+            **meant(f"at most {100 * quality.max_undecodable:g} % of the files do not decode"),
         ),
         gxe.ExpectColumnValuesToBeInSet(
             column="contradicts", value_set=[0.0], **meant("identical files have one label", "warning")
@@ -155,13 +158,16 @@ def build_suite(checkpoint: Checkpoint, quality: QualitySettings) -> list[Any]:
                 column=f"{side}_px",
                 min_value=float(quality.min_side_px),
                 max_value=float(quality.max_side_px),
-                **meant(f"{side} is {quality.min_side_px} to {quality.max_side_px} px", "warning"),
+                **meant(f"{side} is {quality.min_side_px} to {quality.max_side_px:,} px", "warning"),
             )
             for side in ("width", "height")
         ),
     ]
     if checkpoint == "prepared":
         suite += [
+            gxe.ExpectColumnDistinctValuesToContainSet(
+                column="usable_split", value_set=["train", "val"], **meant("train and val have usable images")
+            ),
             gxe.ExpectColumnValuesToBeBetween(
                 column="n_splits_train_val", max_value=1.0, **meant("no patient is in both train and val")
             ),
@@ -185,7 +191,7 @@ def run_checkpoint(table: pd.DataFrame, checkpoint: Checkpoint, quality: Quality
     """
     import great_expectations as gx
 
-    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)  # temporary folders
     out.mkdir(parents=True, exist_ok=True)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}

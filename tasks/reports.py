@@ -7,21 +7,16 @@ stay out of it: an image appears by its ``image_id``. Whatever comes from outsid
 
 import base64
 import hashlib
-import io
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import pandas as pd
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from tasks.artifacts import show_markdown, show_table
-from tasks.provenance import describe_run
+from tasks.provenance import describe_run, say_provenance, say_seconds, say_settings
 from tasks.records import CLASS_NAMES, SPLITS, Facts
 from tasks.settings import Settings
 from tasks.storage import read_json, read_manifest, read_stage, run_folder, write_whole
@@ -31,6 +26,8 @@ NOTICE = "Research software. Not a medical device, not for clinical use."
 PICTURES_MB = 12.0
 """Room for LIME pictures, base64 included; the page has to stay below 15 MB."""
 FEW_PATIENTS = 30
+WEAK = 0.01
+"""A map whose strongest piece moves the probability by less than this says little; its tints are scaled to it."""
 MEASURES = ("auc", "sensitivity", "specificity", "accuracy")
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 GROUPS = {
@@ -47,7 +44,7 @@ REASONS = {
     "undecodable": "The file cannot be read as an image",
     "shows a medical device": "A medical device is seen in it (training images only)",
 }
-OTHER_REASON = "Another reason, named in the manifest"
+OTHER_REASON = "Another reason, named in excluded.csv of the run folder"
 RATE_NAMES = {
     "train before": "Training, before screening",
     "train after": "Training, after screening",
@@ -55,26 +52,12 @@ RATE_NAMES = {
     "test": "Test",
 }
 CARD_GROUPS = {
-    (1, False): ("missed", "Pneumonia, called normal"),
-    (0, False): ("alarm", "Normal, called pneumonia"),
-    (1, True): ("found", "Pneumonia, called pneumonia"),
-    (0, True): ("cleared", "Normal, called normal"),
+    (1, False): ("missed", "Missed pneumonia", "truly pneumonia, called normal"),
+    (0, False): ("alarm", "False alarms", "truly normal, called pneumonia"),
+    (1, True): ("found", "Pneumonia found", "truly pneumonia, called pneumonia"),
+    (0, True): ("cleared", "Normal recognised", "truly normal, called normal"),
 }
-CHECKPOINTS = {
-    "source": "The data set as it came",
-    "prepared": "What training and evaluation use",
-}
-STAGES = {
-    "ingest": "List the images",
-    "check_source": "Check the data set as it came",
-    "split": "Split by patient",
-    "pack": "Decode and pack the pixels",
-    "screen": "Screen for devices",
-    "check_prepared": "Check what is used",
-    "fit": "Train the network",
-    "evaluate": "Measure the network",
-    "explain": "Explain single answers",
-}
+CHECKPOINTS = {"source": "The data set as it came", "prepared": "What training and evaluation use"}
 
 
 @task(name="report", cache_policy=NO_CACHE)
@@ -128,8 +111,8 @@ def gather_page(settings: Settings, run: Path) -> Facts:
         "training": describe_training(run),
         "results": results,
         "gallery": describe_explanations(run, splits, settings),
-        "provenance": describe_provenance(provenance),
-        "settings": describe_settings(settings),
+        "provenance": say_provenance(provenance),
+        "settings": say_settings(settings),
     }
 
 
@@ -181,9 +164,9 @@ def describe_left_out(run: Path, manifest: pd.DataFrame) -> Facts:
         if len(part) or why != OTHER_REASON:
             counts = {name: int((part["split"] == name).sum()) for name in SPLITS}
             rows.append({"reason": why, **counts, "all": len(part)})
-    return {"n": len(excluded), "reasons": rows} | {
-        name: ingest[name] for name in ("n_nested", "n_nested_only", "n_clutter", "n_test_copies", "n_patients_unknown")
-    } | {"n_unreviewed_train": screen["n_unreviewed_train"]}
+    told = ("n_nested", "n_nested_only", "n_clutter", "n_test_copies", "n_patients_unknown")
+    also = {name: ingest[name] for name in told} | {"n_unreviewed_train": screen["n_unreviewed_train"]}
+    return {"n": len(excluded), "reasons": rows, **also}
 
 
 def plain_reason(reason: str) -> str:
@@ -207,6 +190,7 @@ def describe_checks(run: Path) -> list[Facts]:
                 "name": name,
                 "rows": rows,
                 "n_failed": sum(not row["success"] for row in rows or []),
+                "n_critical": sum(not row["success"] and row["severity"] == "critical" for row in rows or []),
                 "has_docs": (folder / "data_docs" / "index.html").exists(),
             }
         )
@@ -225,13 +209,15 @@ def describe_devices(run: Path, splits: Sequence[str]) -> Facts:
     ]
     figure = None
     if any(row["reviewed"] for row in rows):
-        short = [row | {"name": row["name"].replace(", ", ",\n")} for row in rows]
+        short = [row | {"name": row["name"].replace(",", "").removesuffix(" screening")} for row in rows]
         says = "; ".join(
             f"{row['name']}, {row['class']}: " + ("not reviewed" if row["rate"] is None else f"{row['rate']:.1%}")
             for row in rows
         )
-        figure = _markup(as_svg(draw_rates(short), "devices", "Share of reviewed images that show a device", says))
-    return {"rows": rows, "figure": figure} | {k: facts[k] for k in ("review", "n_readings", "n_excluded")}
+        figure = as_svg(draw_rates(short), "devices", "Share of reviewed images that show a device", says)
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    parts = [{"name": name, "rows": [row for row in rows if row["name"] == name]} for name in names]
+    return {"parts": parts, "figure": figure} | {k: facts[k] for k in ("review", "n_readings", "n_excluded")}
 
 
 # -- training and results ----------------------------------------------------------------------------------------------
@@ -251,13 +237,13 @@ def describe_training(run: Path) -> Facts:
             f"validation AUC from {aucs[0]:.3f} to {aucs[-1]:.3f}; epoch {facts['best_epoch']} is kept."
         )
         drawn = draw_training([int(e) for e in history["epoch"]], losses, aucs, facts["best_epoch"])
-        figure = _markup(as_svg(drawn, "training", "Training loss and validation AUC by epoch", says))
+        figure = as_svg(drawn, "training", "Training loss and validation AUC by epoch", says)
     return {**facts, "figure": figure, "took": say_seconds(record["seconds"]), "reused": record["reused"]}
 
 
 def describe_results(run: Path, metrics: Facts, splits: Sequence[str], main: str, settings: Settings) -> Facts:
     """The metrics as rows, sensitivity by subtype, and ROC curve, histogram and confusion matrix of the main split."""
-    from tasks.figures import as_png, as_svg, draw_probabilities, draw_roc, roc_points
+    from tasks.figures import as_png, as_svg, data_uri, draw_probabilities, draw_roc, roc_points
 
     shown = [key for key in GROUPS if key.split("_")[0] in splits and key in metrics]
     groups = [{"name": GROUPS[key], **describe_group(metrics[key], MEASURES)} for key in shown]
@@ -276,9 +262,7 @@ def describe_results(run: Path, metrics: Facts, splits: Sequence[str], main: str
         "headline": describe_group(group, MEASURES),
         "confusion": group.get("confusion"),
         "n_bootstrap": settings.evaluation.n_bootstrap,
-        "roc": None,
-        "histogram": None,
-        "roc_png": None,
+        **dict.fromkeys(("roc", "roc_png", "histogram")),
     }
     predictions = pd.read_csv(run / "predictions.csv", usecols=["split", "label", "probability"])
     rows = predictions[predictions["split"] == main]
@@ -290,12 +274,12 @@ def describe_results(run: Path, metrics: Facts, splits: Sequence[str], main: str
             f"Area under the curve {group['auc']['value']:.3f}; the threshold lies at sensitivity {operating[0]:.3f} "
             f"and specificity {operating[1]:.3f}."
         )
-        facts["roc"] = _markup(as_svg(roc, "roc", f"ROC curve on the {SPLIT_NAMES[main]} images", says))
-        facts["roc_png"] = _data_uri(as_png(roc, 80), "png")
+        facts["roc"] = as_svg(roc, "roc", f"ROC curve on the {SPLIT_NAMES[main]} images", says)
+        facts["roc_png"] = data_uri(as_png(roc, 80), "png")
     if len(rows):
         drawn = draw_probabilities(labels, probabilities, threshold)
-        says = "Histograms of the network's probability for truly pneumonia and truly normal images, with the threshold."
-        facts["histogram"] = _markup(as_svg(drawn, "histogram", "How the probabilities spread by class", says))
+        says = "Histograms of the probability for truly pneumonia and truly normal images, with the threshold."
+        facts["histogram"] = as_svg(drawn, "histogram", "How the probabilities spread by class", says)
     return facts
 
 
@@ -341,14 +325,12 @@ def say_result(metrics: Facts, split: str) -> str:
 
 def describe_explanations(run: Path, splits: Sequence[str], settings: Settings) -> Facts:
     """LIME cards by right and wrong of each class; pictures as JPEG, as many as the page has room for."""
+    from tasks.figures import read_picture
+
     found = [read_json(path) for path in sorted((run / "explanations").glob("*.json"))]
     found = [item for item in found if item["split"] in splits]
-    queues = {
-        key: sorted(
-            (item for item in found if (int(item["label"]), bool(item["right"])) == key), key=lambda i: -i["probability"]
-        )
-        for key in CARD_GROUPS
-    }
+    found.sort(key=lambda item: -item["probability"])
+    queues = {key: [item for item in found if (item["label"], item["right"]) == key] for key in CARD_GROUPS}
     # In turns, so that when the room ends no group is the one that lacks all its pictures.
     turns = sorted((turn, g, key) for g, (key, queue) in enumerate(queues.items()) for turn in range(len(queue)))
     cards: dict[tuple[int, bool], list[Facts]] = {key: [] for key in CARD_GROUPS}
@@ -362,105 +344,35 @@ def describe_explanations(run: Path, splits: Sequence[str], settings: Settings) 
         cards[key].append(describe_card(item, picture))
     n_shown = sum(len(queue) for queue in cards.values())
     groups = [
-        {"key": name, "title": title, "wrong": not key[1], "cards": cards[key], "n": len(queues[key])}
-        for key, (name, title) in CARD_GROUPS.items()
+        {"key": name, "title": title, "says": says, "wrong": not key[1], "cards": cards[key]}
+        for key, (name, title, says) in CARD_GROUPS.items()
     ]
     split = SPLIT_NAMES[found[0]["split"]] if found else None
-    return {"groups": groups, "n": len(found), "n_shown": n_shown, "split": split} | {
-        "n_samples": settings.explanation.n_samples
-    }
+    said = {"n": len(found), "n_shown": n_shown, "split": split}
+    return {"groups": groups, **said, "n_samples": settings.explanation.n_samples, "weak": WEAK}
 
 
 def describe_card(item: Facts, picture: str | None) -> Facts:
     """What a card says about one explained image."""
     device = {True: "yes", False: "no"}.get(item["has_device"], "not reviewed")
-    weights = item.get("weights") or [0.0]
-    strongest = max(weights, key=abs)
+    strongest = max(item.get("weights") or [0.0], key=abs)
     return {
         "image_id": item["image_id"],
         "picture": picture,
         "truth": CLASS_NAMES[int(item["label"])],
         "subtype": item["subtype"] if item["subtype"] in ("bacteria", "virus") else None,
-        "probability": f"{item['probability']:.3f}",
+        "probability": say_probability(item["probability"]),
         "decision": CLASS_NAMES[int(item["decision"])],
         "device": device,
         "r2": "not defined" if item.get("r2") is None else f"{item['r2']:.2f}",
-        "strongest": f"{strongest:+.3f}".replace("-", "−"),
+        "weak": abs(strongest) < WEAK,
+        "strongest": "below 0.001" if abs(strongest) < 0.001 else f"{strongest:+.3f}".replace("-", "−"),
     }
 
 
-def read_picture(path: Path) -> str | None:
-    """A picture as a JPEG data URI, about a third of the PNG's size; ``None`` when it is missing."""
-    from PIL import Image
-
-    if not path.exists():
-        return None
-    stream = io.BytesIO()
-    Image.open(io.BytesIO(path.read_bytes())).convert("RGB").save(stream, "JPEG", quality=88, subsampling=0)
-    return _data_uri(stream.getvalue(), "jpeg")
-
-
-# -- provenance, settings, artifact ------------------------------------------------------------------------------------
-
-
-def describe_provenance(record: Facts) -> Facts:
-    """Commit, versions, hardware and seconds per stage, in words."""
-    hardware = record["hardware"]
-    return {
-        "commit": record["git_commit"],
-        "python": record["python"],
-        "backend": record["keras_backend"],
-        "packages": record["packages"],
-        "hardware": f"{hardware['cores']} cores, {hardware['memory_gb']:g} GB memory, {hardware['system']} on {hardware['machine']}",
-        "stages": [
-            {"name": says, "took": say_seconds(record["seconds"][stage]), "reused": stage in record["reused"]}
-            for stage, says in (STAGES | {s: s for s in record["seconds"] if s not in STAGES}).items()
-            if stage in record["seconds"]
-        ],
-    }
-
-
-def say_seconds(seconds: float) -> str:
-    """``0.2 s``, ``38 s``, ``12 min 5 s`` or ``2 h 3 min``."""
-    if seconds < 59.5:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def describe_settings(settings: Settings) -> list[Facts]:
-    """Every setting in its group: name, value, whether it differs from the default, and its sentence."""
-    general: Facts = {"name": "general", "says": "What is run, where, and with which seed.", "rows": []}
-    groups = [general]
-    for name, field in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        if isinstance(value, BaseModel):
-            rows = [_setting(key, getattr(value, key), f) for key, f in type(value).model_fields.items()]
-            groups.append({"name": name, "says": field.description or "", "rows": rows})
-        else:
-            general["rows"].append(_setting(name, value, field))
-    return groups
-
-
-def _setting(name: str, value: Any, field: Any) -> Facts:
-    default = field.get_default(call_default_factory=True)
-    changed = default is not PydanticUndefined and value != default
-    return {"name": name, "value": say_value(value), "changed": changed, "says": field.description or ""}
-
-
-def say_value(value: Any) -> str:
-    """A setting's value for reading; of a web address only the host, because a share link is a key."""
-    if value is None:
-        return "not set"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, tuple | list):
-        return ", ".join(say_value(item) for item in value)
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, str) and value.startswith(("http://", "https://")):
-        return f"{urlsplit(value).hostname or 'web'} (address not shown)"
-    return str(value)
+def say_probability(value: float) -> str:
+    """Three decimals; what would round to 0 or 1 is said as below or above the last number that is not."""
+    return "below 0.001" if value < 0.001 else "above 0.999" if value > 0.999 else f"{value:.3f}"
 
 
 def summarise_page(page: Facts, path: Path) -> str:
@@ -478,14 +390,3 @@ def summarise_page(page: Facts, path: Path) -> str:
         lines += ["", f"Image {card['image_id']}: truly {card['truth']}, called {card['decision']}.", ""]
         lines += [f"![X-ray and LIME map]({card['picture']})"]
     return "\n".join(lines) + "\n"
-
-
-def _data_uri(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _markup(svg: str) -> Any:
-    """Marks an SVG made here, of numbers and fixed words only, as not to be escaped."""
-    from markupsafe import Markup
-
-    return Markup(svg)

@@ -1,8 +1,8 @@
 """Screen: which images show a medical device, and which therefore leave the training split.
 
 Reads a review table and ``manifest.parquet``; writes ``has_device``, ``device_reviewed`` and more reasons in
-``excluded``. Images with devices stay in validation and test on purpose: a device in the picture is what the network
-will meet, and the only way to see whether it leans on it.
+``excluded``, and ``excluded.csv`` for people. Images with devices stay in validation and test on purpose: a device in
+the picture is what the network will meet, and the only way to see whether it leans on it.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.artifacts import show_table
 from tasks.records import Facts, TableError
 from tasks.settings import Settings
-from tasks.storage import REPOSITORY, read_manifest, run_folder, run_stage, sha256_of_file, write_manifest
+from tasks.storage import REPOSITORY, read_manifest, run_folder, run_stage, sha256_of_file, write_manifest, write_whole
 from tasks.tables import read_table, refuse_values
 
 SHIPPED_REVIEW = REPOSITORY / "data" / "device_review.csv"
@@ -40,6 +40,8 @@ def screen(settings: Settings, folder: str) -> Facts:
     def make(out: Path) -> Facts:
         manifest = apply_review(read_manifest(run), review.readings)
         write_manifest(out, manifest)
+        left = manifest.loc[manifest["excluded"].fillna("") != "", ["path", "excluded"]]
+        write_whole(out / "excluded.csv", left.rename(columns={"excluded": "reason"}).to_csv(index=False))
         return {"review": review.name, "n_readings": len(review.readings), **count_devices(manifest)}
 
     inputs = {

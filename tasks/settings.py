@@ -89,8 +89,8 @@ class ScreeningSettings(Section):
 class TrainingSettings(Section):
     """The network and how it is fitted."""
 
-    epochs: int = Field(24, ge=1, le=1_000, description="Largest number of passes over the training images.")
-    patience: int = Field(10, ge=1, description="Epochs without a better validation AUC before training stops.")
+    epochs: int = Field(40, ge=1, le=1_000, description="Largest number of passes over the training images.")
+    patience: int = Field(20, ge=1, description="Epochs without a better validation AUC before training stops.")
     batch_size: int = Field(32, ge=1, le=4_096, description="Images in one optimisation step.")
     learning_rate: float = Field(2e-3, gt=0, le=1, description="Peak learning rate of the cosine schedule (AdamW).")
     side_px: int = Field(128, ge=32, le=224, description="Side that the network resizes to inside, in pixels.")
@@ -107,7 +107,7 @@ class EvaluationSettings(Section):
 
 
 class ExplanationSettings(Section):
-    """LIME."""
+    """Which images are explained by LIME, and how closely."""
 
     n_images: int = Field(12, ge=0, le=1_000, description="Images that are explained, spread over right and wrong.")
     n_samples: int = Field(500, ge=50, le=20_000, description="Perturbed copies of an image behind one explanation.")

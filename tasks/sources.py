@@ -5,6 +5,7 @@ the bytes to ``storage.raw`` and hands them to ``_fetch_archive`` or ``_fetch_fo
 """
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -31,9 +32,13 @@ def fetch_source(settings: Settings) -> Fetched:
     if "://" in source:
         raise SourceError(f"source: {source} is not a kind that is known; give 'sample', a folder or a .zip file")
     path = Path(source)
-    if path.is_dir():
-        return _fetch_folder(path, source, "folder", path.resolve().name)
-    if path.is_file():
+    try:
+        if path.is_dir():
+            return _fetch_folder(path, source, "folder", path.resolve().name)
+        found = path.is_file()
+    except OSError as error:
+        raise SourceError(f"source: {source} cannot be read ({error.strerror}); give another path") from None
+    if found:
         return _fetch_archive(path, settings)
     raise SourceError(f"source: {source} does not exist; give 'sample', a folder or a .zip file")
 
@@ -69,6 +74,9 @@ def _fetch_folder(folder: Path, source: str, kind: str, name: str) -> Fetched:
         (Path(parent) / file).relative_to(folder).as_posix() for parent, _, files in os.walk(folder) for file in files
     ]
     layout = plan_layout(names, source)
+    for image in layout.images:
+        if image != image.encode(errors="replace").decode():
+            raise SourceError(f"source: {source} holds the file name {image!a}, which is not UTF-8; rename it")
     return Fetched(kind, name, str(folder / layout.root), layout)
 
 
@@ -84,6 +92,9 @@ def _fetch_archive(path: Path, settings: Settings) -> Fetched:
                 "fetch the archive again or correct the setting"
             )
         folder = Path(settings.storage.raw) / f"{source_name(path.name)}-{checksum[:16]}"
+        if folder.exists() and not _is_whole(folder):
+            print(f"files are missing in {folder}")
+            shutil.rmtree(folder)
         if folder.exists():
             print(f"{path} is already unpacked in {folder}")
         else:
@@ -97,6 +108,13 @@ def _fetch_archive(path: Path, settings: Settings) -> Fetched:
     kept_layout = read_json(folder / "layout.json")
     layout = Layout(**{**kept_layout, "images": tuple(kept_layout["images"]), "tables": tuple(kept_layout["tables"])})
     return Fetched("zip", source_name(path.name), str(folder / "files"), layout, checksum)
+
+
+def _is_whole(folder: Path) -> bool:
+    if not (folder / "layout.json").exists():
+        return False
+    kept = read_json(folder / "layout.json")
+    return all((folder / "files" / name).is_file() for name in [*kept["images"], *kept["tables"]])
 
 
 def _progress(verb: str) -> Callable[[int, int], None]:

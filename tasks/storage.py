@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.records import MANIFEST_DTYPES, Facts, RunError
+from tasks.records import MANIFEST_DTYPES, Facts, RunError, SourceError
 from tasks.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -46,6 +46,21 @@ def sha256_of_file(path: Path) -> str:
     """The sha256 of a file's content, 64 hex digits, read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file of the source.
+
+    Raises:
+        SourceError: If it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        raise SourceError(
+            f"source: {path} cannot be read ({reason}); put it right or remove it, and run again"
+        ) from None
 
 
 def digest(value: object) -> str:
@@ -147,6 +162,7 @@ def run_stage(
     make: Callable[[Path], Facts],
     packages: Sequence[str] = (),
     resumable: bool = False,
+    is_valid: Callable[[Path], bool] = lambda entry: True,
 ) -> Facts:
     """Does a stage, or takes it from the cache, and places its files in the run folder.
 
@@ -158,6 +174,7 @@ def run_stage(
         make: Writes the stage's files into the empty folder it is given and returns counts for log and report.
         packages: Installed distributions whose version matters to the result.
         resumable: Whether ``make`` can go on from what an interrupted attempt left in its folder.
+        is_valid: Whether an entry of the cache still holds; one that does not is made again.
 
     Returns:
         The facts of the stage with ``reused`` (from the cache or not) and ``seconds`` (that the work took when done).
@@ -169,8 +186,9 @@ def run_stage(
     }
     key = digest(parts)[:24]
     entry = Path(settings.storage.cache) / stage / key
-    reused = (entry / "stage.json").exists()
+    reused = (entry / "stage.json").exists() and is_valid(entry)
     if not reused:
+        shutil.rmtree(entry, ignore_errors=True)
         start = time.perf_counter()
         with whole_folder(entry, resumable=resumable) as folder:
             facts = make(folder)

@@ -69,9 +69,9 @@ def train_network(
     Raises:
         RunError: If train or val lacks a class.
     """
-    import keras
     from sklearn.metrics import roc_auc_score
 
+    from tasks.keras_backend import keras
     from tasks.networks import build_network, predict, save_network
 
     rows = used_rows(manifest)
@@ -140,7 +140,7 @@ def class_weights(labels: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def build_optimizer(settings: TrainingSettings, n_train: int) -> Any:
     """AdamW with one epoch of warm-up, a cosine down to 2 % and a moving average of the weights over an epoch."""
-    import keras
+    from tasks.keras_backend import keras
 
     steps = max(1, -(-n_train // settings.batch_size))
     schedule = keras.optimizers.schedules.CosineDecay(

@@ -13,7 +13,14 @@ from tasks.storage import REPOSITORY, imported_modules
 ROWS = [
     {"tasks.settings", "tasks.records"},
     {"tasks.storage"},
-    {"tasks.device_drawing", "tasks.tables", "tasks.artifacts", "tasks.retries", "tasks.provenance"},
+    {
+        "tasks.device_drawing",
+        "tasks.tables",
+        "tasks.artifacts",
+        "tasks.retries",
+        "tasks.provenance",
+        "tasks.keras_backend",
+    },
     {"tasks.figures", "tasks.images", "tasks.array_lime", "data.anatomy"},
     {"tasks.layout", "tasks.archives", "tasks.networks", "data.sample"},
     {"tasks.sources"},

@@ -1,0 +1,40 @@
+"""Keras, imported once for all of the product, with the native log of its backend muted.
+
+TensorFlow's C++ parts write a page about processors and missing GPUs to standard error before any logging setting
+reaches them. File descriptor 2 leads elsewhere while it starts; if the start fails, what was said comes back.
+"""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def native_log_muted() -> Iterator[None]:
+    """Keeps what native code writes to file descriptor 2 off the terminal, unless an exception leaves the block."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(terminal, kept.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+with native_log_muted():
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.list_physical_devices("GPU")  # looks for a GPU now, while nobody listens
+
+__all__ = ["keras"]

@@ -1,0 +1,251 @@
+"""The flows through a real Prefect engine, on the small sample and on small archives."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from flows.command_line import read_flags, run_command
+from tasks.records import MANIFEST_DTYPES
+from tasks.storage import REPOSITORY, read_manifest, sha256_of_file
+
+pytestmark = pytest.mark.usefixtures("prefect_engine")
+
+STAGES = ["check_prepared", "check_source", "evaluate", "explain", "fit", "ingest", "pack", "screen", "split"]
+
+
+def run_pipeline(flags: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of the command, in this process."""
+    from flows.pipeline import pipeline
+
+    capfd.readouterr()
+    code = run_command(pipeline, flags, "test")
+    shown = capfd.readouterr()
+    return code, shown.out, shown.err
+
+
+def test_a_run_leaves_every_file_that_the_design_names(finished_run: Path) -> None:
+    for name in (
+        "manifest.parquet",
+        "excluded.csv",
+        "checks/source/result.json",
+        "checks/source/data_docs/index.html",
+        "checks/prepared/result.json",
+        "arrays/index.json",
+        "model.keras",
+        "model.sha256",
+        "history.csv",
+        "predictions.csv",
+        "metrics.json",
+        "report/index.html",
+        "run.json",
+    ):
+        assert (finished_run / name).stat().st_size > 0, name
+    assert len(list((finished_run / "explanations").glob("*.png"))) == 4
+    assert not list(finished_run.rglob("*.partial"))
+
+
+def test_the_manifest_has_its_columns_in_their_types(finished_run: Path) -> None:
+    manifest = read_manifest(finished_run)
+    assert {name: str(dtype) for name, dtype in manifest.dtypes.items()} == MANIFEST_DTYPES
+    assert len(manifest) == 60
+    assert manifest["image_id"].str.fullmatch("[0-9a-f]{16}").all()
+    assert manifest["device_score"].isna().all(), "nobody has scored devices yet: unknown, not 0"
+
+
+def test_no_training_row_was_read_as_showing_a_device(finished_run: Path) -> None:
+    manifest = read_manifest(finished_run)
+    train = manifest[(manifest["split"] == "train") & (manifest["excluded"] == "")]
+    assert not train["has_device"].fillna(False).any()
+    left = manifest[manifest["excluded"].str.contains("medical device")]
+    assert len(left) > 0
+    assert set(left["split"]) == {"train"}
+    assert left["has_device"].all()
+
+
+def test_excluded_csv_repeats_the_manifest_for_people(finished_run: Path) -> None:
+    manifest = read_manifest(finished_run)
+    listed = pd.read_csv(finished_run / "excluded.csv")
+    assert dict(zip(listed["path"], listed["reason"], strict=True)) == {
+        path: reason for path, reason in zip(manifest["path"], manifest["excluded"], strict=True) if reason
+    }
+
+
+def test_metrics_follow_from_the_predictions(finished_run: Path) -> None:
+    metrics = json.loads((finished_run / "metrics.json").read_text())
+    predictions = pd.read_csv(finished_run / "predictions.csv")
+    test = predictions[predictions["split"] == "test"]
+    assert list(predictions.columns) == ["path", "split", "label", "subtype", "has_device", "probability"]
+    assert metrics["test"]["n"] == len(test)
+    decided = (test["probability"] >= metrics["threshold"]).astype(int)
+    assert metrics["test"]["accuracy"]["value"] == pytest.approx((decided == test["label"]).mean(), abs=1e-4)
+    assert metrics["test_device_free"] == {"n": 0, "reason": "no image was screened"}
+
+
+def test_the_seal_says_what_made_the_run(finished_run: Path) -> None:
+    seal = json.loads((finished_run / "run.json").read_text())
+    assert seal["source"]["address"] == "sample"
+    assert len(seal["source"]["sha256"]) == 64
+    assert seal["settings"]["sample"]["n_images"] == 60
+    assert seal["keras_backend"] == "tensorflow"
+    assert sorted(seal["seconds"]) == STAGES
+    assert seal["packages"]["prefect"]
+    assert max(p.stat().st_mtime for p in finished_run.rglob("*")) == pytest.approx(
+        (finished_run / "run.json").stat().st_mtime, abs=1
+    )
+
+
+def test_a_second_run_in_a_new_folder_does_nothing_again_and_says_so(
+    finished_run: Path, small_flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run_pipeline([*small_flags, "--run-dir", str(tmp_path / "again")], capfd)
+    assert code == 0
+    assert out.strip().splitlines()[-1] == str(tmp_path / "again" / "report" / "index.html")
+    assert err.count("taken from the cache") == len(STAGES) + 1, "evaluation says it once a split"
+    for name in ("manifest.parquet", "model.keras", "predictions.csv", "metrics.json"):
+        assert sha256_of_file(tmp_path / "again" / name) == sha256_of_file(finished_run / name), name
+    assert json.loads((tmp_path / "again" / "run.json").read_text())["reused"] == STAGES
+
+
+def test_a_changed_setting_repeats_its_stage_and_no_earlier_one(
+    finished_run: Path, small_flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*small_flags, "--run-dir", str(tmp_path), "--evaluation.n-bootstrap", "50", "--explanation.n-images", "1"]
+    assert run_pipeline(flags, capfd)[0] == 0
+    reused = json.loads((tmp_path / "run.json").read_text())["reused"]
+    assert reused == [stage for stage in STAGES if stage not in ("evaluate", "explain")]
+
+
+def test_evaluating_validation_alone_leaves_test_out_of_all_that_follows(
+    finished_run: Path, small_flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*small_flags, "--run-dir", str(tmp_path), "--evaluation.splits", "val", "--explanation.n-images", "2"]
+    assert run_pipeline(flags, capfd)[0] == 0
+    assert set(pd.read_csv(tmp_path / "predictions.csv")["split"]) == {"val"}
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert {name: metrics[name]["n"] for name in ("test", "test_device_free", "test_with_device")} == {
+        "test": 0,
+        "test_device_free": 0,
+        "test_with_device": 0,
+    }
+    explained = [json.loads(p.read_text())["split"] for p in (tmp_path / "explanations").glob("*.json")]
+    assert explained == ["val", "val"]
+
+
+@pytest.mark.usefixtures("finished_run")
+def test_a_run_killed_in_training_goes_on_in_its_folder(workspace: Path, small_flags: list[str]) -> None:
+    flags = [*small_flags, "--run-dir", str(workspace / "killed"), "--training.epochs", "12", "--seed", "7"]
+    command = [sys.executable, "-m", "flows.pipeline", *flags]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "epoch 3 of 12" in line:
+                process.send_signal(signal.SIGKILL)
+                break
+    assert process.returncode == -signal.SIGKILL
+    assert not (workspace / "killed" / "run.json").exists()
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "going on after epoch" in done.stderr
+    assert "epoch 1 of 12" not in done.stderr
+    assert (workspace / "killed" / "run.json").exists()
+    history = pd.read_csv(workspace / "killed" / "history.csv")
+    assert history["epoch"].tolist() == list(range(1, len(history) + 1))
+
+
+def write_archive(path: Path, sample: Path, drop: str = "") -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(p for p in sample.rglob("*") if p.is_file()):
+            name = file.relative_to(sample).as_posix()
+            if not drop or drop not in name:
+                archive.write(file, name)
+
+
+def test_the_sample_as_a_zip_gives_the_manifest_of_the_folder(
+    finished_run: Path, workspace: Path, small_flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from flows.prepare import prepare
+
+    (sample,) = (p for p in (workspace / "raw").glob("sample-*/archive"))
+    write_archive(tmp_path / "set.zip", sample)
+    for source, run in ((tmp_path / "set.zip", "zip"), (sample, "folder")):
+        prepare(read_flags([*small_flags, "--source", str(source), "--run-dir", str(tmp_path / run)], "test"))
+        pd.testing.assert_frame_equal(read_manifest(tmp_path / run), read_manifest(finished_run))
+    stage = json.loads((tmp_path / "zip" / "stages" / "ingest.json").read_text())["facts"]
+    assert stage["archive_sha256"] == sha256_of_file(tmp_path / "set.zip")
+
+
+@pytest.mark.usefixtures("finished_run")
+@pytest.mark.parametrize("fault", ["truncated", "no zip", "class missing", "wrong checksum", "review contradicts"])
+def test_bad_input_ends_in_one_sentence_with_code_2_and_leaves_nothing_half_written(
+    fault: str, workspace: Path, small_flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (sample,) = (p for p in (workspace / "raw").glob("sample-*/archive"))
+    archive, extra = tmp_path / "bad.zip", []
+    write_archive(archive, sample, drop="test/NORMAL" if fault == "class missing" else "")
+    if fault == "truncated":
+        archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
+    if fault == "no zip":
+        archive.write_text("not an archive")
+    if fault == "wrong checksum":
+        extra = ["--ingestion.sha256", "0" * 64]
+    if fault == "review contradicts":
+        path = pd.read_csv(sample / "chest_xray" / "device_review.csv")["path"][0]
+        (tmp_path / "review.csv").write_text(f"path,device\n{path},0\n{path},1\n")
+        extra = ["--screening.review", str(tmp_path / "review.csv")]
+    before = sorted((workspace / "raw").iterdir())
+    run = tmp_path / "run"
+    code, out, err = run_pipeline([*small_flags, "--source", str(archive), "--run-dir", str(run), *extra], capfd)
+    last = err.strip().splitlines()[-1]
+    assert code == 2
+    assert out == ""
+    assert last.startswith("error: ")
+    assert "bad.zip" in last or "review.csv" in last
+    assert "Traceback" not in err
+    assert not (run / "run.json").exists()
+    if fault != "review contradicts":
+        assert sorted((workspace / "raw").iterdir()) == before
+        assert not run.exists()
+
+
+def test_a_critical_check_stops_the_flow_and_names_the_expectation(
+    finished_run: Path, small_flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*small_flags, "--run-dir", str(tmp_path / "run"), "--quality.min-train-images", "1000"]
+    code, _, err = run_pipeline(flags, capfd)
+    assert code == 2
+    assert "1000 or more usable images in train" in err.strip().splitlines()[-1]
+    assert (tmp_path / "run" / "checks" / "source" / "summary.json").exists()
+    assert not (tmp_path / "run" / "model.keras").exists()
+
+
+def test_a_file_in_place_of_the_run_folder_is_refused_and_kept(
+    small_flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").write_text("mine")
+    code, _, err = run_pipeline([*small_flags, "--run-dir", str(tmp_path / "run")], capfd)
+    assert code == 2
+    assert "run_dir" in err.strip().splitlines()[-1]
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_probabilities_of_a_run_come_from_its_model_file(finished_run: Path) -> None:
+    from tasks.images import PackedImages
+    from tasks.networks import load_network, predict
+
+    predictions = pd.read_csv(finished_run / "predictions.csv").head(5)
+    ids = read_manifest(finished_run).set_index("path")["image_id"]
+    pixels = PackedImages(finished_run).read([ids[path] for path in predictions["path"]])
+    np.testing.assert_allclose(predict(load_network(finished_run), pixels), predictions["probability"], atol=1e-5)

@@ -1,0 +1,357 @@
+"""Files are whole or not there; a stage is done once for what it depends on."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tasks import storage
+from tasks.records import MANIFEST_DTYPES, Facts, RunError, SourceError
+from tasks.settings import Settings
+from tasks.storage import (
+    code_version,
+    digest,
+    imported_modules,
+    place_files,
+    read_bytes,
+    read_json,
+    read_manifest,
+    read_stage,
+    run_folder,
+    run_stage,
+    sha256_of_file,
+    whole_folder,
+    write_json,
+    write_manifest,
+    write_whole,
+)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_written_with_its_folders_and_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b.txt"
+    write_whole(path, "first")
+    write_whole(path, b"second")
+    assert path.read_text() == "second"
+    assert names_in(tmp_path) == ["a/b.txt"]
+
+
+def test_a_write_that_fails_keeps_the_earlier_file_and_leaves_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.txt"
+    write_whole(path, "first")
+
+    def disk_full(source: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, "second")
+    assert path.read_text() == "first"
+    assert names_in(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": [float("nan")]}])
+def test_json_with_a_number_that_is_none_is_refused_and_not_written(value: object, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_comes_back_and_what_is_no_json_is_named(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"b": [1, None, "ä"]})
+    assert read_json(tmp_path / "a.json") == {"b": [1, None, "ä"]}
+    (tmp_path / "a.json").write_text('{"b": ')
+    with pytest.raises(RunError, match=r"a\.json is not JSON"):
+        read_json(tmp_path / "a.json")
+    with pytest.raises(RunError, match=r"none\.json is missing"):
+        read_json(tmp_path / "none.json")
+
+
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"gone cannot be read \(No such file or directory\)"):
+        read_bytes(tmp_path / "gone")
+
+
+def test_a_folder_is_there_only_when_its_block_ended_well(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b"
+    with whole_folder(target) as folder:
+        (folder / "x").write_text("1")
+        assert not target.exists()
+    assert names_in(tmp_path) == ["a/b/x"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_folder_whose_block_failed_leaves_nothing(error: type[BaseException], tmp_path: Path) -> None:
+    with pytest.raises(error), whole_folder(tmp_path / "a") as folder:
+        (folder / "x").write_text("1")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_block_left_is_not_found_by_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / "a.partial").mkdir()
+    (tmp_path / "a.partial" / "old").write_text("1")
+    with whole_folder(tmp_path / "a") as folder:
+        assert list(folder.iterdir()) == []
+
+
+def test_a_resumable_folder_keeps_what_a_failed_or_killed_block_left(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "a", resumable=True) as folder:
+        (folder / "epoch_1").write_text("1")
+        raise KeyboardInterrupt
+    assert not (tmp_path / "a").exists()
+    with whole_folder(tmp_path / "a", resumable=True) as folder:
+        assert names_in(folder) == ["epoch_1"]
+    assert names_in(tmp_path) == ["a/epoch_1"]
+
+
+def test_a_folder_that_another_process_made_meanwhile_is_kept(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "a") as folder:
+        (folder / "mine").write_text("1")
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "theirs").write_text("2")
+    assert names_in(tmp_path) == ["a/theirs"]
+
+
+def test_the_checksum_of_a_file_is_its_sha256(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_of_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_digest_depends_on_values_and_not_on_the_order_of_keys() -> None:
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
+    assert len({digest({"a": v}) for v in (1, "1", 1.5, None, True, [1])}) == 6
+
+
+# -- the run folder and its manifest -----------------------------------------------------------------------------------
+
+
+def test_a_run_folder_has_to_be_named_and_may_not_be_a_file(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no run folder is named"):
+        run_folder(Settings())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="is a file"):
+        run_folder(Settings(run_dir=str(tmp_path / "file")))
+    assert run_folder(Settings(run_dir=str(tmp_path / "new"))) == tmp_path / "new"
+
+
+def test_a_manifest_comes_back_sorted_in_its_types_with_unknown_as_missing(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"path": ["b", "a"], "label": [1, 0], "has_device": [True, None], "extra": [1, 2]})
+    write_manifest(tmp_path, rows)
+    manifest = read_manifest(tmp_path)
+    assert list(manifest.columns) == list(MANIFEST_DTYPES)
+    assert {name: str(dtype) for name, dtype in manifest.dtypes.items()} == MANIFEST_DTYPES
+    assert manifest["path"].tolist() == ["a", "b"]
+    assert manifest["has_device"].tolist() == [pd.NA, True]
+    assert manifest["device_score"].isna().all()
+    assert names_in(tmp_path) == ["manifest.parquet"]
+
+
+def test_the_same_manifest_has_the_same_bytes(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"path": ["b", "a"], "label": [1, 0]})
+    write_manifest(tmp_path, rows)
+    first = sha256_of_file(tmp_path / "manifest.parquet")
+    write_manifest(tmp_path, read_manifest(tmp_path))
+    assert sha256_of_file(tmp_path / "manifest.parquet") == first
+
+
+def test_a_run_folder_without_a_manifest_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="run the prepare flow"):
+        read_manifest(tmp_path)
+
+
+# -- stages ------------------------------------------------------------------------------------------------------------
+
+
+class Work:
+    """A stage that counts how often it is done."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.tmp_path = tmp_path
+        self.n_done = 0
+        self.files = {"a.txt": "1", "deep/b.txt": "2"}
+
+    def make(self, out: Path) -> Facts:
+        self.n_done += 1
+        for name, content in self.files.items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).write_text(content)
+        return {"n": self.n_done}
+
+    def settings(self, run: str = "run") -> Settings:
+        return Settings.model_validate(
+            {"run_dir": str(self.tmp_path / run), "storage": {"cache": str(self.tmp_path / "cache")}}
+        )
+
+    def do(
+        self,
+        run: str = "run",
+        *,
+        inputs: dict[str, object] | None = None,
+        module: str = "tasks.layout",
+        packages: tuple[str, ...] = (),
+        make: Callable[[Path], Facts] | None = None,
+    ) -> Facts:
+        return run_stage(
+            self.settings(run),
+            "work",
+            module=module,
+            inputs=inputs or {"x": 1},
+            make=make or self.make,
+            packages=packages,
+        )
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    return Work(tmp_path)
+
+
+def test_a_stage_places_its_files_and_its_record_in_the_run_folder(work: Work, tmp_path: Path) -> None:
+    facts = work.do()
+    assert (facts["n"], facts["reused"]) == (1, False)
+    assert names_in(tmp_path / "run") == ["a.txt", "deep/b.txt", "stages/work.json"]
+    record = read_stage(tmp_path / "run", "work")
+    assert (record["facts"], record["files"]) == ({"n": 1}, ["a.txt", "deep/b.txt"])
+    assert Path(record["entry"]).is_dir()
+
+
+def test_a_stage_is_not_done_again_in_the_same_run_folder_or_a_new_one(work: Work, tmp_path: Path) -> None:
+    first = work.do()
+    for run in ("run", "other"):
+        again = work.do(run)
+        assert (again["reused"], again["n"], again["seconds"]) == (True, 1, first["seconds"])
+    assert work.n_done == 1
+    assert (tmp_path / "other" / "deep" / "b.txt").read_text() == "2"
+    assert read_stage(tmp_path / "other", "work")["reused"] is True
+
+
+def test_a_stage_is_done_again_when_an_input_changes_and_not_again_when_it_changes_back(work: Work) -> None:
+    assert [work.do(inputs={"x": x})["reused"] for x in (1, 2, 1)] == [False, False, True]
+
+
+def test_a_stage_is_done_again_when_other_code_or_packages_do_it(work: Work) -> None:
+    work.do()
+    assert work.do(module="tasks.tables")["reused"] is False
+    assert work.do(packages=("pandas",))["reused"] is False
+    assert work.n_done == 3
+
+
+def test_a_stage_is_done_again_when_code_that_it_imports_changes(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    work.do(module="tasks.ingestion")
+    honest = storage.source_of
+    monkeypatch.setattr(storage, "source_of", lambda name: honest(name) + "# x" * (name == "tasks.settings"))
+    assert work.do(module="tasks.ingestion")["reused"] is True
+    monkeypatch.setattr(storage, "source_of", lambda name: honest(name) + "# x" * (name == "tasks.layout"))
+    assert work.do(module="tasks.ingestion")["reused"] is False
+
+
+def test_a_file_that_was_changed_in_the_run_folder_is_put_back(work: Work, tmp_path: Path) -> None:
+    work.do()
+    (tmp_path / "run" / "a.txt").write_text("changed by hand")
+    work.do()
+    assert (tmp_path / "run" / "a.txt").read_text() == "1"
+
+
+def test_files_of_an_earlier_try_leave_the_run_folder_and_those_of_others_stay(work: Work, tmp_path: Path) -> None:
+    work.do()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    work.files = {"a.txt": "3"}
+    work.do(inputs={"x": 2})
+    assert names_in(tmp_path / "run") == ["a.txt", "notes.txt", "stages/work.json"]
+
+
+def test_a_stage_that_fails_leaves_no_entry_and_the_run_folder_as_it_was(work: Work, tmp_path: Path) -> None:
+    work.do()
+
+    def fail(out: Path) -> Facts:
+        (out / "a.txt").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work.do(inputs={"x": 2}, make=fail)
+    assert len(list((tmp_path / "cache" / "work").iterdir())) == 1
+    assert (tmp_path / "run" / "a.txt").read_text() == "1"
+    assert work.do(inputs={"x": 2})["reused"] is False
+
+
+def test_facts_that_are_no_json_leave_no_entry(work: Work, tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        work.do(make=lambda out: {"n": np.zeros(3)})
+    assert list((tmp_path / "cache" / "work").iterdir()) == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_entry_that_lost_its_record_is_made_again(work: Work, tmp_path: Path) -> None:
+    work.do()
+    (record,) = (tmp_path / "cache").rglob("stage.json")
+    record.unlink()
+    assert work.do()["reused"] is False
+    assert work.do()["reused"] is True
+
+
+def test_any_stage_that_changes_a_run_folder_breaks_its_seal(work: Work, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    work.do()
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_resumable_stage_goes_on_from_what_was_left(work: Work) -> None:
+    seen: list[list[str]] = []
+
+    def make(out: Path) -> Facts:
+        seen.append(names_in(out))
+        (out / f"epoch_{len(seen)}").write_text("x")
+        if len(seen) < 3:
+            raise KeyboardInterrupt
+        return {}
+
+    def do() -> Facts:
+        return run_stage(work.settings(), "fit", module="tasks.layout", inputs={}, make=make, resumable=True)
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            do()
+    do()
+    assert seen == [[], ["epoch_1"], ["epoch_1", "epoch_2"]]
+
+
+def test_placing_files_writes_the_record_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "entry").mkdir()
+    (tmp_path / "entry" / "a.txt").write_text("1")
+
+    def killed(path: Path, value: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        place_files(tmp_path / "entry", tmp_path / "run", "work", {})
+    assert names_in(tmp_path / "run") == ["a.txt"]
+
+
+def test_the_key_and_parts_of_an_entry_can_be_read_by_a_person(work: Work, tmp_path: Path) -> None:
+    work.do(packages=("pandas",))
+    (path,) = (tmp_path / "cache").rglob("stage.json")
+    parts = json.loads(path.read_text())["parts"]
+    assert (parts["inputs"], list(parts["packages"])) == ({"x": 1}, ["pandas"])
+    assert path.parent.name == digest(parts)[:24]
+
+
+def test_the_code_of_a_stage_is_its_module_and_what_that_imports_however_deep() -> None:
+    found = imported_modules("tasks.ingestion")
+    assert {"tasks.ingestion", "tasks.images", "tasks.layout", "tasks.archives", "data.sample", "data.anatomy"} <= found
+    assert not {"tasks.training", "tasks.evaluation", "flows.prepare"} & found
+    assert code_version("tasks.ingestion") != code_version("tasks.screening")
