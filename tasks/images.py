@@ -31,7 +31,10 @@ TURNS = {
 }
 """EXIF orientation -> what brings the picture upright."""
 
+MAX_PIXELS = 150_000_000  # guards memory; a large detector has about 20 megapixels
+
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+Image.MAX_IMAGE_PIXELS = None  # our own bound says what it is
 
 
 class UndecodableError(ValueError):
@@ -98,6 +101,10 @@ def _open(data: bytes, max_side_px: int) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:
         raise UndecodableError(f"is no JPEG or PNG ({_reason(error)})") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise UndecodableError(
+            f"has {image.width * image.height / 1e6:,.0f} megapixels, more than {MAX_PIXELS / 1e6:g}"
+        )
     if max(image.size) > max_side_px:
         raise UndecodableError(f"is {image.size[0]} x {image.size[1]} px, longer than {max_side_px} px")
     return image

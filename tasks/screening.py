@@ -63,19 +63,19 @@ def find_review(setting: str | None, folder: Path, paths: "pd.Series[str]") -> R
     """The review table that applies: the one named, the source's own, or the shipped one where it belongs.
 
     Raises:
-        TableError: If the table does not fit, or the one named holds no path of the source.
+        TableError: If the table does not fit, or a table that applies holds no path of the source.
     """
-    if setting is not None:
-        review = Review(Path(setting).name, read_review(Path(setting), "screening.review"))
-        if not set(review.readings) & set(paths):
-            raise TableError(
-                f"screening.review: no path of {setting} is in the source; paths are relative to the data set's root, "
-                f"like {paths.iloc[0]}"
-            )
-        return review
     own = folder / "device_review.csv"
-    if own.exists():
-        return Review("the source's own device_review.csv", read_review(own, "device_review.csv of the source"))
+    named = Path(setting) if setting is not None else own if own.exists() else None
+    if named is not None:
+        origin = "screening.review" if setting is not None else "device_review.csv of the source"
+        readings = read_review(named, origin)
+        if not set(readings) & set(paths):
+            raise TableError(
+                f"{origin}: no path of {named} is in the source; paths are relative to the data set's root, like "
+                f"{paths.iloc[0]}"
+            )
+        return Review(named.name if setting is not None else "the source's own device_review.csv", readings)
     if SHIPPED_REVIEW.exists():
         shipped = read_review(SHIPPED_REVIEW, "data/device_review.csv")
         present = len(set(shipped) & set(paths))

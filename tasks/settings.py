@@ -32,6 +32,29 @@ class IngestionSettings(Section):
         pattern=r"^[0-9a-f]{64}$",
         description="Expected sha256 of the archive, 64 hex digits; checked when given.",
     )
+    skip_unchanged: bool = Field(
+        False, description="End early, saying 'nothing new', when source, review, settings and code are as they were."
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        ("www.dropbox.com", "dropbox.com", "*.dropboxusercontent.com"),
+        min_length=1,
+        description="Hosts that a https source and its redirects may name; '*.' stands for any subdomain.",
+    )
+    ca_file: str | None = Field(None, description="PEM file of the certificate authority to trust for https sources.")
+    timeout_s: float = Field(60.0, gt=0, description="Longest silence of a server before the attempt counts as failed.")
+    tries: int = Field(8, ge=1, le=100, description="Attempts without progress before fetching gives up.")
+    backoff_s: float = Field(
+        1.0,
+        ge=0,
+        description="First pause between attempts, in seconds; it doubles each time, with jitter, up to 60 s.",
+    )
+    n_connections: int = Field(8, ge=1, le=64, description="Objects fetched from a bucket at the same time.")
+    aws_block: str | None = Field(
+        None, description="Name of a prefect-aws AwsCredentials block; default: the standard chain of credentials."
+    )
+    dropbox_block: str | None = Field(
+        None, description="Name of a Prefect Secret block with the token for dropbox: sources; default: DROPBOX_TOKEN."
+    )
     max_unpacked_gb: float = Field(20.0, gt=0, description="Largest unpacked size of an archive, in GB (10^9 bytes).")
     max_members: int = Field(200_000, ge=1, description="Largest number of members of an archive.")
     max_ratio: float = Field(100.0, ge=1, description="Largest ratio of unpacked to packed size of an archive member.")
@@ -118,7 +141,11 @@ class ExplanationSettings(Section):
 class Settings(Section):
     """All settings of a run."""
 
-    source: str = Field("sample", min_length=1, description="'sample', a folder or a .zip file.")
+    source: str = Field(
+        "sample",
+        min_length=1,
+        description="'sample', a folder, a .zip file, s3://bucket/prefix, a Dropbox link or dropbox:/folder.",
+    )
     run_dir: str | None = Field(
         None, min_length=1, description="The run folder, used exactly as given; default data/runs/<UTC time>-<source>."
     )

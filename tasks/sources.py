@@ -5,7 +5,6 @@ the bytes to ``storage.raw`` and hands them to ``_fetch_archive`` or ``_fetch_fo
 """
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from tasks.archives import list_members, open_archive, unpack_members
 from tasks.layout import plan_layout
 from tasks.records import Fetched, Layout, SourceError
 from tasks.settings import Settings
-from tasks.storage import code_version, digest, read_json, sha256_of_file, whole_folder, write_json
+from tasks.storage import code_version, digest, make_once, read_json, sha256_of_file, write_json
 
 
 def fetch_source(settings: Settings) -> Fetched:
@@ -27,6 +26,8 @@ def fetch_source(settings: Settings) -> Fetched:
         SourceError: If it does not exist, cannot be used, or its checksum is not the expected one.
     """
     source = settings.source
+    if settings.ingestion.sha256 and not source.endswith(".zip"):
+        raise SourceError(f"ingestion.sha256: {source} is no archive, so it has no checksum; leave the setting out")
     if source == "sample":
         return _fetch_sample(settings)
     if "://" in source:
@@ -53,19 +54,20 @@ def source_name(source: str) -> str:
 def _fetch_sample(settings: Settings) -> Fetched:
     parts = {"sample": settings.sample.model_dump(), "seed": settings.seed, "code": code_version("data.sample")}
     folder = Path(settings.storage.raw) / f"sample-{digest(parts)[:16]}"
-    if folder.exists():
-        print(f"the sample is already drawn in {folder}")
-    else:
+
+    def draw(beside: Path) -> None:
         print(f"drawing {settings.sample.n_images:,} chest X-rays into {folder}")
-        with whole_folder(folder) as beside:
-            write_sample(
-                beside / "archive",
-                beside / "truth",
-                n_images=settings.sample.n_images,
-                side_px=settings.sample.side_px,
-                seed=settings.seed,
-                device_effect=settings.sample.device_effect,
-            )
+        write_sample(
+            beside / "archive",
+            beside / "truth",
+            n_images=settings.sample.n_images,
+            side_px=settings.sample.side_px,
+            seed=settings.seed,
+            device_effect=settings.sample.device_effect,
+        )
+
+    if make_once(folder, draw):
+        print(f"the sample is already drawn in {folder}")
     return _fetch_folder(folder / "archive", "sample", "sample", "sample")
 
 
@@ -92,18 +94,15 @@ def _fetch_archive(path: Path, settings: Settings) -> Fetched:
                 "fetch the archive again or correct the setting"
             )
         folder = Path(settings.storage.raw) / f"{source_name(path.name)}-{checksum[:16]}"
-        if folder.exists() and not _is_whole(folder):
-            print(f"files are missing in {folder}")
-            shutil.rmtree(folder)
-        if folder.exists():
-            print(f"{path} is already unpacked in {folder}")
-        else:
+
+        def unpack(beside: Path) -> None:
             kept = [*layout.images, *layout.tables]
             print(f"unpacking {len(kept):,} files of {path} into {folder}")
-            with whole_folder(folder) as beside:
-                files = beside / "files"
-                unpack_members(archive, path, kept, layout.root, files, limits, _progress("unpacked"))
-                write_json(beside / "layout.json", asdict(layout))
+            unpack_members(archive, path, kept, layout.root, beside / "files", limits, _progress("unpacked"))
+            write_json(beside / "layout.json", asdict(layout))
+
+        if make_once(folder, unpack, is_valid=_is_whole):
+            print(f"{path} is already unpacked in {folder}")
     # What was unpacked is what counts, not what the archive would give today.
     kept_layout = read_json(folder / "layout.json")
     layout = Layout(**{**kept_layout, "images": tuple(kept_layout["images"]), "tables": tuple(kept_layout["tables"])})

@@ -6,6 +6,7 @@ is not done again, in the same run folder or another one.
 """
 
 import ast
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -37,8 +38,9 @@ def run_folder(settings: Settings) -> Path:
     if settings.run_dir is None:
         raise RunError("run_dir: no run folder is named; give --run-dir DIR")
     folder = Path(settings.run_dir)
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"run_dir: {folder} is a file; name a folder, or one that does not exist yet")
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise RunError(f"run_dir: {part} is a file; name a folder, or one that does not exist yet")
     return folder
 
 
@@ -98,28 +100,60 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} is not JSON: remove it and run again") from None
 
 
-@contextmanager
-def whole_folder(target: Path, *, resumable: bool = False) -> Iterator[Path]:
-    """Yields a folder beside ``target`` that is renamed to it on success.
+def make_once(
+    target: Path,
+    make: Callable[[Path], None],
+    *,
+    is_valid: Callable[[Path], bool] = lambda target: True,
+    resumable: bool = False,
+) -> bool:
+    """Makes a folder unless it is there already; whole or not at all, and by one process at a time.
 
     Args:
-        target: The folder that shall exist afterwards; if another process made it meanwhile, that one is kept.
-        resumable: Keep what an earlier, interrupted attempt left in it; a failure then leaves it in place, too.
+        target: The folder that shall exist afterwards.
+        make: Fills the folder it is given, which is renamed to ``target`` when it returns.
+        is_valid: Whether a folder that is there still holds; one that does not is made again.
+        resumable: Keep what an interrupted attempt left, so that ``make`` can go on from it.
+
+    Returns:
+        Whether the folder was there.
     """
+    target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(target.name + ".partial")
-    if beside.exists() and not resumable:
-        shutil.rmtree(beside)
-    beside.mkdir(parents=True, exist_ok=True)
-    try:
-        yield beside
-    except BaseException:
-        if not resumable:
-            shutil.rmtree(beside, ignore_errors=True)
-        raise
-    if target.exists():
-        shutil.rmtree(beside)
-    else:
+    with locked(target.with_name(f".{target.name}.lock")):
+        if target.exists() and is_valid(target):
+            return True
+        for stale in [target] if resumable else [target, beside]:
+            shutil.rmtree(stale, ignore_errors=True)
+        beside.mkdir(exist_ok=True)
+        try:
+            make(beside)
+        except BaseException:
+            if not resumable:
+                shutil.rmtree(beside, ignore_errors=True)
+            raise
         os.replace(beside, target)
+    return False
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock file; waits, and says so, while another process does. The system frees it when a process dies."""
+    while True:
+        with path.open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"another run is making {path.name.removeprefix('.').removesuffix('.lock')}; waiting for it")
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            # The one before us removed the file as it left: what we hold then is no longer what others lock.
+            if not path.exists() or path.stat().st_ino != os.fstat(stream.fileno()).st_ino:
+                continue
+            try:
+                yield
+            finally:
+                path.unlink()
+            return
 
 
 # -- the manifest ------------------------------------------------------------------------------------------------------
@@ -186,14 +220,17 @@ def run_stage(
     }
     key = digest(parts)[:24]
     entry = Path(settings.storage.cache) / stage / key
-    reused = (entry / "stage.json").exists() and is_valid(entry)
-    if not reused:
-        shutil.rmtree(entry, ignore_errors=True)
+
+    def make_entry(folder: Path) -> None:
         start = time.perf_counter()
-        with whole_folder(entry, resumable=resumable) as folder:
-            facts = make(folder)
-            seconds = round(time.perf_counter() - start, 2)
-            write_json(folder / "stage.json", {"facts": facts, "seconds": seconds, "parts": parts})
+        facts = make(folder)
+        seconds = round(time.perf_counter() - start, 2)
+        write_json(folder / "stage.json", {"facts": facts, "seconds": seconds, "parts": parts})
+
+    def is_whole(folder: Path) -> bool:
+        return (folder / "stage.json").exists() and is_valid(folder)
+
+    reused = make_once(entry, make_entry, is_valid=is_whole, resumable=resumable)
     sealed = read_json(entry / "stage.json")
     place_files(entry, run_folder(settings), stage, {**sealed, "reused": reused, "entry": str(entry.resolve())})
     return {**sealed["facts"], "reused": reused, "seconds": sealed["seconds"]}

@@ -103,12 +103,17 @@ def test_the_seal_says_what_made_the_run(finished_run: Path) -> None:
 
 
 def test_a_second_run_in_a_new_folder_does_nothing_again_and_says_so(
-    finished_run: Path, small_flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    finished_run: Path,
+    small_flags: list[str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    code, out, err = run_pipeline([*small_flags, "--run-dir", str(tmp_path / "again")], capfd)
+    code, out, _ = run_pipeline([*small_flags, "--run-dir", str(tmp_path / "again")], capfd)
     assert code == 0
     assert out.strip().splitlines()[-1] == str(tmp_path / "again" / "report" / "index.html")
-    assert err.count("taken from the cache") == len(STAGES) + 1, "evaluation says it once a split"
+    told = caplog.text.count("taken from the cache")
+    assert told == len(STAGES) + 1, "evaluation says it once a split"
     for name in ("manifest.parquet", "model.keras", "predictions.csv", "metrics.json"):
         assert sha256_of_file(tmp_path / "again" / name) == sha256_of_file(finished_run / name), name
     assert json.loads((tmp_path / "again" / "run.json").read_text())["reused"] == STAGES

@@ -176,10 +176,10 @@ def test_an_index_that_does_not_fit_is_refused_in_a_sentence(text: str, sentence
 # -- copies and contradictions -----------------------------------------------------------------------------------------
 
 
-def judged(*rows: tuple[str, str, int]) -> dict[str, tuple[str, str | None]]:
-    """path -> (excluded, duplicate_of) for rows (path, content, label)."""
+def judged(*rows: tuple[str, str, int], splits: dict[str, str] | None = None) -> dict[str, tuple[str, str | None]]:
+    """path -> (excluded, duplicate_of) for rows (path, content, label); the split is the path's first part."""
     table = pd.DataFrame(rows, columns=["path", "sha256", "label"]).assign(excluded="").sort_values("path")
-    table["source_split"] = [path.split("/")[0] for path in table["path"]]
+    table["source_split"] = [(splits or {}).get(path, path.split("/")[0]) for path in table["path"]]
     out = exclude_copies(table.reset_index(drop=True))
     return {
         str(path): (str(reason), None if pd.isna(of) else str(of))
@@ -206,6 +206,11 @@ def test_a_copy_of_a_test_image_leaves_train_and_val() -> None:
     found = judged(("train/a", "1", 0), ("val/a", "1", 0), ("test/z", "1", 0))
     assert found["test/z"] == ("", None)
     assert found["train/a"] == found["val/a"] == ("duplicate of test/z", "test/z")
+
+
+def test_a_copy_of_a_test_image_leaves_train_whatever_the_files_are_called() -> None:
+    found = judged(("a.png", "1", 0), ("b.png", "1", 0), splits={"a.png": "train", "b.png": "test"})
+    assert found == {"a.png": ("duplicate of b.png", "b.png"), "b.png": ("", None)}
 
 
 def test_test_keeps_all_its_copies_and_names_them() -> None:

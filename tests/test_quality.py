@@ -79,10 +79,10 @@ BREAKS: dict[str, Break] = {
     "each class has 4 or more usable images in train and 1 in each other split": both(
         changed("train/1/0", excluded="duplicate of x"), changed("train/1/1", excluded="duplicate of y")
     ),
-    "at most 1.0% of the files do not decode": changed("val/1/0", excluded="undecodable: is no JPEG or PNG"),
+    "at most 1 % of the files do not decode": changed("val/1/0", excluded="undecodable: is no JPEG or PNG"),
     "identical files have one label": changed("val/1/0", excluded="conflict: the same file as x"),
-    "width is 64 to 8000 px": changed("val/1/0", width_px=63),
-    "height is 64 to 8000 px": changed("val/1/0", height_px=8001),
+    "width is 64 to 8,000 px": changed("val/1/0", width_px=63),
+    "height is 64 to 8,000 px": changed("val/1/0", height_px=8001),
 }
 PREPARED_BREAKS: dict[str, Break] = {
     "train and val have usable images": without("val/"),
@@ -94,8 +94,8 @@ PREPARED_BREAKS: dict[str, Break] = {
 }
 WARNINGS = {
     "identical files have one label",
-    "width is 64 to 8000 px",
-    "height is 64 to 8000 px",
+    "width is 64 to 8,000 px",
+    "height is 64 to 8,000 px",
     "no patient id is in both train and test (the public set uses numbers twice)",
 }
 
@@ -137,7 +137,7 @@ def test_each_expectation_of_the_prepared_checkpoint_alone_fails_alone(sentence:
 def test_a_failure_counts_rows_and_names_some_of_them(tmp_path: Path) -> None:
     manifest = sound()
     manifest.loc[manifest["path"].str.startswith("test/1"), "width_px"] = 10
-    found = failing(manifest, "source", tmp_path)["width is 64 to 8000 px"]
+    found = failing(manifest, "source", tmp_path)["width is 64 to 8,000 px"]
     assert (found["n"], found["n_unexpected"]) == (30, 5)
     assert found["examples"] == ["test/1/0", "test/1/1", "test/1/2"]
 

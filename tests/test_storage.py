@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +15,11 @@ from tasks import storage
 from tasks.records import MANIFEST_DTYPES, Facts, RunError, SourceError
 from tasks.settings import Settings
 from tasks.storage import (
+    REPOSITORY,
     code_version,
     digest,
     imported_modules,
+    make_once,
     place_files,
     read_bytes,
     read_json,
@@ -24,7 +28,6 @@ from tasks.storage import (
     run_folder,
     run_stage,
     sha256_of_file,
-    whole_folder,
     write_json,
     write_manifest,
     write_whole,
@@ -84,45 +87,68 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> 
         read_bytes(tmp_path / "gone")
 
 
-def test_a_folder_is_there_only_when_its_block_ended_well(tmp_path: Path) -> None:
+def write_name(name: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        (folder / name).write_text("1")
+
+    return make
+
+
+def fail(error: type[BaseException]) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        (folder / "half").write_text("1")
+        raise error
+
+    return make
+
+
+def test_a_folder_is_made_once(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b"
-    with whole_folder(target) as folder:
-        (folder / "x").write_text("1")
-        assert not target.exists()
+    assert make_once(target, write_name("x")) is False
+    assert make_once(target, write_name("y")) is True
     assert names_in(tmp_path) == ["a/b/x"]
 
 
+def test_a_folder_that_no_longer_holds_is_made_again(tmp_path: Path) -> None:
+    make_once(tmp_path / "a", write_name("x"))
+    assert make_once(tmp_path / "a", write_name("y"), is_valid=lambda folder: (folder / "y").exists()) is False
+    assert names_in(tmp_path) == ["a/y"]
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_folder_whose_block_failed_leaves_nothing(error: type[BaseException], tmp_path: Path) -> None:
-    with pytest.raises(error), whole_folder(tmp_path / "a") as folder:
-        (folder / "x").write_text("1")
-        raise error
-    assert list(tmp_path.iterdir()) == []
+def test_a_folder_whose_making_failed_leaves_nothing(error: type[BaseException], tmp_path: Path) -> None:
+    with pytest.raises(error):
+        make_once(tmp_path / "a", fail(error))
+    assert names_in(tmp_path) == []
 
 
-def test_what_a_killed_block_left_is_not_found_by_the_next_one(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_not_taken_over(tmp_path: Path) -> None:
     (tmp_path / "a.partial").mkdir()
     (tmp_path / "a.partial" / "old").write_text("1")
-    with whole_folder(tmp_path / "a") as folder:
-        assert list(folder.iterdir()) == []
+    make_once(tmp_path / "a", write_name("x"))
+    assert names_in(tmp_path) == ["a/x"]
 
 
-def test_a_resumable_folder_keeps_what_a_failed_or_killed_block_left(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "a", resumable=True) as folder:
-        (folder / "epoch_1").write_text("1")
-        raise KeyboardInterrupt
+def test_a_resumable_folder_keeps_what_an_interrupted_attempt_left(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make_once(tmp_path / "a", fail(KeyboardInterrupt), resumable=True)
     assert not (tmp_path / "a").exists()
-    with whole_folder(tmp_path / "a", resumable=True) as folder:
-        assert names_in(folder) == ["epoch_1"]
-    assert names_in(tmp_path) == ["a/epoch_1"]
+    make_once(tmp_path / "a", write_name("rest"), resumable=True)
+    assert names_in(tmp_path) == ["a/half", "a/rest"]
 
 
-def test_a_folder_that_another_process_made_meanwhile_is_kept(tmp_path: Path) -> None:
-    with whole_folder(tmp_path / "a") as folder:
-        (folder / "mine").write_text("1")
-        (tmp_path / "a").mkdir()
-        (tmp_path / "a" / "theirs").write_text("2")
-    assert names_in(tmp_path) == ["a/theirs"]
+def test_two_processes_never_make_the_same_folder_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from tasks.storage import make_once\n"
+        "def make(folder):\n"
+        "    (folder / sys.argv[2]).write_text('1'); time.sleep(1)\n"
+        "print(make_once(Path(sys.argv[1]), make))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a")]
+    started = [subprocess.Popen([*command, name], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) for name in "xy"]
+    said = sorted(process.communicate(timeout=60)[0].strip().splitlines()[-1] for process in started)
+    assert said == ["False", "True"], "one makes it, the other finds it"
+    assert len(names_in(tmp_path)) == 1
 
 
 def test_the_checksum_of_a_file_is_its_sha256(tmp_path: Path) -> None:

@@ -1,0 +1,163 @@
+"""Whatever an archive, an image or a name brings: a right result or a named refusal, and nothing outside its folder."""
+
+import io
+import random
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tasks.images import SIDE_PX, UndecodableError, decode, read_size
+from tasks.ingestion import list_images
+from tasks.layout import plan_layout
+from tasks.records import PipelineError, SourceError
+from tasks.settings import IngestionSettings, Settings, StorageSettings
+from tasks.sources import fetch_source
+
+# Deterministic, so that a failure in one place is a failure in all; the counts add up to 800 cases.
+CASES = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+
+PARTS = st.sampled_from(
+    [
+        "train",
+        "test",
+        "val",
+        "NORMAL",
+        "PNEUMONIA",
+        "chest_xray",
+        "..",
+        ".",
+        "",
+        "__MACOSX",
+        "C:",
+        "~",
+        "con",
+        "a b",
+        "ü",
+        "n\nl",
+    ]
+    + ["<script>alert(1)</script>", "-rf", "x" * 255, "\\", "%2e%2e", "\u202egpj.exe", "\x00", "index.csv"]
+)
+FILES = st.sampled_from(
+    ["a.jpeg", "b.png", "person1_virus_2.jpeg", "._a.jpeg", ".DS_Store", "index.csv", "in.zip", "x.JPEG", "="]
+)
+NAMES = st.builds(lambda parts, file: "/".join([*parts, file]), st.lists(PARTS, max_size=5), FILES)
+WHOLE = [
+    f"{split}/{label}/{i}.png" for split in ("train", "test") for label in ("NORMAL", "PNEUMONIA") for i in range(2)
+]
+
+
+def picture(seed: int = 0, side: int = 16) -> bytes:
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+PICTURE = picture()
+
+
+def pack(names: list[str], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        for name in names:
+            info = zipfile.ZipInfo("x")
+            info.filename, info.compress_type = name, method
+            archive.writestr(info, PICTURE)
+    return stream.getvalue()
+
+
+def take_in(data: bytes) -> bool:
+    """Fetches an archive and lists its images; whether it was accepted. Fails on a stray file or an unnamed error."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "set.zip").write_bytes(data)
+        where = StorageSettings(raw=str(folder / "raw"), cache=str(folder / "cache"))
+        limits = IngestionSettings(max_unpacked_gb=0.01, max_members=100)
+        accepted = True
+        try:
+            fetched = fetch_source(Settings(source=str(folder / "set.zip"), storage=where, ingestion=limits))
+            list_images(fetched, limits.max_side_px)
+        except PipelineError as error:
+            accepted = False
+            assert "\n" not in str(error).replace("\\n", "")
+        strays = [p for p in folder.rglob("*") if p.name != "set.zip" and folder / "raw" not in [p, *p.parents]]
+        assert strays == []
+        assert not list(folder.rglob("*.partial"))
+        return accepted
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@given(extra=st.lists(NAMES, max_size=4))
+@settings(max_examples=250, **CASES)  # type: ignore[arg-type]
+def test_an_archive_with_strange_names_is_taken_in_or_refused_in_one_line(extra: list[str]) -> None:
+    take_in(pack([*WHOLE, *extra]))
+
+
+@given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(["cut", "flip", "insert", "headers"]))
+@settings(max_examples=250, **CASES)  # type: ignore[arg-type]
+def test_a_damaged_archive_is_taken_in_or_refused_in_one_line(seed: int, kind: str) -> None:
+    dice = random.Random(seed)
+    data = bytearray(pack(WHOLE))
+    if kind == "cut":
+        data = data[: dice.randrange(len(data))]
+    elif kind == "insert":
+        at = dice.randrange(len(data))
+        data[at:at] = dice.randbytes(dice.randrange(1, 50))
+    else:
+        # The central directory lies at the end: that is where sizes, offsets and flags can be made to lie.
+        start = len(data) * 2 // 3 if kind == "headers" else 0
+        for _ in range(dice.randrange(1, 12)):
+            data[dice.randrange(start, len(data))] = dice.randrange(256)
+    take_in(bytes(data))
+
+
+@given(names=st.lists(NAMES, max_size=12))
+@settings(max_examples=150, **CASES)  # type: ignore[arg-type]
+def test_a_layout_keeps_only_names_of_the_source_or_is_refused(names: list[str]) -> None:
+    try:
+        layout = plan_layout(names, "here")
+    except SourceError:
+        return
+    assert {layout.root + image for image in layout.images} <= set(names)
+    assert layout.n_clutter >= 0
+    assert len(set(names)) == len(layout.images) + len(layout.tables) + layout.n_nested + layout.n_clutter
+
+
+@given(seed=st.integers(0, 2**32 - 1), form=st.sampled_from(["PNG", "JPEG"]))
+@settings(max_examples=150, **CASES)  # type: ignore[arg-type]
+def test_a_damaged_image_decodes_to_a_square_or_is_refused(seed: int, form: str) -> None:
+    dice = random.Random(seed)
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(picture(seed % 1000, 40))).save(stream, form)
+    data = bytearray(stream.getvalue())
+    for _ in range(dice.randrange(8)):
+        data[dice.randrange(len(data))] = dice.randrange(256)
+    data = data[: dice.randrange(1, len(data) + 1)] if dice.random() < 0.3 else data
+    try:
+        read_size(bytes(data), 5_000)
+        square = decode(bytes(data), max_side_px=5_000)
+    except UndecodableError as error:
+        assert "\n" not in str(error)
+        return
+    assert square.shape == (SIDE_PX, SIDE_PX)
+    assert square.dtype == np.uint8
+
+
+def test_what_is_whole_is_taken_in() -> None:
+    assert take_in(pack(WHOLE))
+    assert take_in(pack(WHOLE, zipfile.ZIP_STORED))
+    assert take_in(pack([f"set/{name}" for name in WHOLE]))
+
+
+@pytest.mark.parametrize(
+    "name", ["train/NORMAL/a b.png", "train/NORMAL/ü.png", "train/NORMAL/n\nl.png", "train/NORMAL/<b>.png"]
+)
+def test_a_name_that_is_only_unusual_is_kept(name: str) -> None:
+    assert plan_layout([*WHOLE, name], "here").images.count(name) == 1
+    assert take_in(pack([*WHOLE, name]))
