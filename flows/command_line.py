@@ -59,7 +59,7 @@ def describe_problem(problem: Any) -> str:
     return f"{place}: {message[:1].lower()}{message[1:]}, not {problem['input']!r}; see --help"
 
 
-def run_command(flow: Callable[[Settings], str], arguments: Sequence[str], program: str) -> int:
+def run_command(flow: Callable[[Settings], object], arguments: Sequence[str], program: str) -> int:
     """Runs a flow with the settings of a command line and prints what it returns as the last line; the exit code."""
     show_own_errors_once()
     try:
@@ -83,7 +83,9 @@ def show_own_errors_once() -> None:
 
     def wanted(record: logging.LogRecord) -> bool:
         ours = bool(record.exc_info and isinstance(record.exc_info[1], PipelineError))
-        repeated = record.getMessage().startswith(("Finished in state Failed", "Task run failed", "Stopping temporary"))
+        repeated = record.getMessage().startswith(
+            ("Finished in state Failed", "Task run failed", "Stopping temporary", "EventsWorker -")
+        )
         return not (ours or repeated)
 
     for name in ("prefect", "prefect.flow_runs", "prefect.task_runs", ""):

@@ -7,19 +7,23 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from prefect import flow
+from prefect import State, flow
+from prefect.states import Completed
 
 from flows.command_line import run_command
 from flows.explain import explain
 from flows.prepare import prepare
 from flows.train import train
+from tasks.sealing import find_finished
 from tasks.settings import Settings
 from tasks.sources import source_name
 
 
 @flow(name="pipeline", log_prints=True, validate_parameters=True)
-def pipeline(settings: Settings = Settings()) -> str:
+def pipeline(settings: Settings = Settings()) -> "str | State[str]":
     """From an archive of chest X-rays to a classifier, its metrics and a report; returns the report's address."""
+    if settings.ingestion.skip_unchanged and (report := find_finished(settings)):
+        return Completed(name="Nothing new", message=f"nothing new since {report}", data=report)
     settings = with_run_folder(settings)
     prepare(settings)
     train(settings)

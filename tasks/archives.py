@@ -2,6 +2,7 @@
 
 import lzma
 import stat
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +46,8 @@ def list_members(archive: zipfile.ZipFile, path: Path, limits: IngestionSettings
         )
     if sum(member.compress_size for member in members) > path.stat().st_size:
         raise ArchiveError(f"source: {path} declares more packed bytes than it has; fetch it again")
-    names: dict[str, str] = {}  # by the place they unpack to: a//b and ./a/b are a/b
+    # By the place they unpack to: a//b and ./a/b are a/b; and A and a are one place on many machines.
+    names: dict[str, str] = {}
     for member in members:
         name = member.filename
         _refuse_name(name, member.orig_filename, path)
@@ -56,9 +58,11 @@ def list_members(archive: zipfile.ZipFile, path: Path, limits: IngestionSettings
             raise ArchiveError(f"source: {path} holds {name!r}, which is encrypted; pack it again without a password")
         if member.is_dir():
             continue
-        place = str(PurePosixPath(name))
+        place = unicodedata.normalize("NFC", str(PurePosixPath(name))).casefold()
         if place in names:
-            raise ArchiveError(f"source: {path} holds {place!r} twice; pack it again")
+            other = names[place]
+            reason = "twice" if other == name else f"and {other!r}, one place on many machines"
+            raise ArchiveError(f"source: {path} holds {name!r} {reason}; rename one and pack it again")
         names[place] = name
         _refuse_size(member.filename, member.file_size, member.compress_size, path, limits)
     _refuse_total(sum(member.file_size for member in members), path, limits)

@@ -20,7 +20,7 @@ from tasks.records import CLASS_FOLDERS, SPLITS, SUBTYPES, Facts, Fetched, Table
 from tasks.retries import outside_failed
 from tasks.settings import Settings
 from tasks.sources import fetch_source
-from tasks.storage import digest, read_bytes, run_stage, write_manifest
+from tasks.storage import read_bytes, run_stage, write_manifest
 from tasks.tables import read_table, refuse_values
 
 READERS = 4
@@ -30,18 +30,17 @@ READERS = 4
 def ingest(settings: Settings) -> Facts:
     """Brings the source here and lists its images."""
     fetched = fetch_source(settings)
-    folder = Path(fetched.folder)
-    checksum = fetched.archive_sha256 or checksum_of_files(folder, [*fetched.layout.images, *fetched.layout.tables])
 
     def make(out: Path) -> Facts:
         manifest = list_images(fetched, settings.ingestion.max_side_px)
         write_manifest(out, manifest)
-        return describe(manifest, fetched) | {"source": settings.source, "sha256": checksum}
+        return describe(manifest, fetched) | {"source": settings.public_source}
 
     inputs = {
-        "sha256": checksum,
+        "sha256": fetched.sha256,
         "layout": asdict(fetched.layout),
-        "source": settings.source,
+        "vanished": fetched.vanished,
+        "source": settings.public_source,
         "max_side_px": settings.ingestion.max_side_px,
     }
     facts = run_stage(settings, "ingest", module=__name__, inputs=inputs, make=make, packages=("pillow", "pandas"))
@@ -57,13 +56,6 @@ def ingest(settings: Settings) -> Facts:
     )
     show_table("source", facts["counts"], f"Images in {settings.source}")
     return facts | {"folder": fetched.folder}
-
-
-def checksum_of_files(folder: Path, names: list[str]) -> str:
-    """A sha256 over names and contents of files below a folder, independent of their order."""
-    with ThreadPoolExecutor(READERS) as pool:
-        sums = pool.map(lambda name: hashlib.sha256(read_bytes(folder / name)).hexdigest(), names)
-        return digest(dict(zip(names, sums, strict=True)))
 
 
 def list_images(fetched: Fetched, max_side_px: int) -> pd.DataFrame:
@@ -215,7 +207,10 @@ def describe(manifest: pd.DataFrame, fetched: Fetched) -> Facts:
     return {
         "kind": fetched.kind,
         "name": fetched.name,
+        "sha256": fetched.sha256,
         "archive_sha256": fetched.archive_sha256,
+        "n_vanished": len(fetched.vanished),
+        "vanished": list(fetched.vanished),
         "tables": list(fetched.layout.tables),
         "n_images": len(manifest),
         "n_distinct": int(manifest["sha256"].nunique()),

@@ -51,7 +51,7 @@ def describe_run(settings: Settings) -> Facts:
     source = read_stage(run, "ingest")["facts"]
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json") | {"source": settings.public_source},
         "seed": settings.seed,
         "source": {"address": source["source"], "kind": source["kind"], "sha256": source["sha256"]},
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},

@@ -98,15 +98,19 @@ class Fetched:
     """A source that now lies on this machine.
 
     Attributes:
-        kind: ``sample``, ``folder`` or ``zip``.
+        kind: ``sample``, ``folder``, ``zip``, ``link``, ``bucket`` or ``dropbox``.
         name: Short name for the run folder and the report.
         folder: Local folder that holds the data set's root directly.
         layout: What of it is used.
-        archive_sha256: Checksum of the archive as read; ``None`` for folders.
+        sha256: Checksum of the archive as read, or over names and contents of the files that are used.
+        archive_sha256: The same for an archive; ``None`` for folders.
+        vanished: Names that the last fetch brought and the source no longer holds.
     """
 
     kind: str
     name: str
     folder: str
     layout: Layout
+    sha256: str
     archive_sha256: str | None = None
+    vanished: tuple[str, ...] = ()

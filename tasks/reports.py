@@ -164,8 +164,8 @@ def describe_left_out(run: Path, manifest: pd.DataFrame) -> Facts:
         if len(part) or why != OTHER_REASON:
             counts = {name: int((part["split"] == name).sum()) for name in SPLITS}
             rows.append({"reason": why, **counts, "all": len(part)})
-    told = ("n_nested", "n_nested_only", "n_clutter", "n_test_copies", "n_patients_unknown")
-    also = {name: ingest[name] for name in told} | {"n_unreviewed_train": screen["n_unreviewed_train"]}
+    told = ("n_vanished", "n_nested", "n_nested_only", "n_clutter", "n_test_copies", "n_patients_unknown")
+    also = {name: ingest.get(name, 0) for name in told} | {"n_unreviewed_train": screen["n_unreviewed_train"]}
     return {"n": len(excluded), "reasons": rows, **also}
 
 

@@ -15,10 +15,17 @@ from prefect.cache_policies import NO_CACHE
 from tasks.artifacts import show_table
 from tasks.records import Facts, TableError
 from tasks.settings import Settings
-from tasks.storage import REPOSITORY, read_manifest, run_folder, run_stage, sha256_of_file, write_manifest, write_whole
+from tasks.storage import (
+    SHIPPED_REVIEW,
+    read_manifest,
+    run_folder,
+    run_stage,
+    sha256_of_file,
+    write_manifest,
+    write_whole,
+)
 from tasks.tables import read_table, refuse_values
 
-SHIPPED_REVIEW = REPOSITORY / "data" / "device_review.csv"
 SHIPPED_APPLIES_FROM = 0.95
 SHOWS_DEVICE = "shows a medical device (reviewed)"
 

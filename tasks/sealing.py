@@ -8,8 +8,19 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.provenance import describe_run
 from tasks.records import Facts
+from tasks.retries import outside_failed
 from tasks.settings import Settings
-from tasks.storage import SEAL, run_folder, write_json
+from tasks.sources import fetch_source
+from tasks.storage import (
+    REPOSITORY,
+    SEAL,
+    SHIPPED_REVIEW,
+    digest,
+    read_json,
+    run_folder,
+    sha256_of_file,
+    write_json,
+)
 
 
 @task(name="seal", cache_policy=NO_CACHE)
@@ -18,9 +29,37 @@ def seal(settings: Settings) -> Facts:
     run = run_folder(settings)
     record = describe_run(settings)
     write_json(run / SEAL, record)
+    finished = {"run_dir": str(run.resolve()), "report": str((run / "report" / "index.html").resolve())}
+    write_json(_finished_path(settings, record["source"]["sha256"]), finished)
     runs = Path("data/runs")
     runs.mkdir(parents=True, exist_ok=True)
     beside = runs / f".latest.{os.getpid()}"
     beside.symlink_to(os.path.relpath(run.resolve(), runs.resolve()))
     os.replace(beside, runs / "latest")
     return record
+
+
+@task(name="look for news", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5, retry_condition_fn=outside_failed)
+def find_finished(settings: Settings) -> str | None:
+    """The report of a finished run of the same source, review table, settings and code; ``None`` if there is none."""
+    path = _finished_path(settings, fetch_source(settings).sha256)
+    if not path.exists():
+        return None
+    finished = read_json(path)
+    whole = (Path(finished["run_dir"]) / SEAL).exists() and Path(finished["report"]).exists()
+    return str(finished["report"]) if whole else None
+
+
+def _finished_path(settings: Settings, source_sha256: str) -> Path:
+    """Where the cache keeps the address of the finished run of this source with these settings and this code."""
+    chosen = settings.model_dump(mode="json", exclude={"run_dir", "storage", "ingestion"})
+    review = Path(settings.screening.review) if settings.screening.review else SHIPPED_REVIEW
+    code = {f"{d}/{p.name}": p.read_text() for d in ("flows", "tasks", "data") for p in (REPOSITORY / d).glob("*.py")}
+    parts = {
+        "source": source_sha256,
+        "settings": chosen,
+        "max_side_px": settings.ingestion.max_side_px,
+        "review": sha256_of_file(review) if review.exists() else None,
+        "code": code,
+    }
+    return Path(settings.storage.cache) / "finished" / f"{digest(parts)[:24]}.json"

@@ -160,3 +160,8 @@ class Settings(Section):
     training: TrainingSettings = Field(TrainingSettings(), description=TrainingSettings.__doc__)
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description=EvaluationSettings.__doc__)
     explanation: ExplanationSettings = Field(ExplanationSettings(), description=ExplanationSettings.__doc__)
+
+    @property
+    def public_source(self) -> str:
+        """The source without the query of a web address, which holds the key of a share link."""
+        return self.source.split("?")[0] if "://" in self.source else self.source

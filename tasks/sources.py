@@ -1,14 +1,16 @@
-"""Sources: the sample, a folder, a zip. Each ends as a folder on this machine with a plan of what in it is used.
+"""Sources: the sample, a folder, a zip, a link, a bucket. Each ends as a local folder with a plan of what is used.
 
-A new kind of source (a Dropbox link, an S3 prefix) is one more line of ``fetch_source`` and one function that brings
-the bytes to ``storage.raw`` and hands them to ``_fetch_archive`` or ``_fetch_folder``.
+A kind of source is one line of ``fetch_source`` and one function that brings the bytes to ``storage.raw`` and hands
+them to ``_fetch_archive`` or ``_fetch_folder``.
 """
 
+import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from data.sample import write_sample
@@ -16,7 +18,10 @@ from tasks.archives import list_members, open_archive, unpack_members
 from tasks.layout import plan_layout
 from tasks.records import Fetched, Layout, SourceError
 from tasks.settings import Settings
-from tasks.storage import code_version, digest, make_once, read_json, sha256_of_file, write_json
+from tasks.storage import code_version, digest, make_once, read_bytes, read_json, sha256_of_file, write_json
+
+READERS = 4
+KINDS = "give 'sample', a folder, a .zip file, an https link, s3://bucket/prefix or dropbox:/folder"
 
 
 def fetch_source(settings: Settings) -> Fetched:
@@ -26,12 +31,18 @@ def fetch_source(settings: Settings) -> Fetched:
         SourceError: If it does not exist, cannot be used, or its checksum is not the expected one.
     """
     source = settings.source
-    if settings.ingestion.sha256 and not source.endswith(".zip"):
+    if settings.ingestion.sha256 and not (source.endswith(".zip") or source.startswith("https://")):
         raise SourceError(f"ingestion.sha256: {source} is no archive, so it has no checksum; leave the setting out")
     if source == "sample":
         return _fetch_sample(settings)
+    if source.startswith("https://"):
+        return _fetch_link(settings)
+    if source.startswith("s3://"):
+        return _fetch_bucket(settings)
+    if source.startswith("dropbox:"):
+        return _fetch_dropbox(settings)
     if "://" in source:
-        raise SourceError(f"source: {source} is not a kind that is known; give 'sample', a folder or a .zip file")
+        raise SourceError(f"source: {settings.public_source} is not a kind that is known; {KINDS}")
     path = Path(source)
     try:
         if path.is_dir():
@@ -41,7 +52,7 @@ def fetch_source(settings: Settings) -> Fetched:
         raise SourceError(f"source: {source} cannot be read ({error.strerror}); give another path") from None
     if found:
         return _fetch_archive(path, settings)
-    raise SourceError(f"source: {source} does not exist; give 'sample', a folder or a .zip file")
+    raise SourceError(f"source: {source} does not exist; {KINDS}")
 
 
 def source_name(source: str) -> str:
@@ -49,6 +60,51 @@ def source_name(source: str) -> str:
     last = source.rstrip("/").split("/")[-1].removesuffix(".zip")
     name = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in last).strip("-")
     return name[:60] or "source"
+
+
+def checksum_of_files(folder: Path, names: Sequence[str]) -> str:
+    """A sha256 over names and contents of files below a folder, independent of their order."""
+    with ThreadPoolExecutor(READERS) as pool:
+        sums = pool.map(lambda name: hashlib.sha256(read_bytes(folder / name)).hexdigest(), names)
+        return digest(dict(zip(names, sums, strict=True)))
+
+
+def _fetch_link(settings: Settings) -> Fetched:
+    from tasks.web_links import fetch_link
+
+    archive = fetch_link(settings.source, Path(settings.storage.raw) / "links", settings.ingestion)
+    return replace(_fetch_archive(archive, settings), kind="link", name=source_name(settings.public_source))
+
+
+def _fetch_dropbox(settings: Settings) -> Fetched:
+    from tasks.dropbox_folder import fetch_dropbox_folder
+
+    local = Path(settings.storage.raw) / f"dropbox-{digest(settings.source)[:16]}"
+    got = fetch_dropbox_folder(settings.source, local, settings.ingestion)
+    name = source_name(settings.source.removeprefix("dropbox:"))
+    if got.is_file():
+        return replace(_fetch_archive(got, settings), kind="dropbox", name=name)
+    return _fetch_folder(got, settings.source, "dropbox", name)
+
+
+def _fetch_bucket(settings: Settings) -> Fetched:
+    from tasks.buckets import fetch_archive_object, fetch_bucket, is_archive_address
+
+    source, name = settings.source, source_name(settings.source)
+    local = Path(settings.storage.raw) / f"bucket-{digest(source)[:16]}"
+    if is_archive_address(source):
+        archive = fetch_archive_object(source, local, settings.ingestion)
+        return replace(_fetch_archive(archive, settings), kind="bucket", name=name)
+
+    def select(names: list[str]) -> list[str]:
+        layout = plan_layout(names, source)
+        return [layout.root + kept for kept in (*layout.images, *layout.tables)]
+
+    copy = fetch_bucket(source, local, settings.ingestion, select)
+    layout = plan_layout(copy.names, source)
+    root = copy.folder / layout.root
+    checksum = checksum_of_files(root, [*layout.images, *layout.tables])
+    return Fetched("bucket", name, str(root), layout, checksum, vanished=copy.vanished)
 
 
 def _fetch_sample(settings: Settings) -> Fetched:
@@ -79,7 +135,8 @@ def _fetch_folder(folder: Path, source: str, kind: str, name: str) -> Fetched:
     for image in layout.images:
         if image != image.encode(errors="replace").decode():
             raise SourceError(f"source: {source} holds the file name {image!a}, which is not UTF-8; rename it")
-    return Fetched(kind, name, str(folder / layout.root), layout)
+    root = folder / layout.root
+    return Fetched(kind, name, str(root), layout, checksum_of_files(root, [*layout.images, *layout.tables]))
 
 
 def _fetch_archive(path: Path, settings: Settings) -> Fetched:
@@ -106,7 +163,7 @@ def _fetch_archive(path: Path, settings: Settings) -> Fetched:
     # What was unpacked is what counts, not what the archive would give today.
     kept_layout = read_json(folder / "layout.json")
     layout = Layout(**{**kept_layout, "images": tuple(kept_layout["images"]), "tables": tuple(kept_layout["tables"])})
-    return Fetched("zip", source_name(path.name), str(folder / "files"), layout, checksum)
+    return Fetched("zip", source_name(path.name), str(folder / "files"), layout, checksum, checksum)
 
 
 def _is_whole(folder: Path) -> bool:

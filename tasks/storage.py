@@ -25,6 +25,7 @@ from tasks.records import MANIFEST_DTYPES, Facts, RunError, SourceError
 from tasks.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+SHIPPED_REVIEW = REPOSITORY / "data" / "device_review.csv"
 STAGES_FOLDER = "stages"
 SEAL = "run.json"
 

@@ -1,6 +1,7 @@
 """Zips that are broken, hostile or too large are refused in one sentence, declared or actual."""
 
 import random
+import re
 import stat
 import struct
 import zipfile
@@ -111,11 +112,11 @@ def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
     assert "encrypted" in refusal(path, tmp_path / "out")
 
 
-@pytest.mark.parametrize("again", ["b/a.jpeg", "./b/a.jpeg", "b//a.jpeg", "b/./a.jpeg"])
+@pytest.mark.parametrize("again", ["b/a.jpeg", "./b/a.jpeg", "b//a.jpeg", "b/./a.jpeg", "B/a.JPEG"])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_two_members_for_one_place_are_refused(again: str, tmp_path: Path) -> None:
     path = make_zip(tmp_path / "x.zip", ("b/a.jpeg", b"1"), (again, b"2"))
-    assert "'b/a.jpeg' twice" in refusal(path, tmp_path / "out")
+    assert re.search("'b/a.jpeg'.* (twice|one place)", refusal(path, tmp_path / "out"))
 
 
 def test_more_members_than_the_limit_are_refused_and_as_many_are_not(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from flows.command_line import read_flags, run_command
 from tasks.records import MANIFEST_DTYPES
@@ -254,3 +255,55 @@ def test_probabilities_of_a_run_come_from_its_model_file(finished_run: Path) -> 
     ids = read_manifest(finished_run).set_index("path")["image_id"]
     pixels = PackedImages(finished_run).read([ids[path] for path in predictions["path"]])
     np.testing.assert_allclose(predict(load_network(finished_run), pixels), predictions["probability"], atol=1e-5)
+
+
+def test_a_run_of_unchanged_input_ends_early_in_a_state_that_says_nothing_new(
+    finished_run: Path, small_flags: list[str], tmp_path: Path
+) -> None:
+    from flows.pipeline import pipeline
+
+    flags = [*small_flags, "--ingestion.skip-unchanged", "true", "--run-dir", str(tmp_path / "run")]
+    state = pipeline(read_flags(flags, "test"), return_state=True)
+    assert (state.name, state.type.value) == ("Nothing new", "COMPLETED")
+    earlier = Path(str(state.result())).parents[1]
+    assert sha256_of_file(earlier / "predictions.csv") == sha256_of_file(finished_run / "predictions.csv")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("finished_run")
+def test_changed_settings_or_a_lost_run_count_as_news(small_flags: list[str]) -> None:
+    from tasks.sealing import find_finished
+
+    same = read_flags(small_flags, "test")
+    report = find_finished.fn(same)
+    assert report is not None
+    assert find_finished.fn(read_flags([*small_flags, "--training.epochs", "3"], "test")) is None
+    seal = Path(report).parents[1] / "run.json"
+    hidden = seal.rename(seal.with_suffix(".hidden"))
+    try:
+        assert find_finished.fn(same) is None
+    finally:
+        hidden.rename(seal)
+
+
+@pytest.mark.usefixtures("finished_run")
+def test_when_images_join_only_they_are_packed_and_nobody_changes_split(
+    workspace: Path, small_flags: list[str], tmp_path: Path
+) -> None:
+    import shutil
+
+    from flows.prepare import prepare
+
+    (sample,) = (p for p in (workspace / "raw").glob("sample-*/archive"))
+    grown = tmp_path / "grown"
+    shutil.copytree(sample, grown)
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        picture = Image.fromarray(rng.integers(0, 256, (90, 100), dtype=np.uint8))
+        picture.save(grown / "chest_xray" / "train" / "PNEUMONIA" / f"person99{i}_virus_{i}.jpeg")
+    for source, run in ((sample, "before"), (grown, "after")):
+        prepare(read_flags([*small_flags, "--source", str(source), "--run-dir", str(tmp_path / run)], "test"))
+    before, after = (read_manifest(tmp_path / run).set_index("path") for run in ("before", "after"))
+    assert len(after) == len(before) + 5
+    pd.testing.assert_series_equal(after.loc[before.index, "split"], before["split"])
+    assert json.loads((tmp_path / "after" / "stages" / "pack.json").read_text())["facts"]["n_new"] == 5

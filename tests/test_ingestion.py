@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from tasks.ingestion import (
-    checksum_of_files,
     describe_path,
     exclude_copies,
     image_id,
@@ -240,14 +239,6 @@ def test_a_file_that_is_no_image_is_excluded_by_its_reason(tmp_path: Path) -> No
     assert facts["excluded"] == "undecodable: is no JPEG or PNG (unknown format)"
     assert facts["width_px"] is pd.NA
     assert len(facts["sha256"]) == 64
-
-
-def test_the_checksum_of_files_depends_on_names_and_contents_and_not_on_their_order(tmp_path: Path) -> None:
-    write_set(tmp_path, {"a": "1", "b": "2"})
-    first = checksum_of_files(tmp_path, ["a", "b"])
-    assert checksum_of_files(tmp_path, ["b", "a"]) == first
-    write_set(tmp_path, {"a": "2", "b": "1"})
-    assert checksum_of_files(tmp_path, ["a", "b"]) != first
 
 
 # -- the whole stage ---------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import pytest
 
 from tasks.records import TableError
 from tasks.screening import (
-    SHIPPED_REVIEW,
     SHOWS_DEVICE,
     apply_review,
     count_devices,
@@ -17,7 +16,7 @@ from tasks.screening import (
     screen,
 )
 from tasks.settings import Settings
-from tasks.storage import read_manifest, write_manifest
+from tasks.storage import SHIPPED_REVIEW, read_manifest, write_manifest
 
 
 def table(*rows: tuple[str, str], excluded: str = "", label: int = 1) -> pd.DataFrame:
