@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from botocore import UNSIGNED  # type: ignore[import-untyped]
-from botocore import exceptions as boto
+from botocore import exceptions as boto  # type: ignore[import-untyped]
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 from urllib3.exceptions import HTTPError
 
@@ -127,7 +127,7 @@ def fetch_bucket(
             the folder, a limit is passed, or the server keeps failing.
     """
     with _explained(address, folder):
-        bucket = _Bucket(address, settings)
+        bucket = _Bucket(address, settings, make_client(settings))
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_name(f".{folder.name}.lock")):
             listing = _list_folder(bucket)
@@ -153,7 +153,7 @@ def fetch_archive_object(address: str, folder: Path, settings: IngestionSettings
             keeps failing.
     """
     with _explained(address, folder):
-        bucket = _Bucket(address, settings)
+        bucket = _Bucket(address, settings, make_client(settings))
         name = bucket.key.rpartition("/")[2]
         _refuse_name(name, address)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -327,6 +327,7 @@ def _sweep(folder: Path, kept: Set[str]) -> None:
 
 
 def _has_size(path: Path, size: int) -> bool:
+    """Whether there is a file of that size."""
     return path.is_file() and path.stat().st_size == size
 
 
@@ -340,10 +341,12 @@ class _Tally:
         self.bar = Progress("fetching", f"Fetching {address}")
 
     def add(self, n_bytes: int, n_files: int = 0) -> None:
+        """Counts what came."""
         self.bytes += n_bytes
         self.files += n_files
 
     def show(self) -> None:
+        """Tells it when it is time to; from the main thread only."""
         now, share = time.monotonic(), self.bytes / self.n_bytes if self.n_bytes else 1.0
         if now - self.bar_at > 2:
             self.bar_at = now
@@ -391,10 +394,9 @@ def _split_address(address: str) -> tuple[str, str]:
 class _Bucket:
     """Requests to one bucket, each tried again while its failure may pass."""
 
-    def __init__(self, address: str, settings: IngestionSettings) -> None:
+    def __init__(self, address: str, settings: IngestionSettings, client: Any) -> None:
         self.name, self.key = _split_address(address)
-        self.address, self.settings = address, settings
-        self.client = make_client(settings)
+        self.address, self.settings, self.client = address, settings, client
         self.stop = threading.Event()
         self.sent = threading.local()
         self.client.meta.events.register("before-send.s3", self._count)
@@ -421,6 +423,7 @@ class _Bucket:
                 raise _StoppedError
 
     def failed(self, error: Exception) -> SourceError:
+        """What is said when the tries are used up."""
         kind = _code(error) if isinstance(error, boto.ClientError) else type(error).__name__.strip("_")
         return SourceError(
             f"source: {self.address} could not be fetched in {self.settings.tries} tries ({kind}); look at the network "
@@ -428,6 +431,7 @@ class _Bucket:
         )
 
     def pages(self, prefix: str) -> Iterator[list[_Version]]:
+        """All objects whose key begins so, page by page."""
         token: dict[str, str] = {}
         while True:
             page = self.attempt(self.client.list_objects_v2, Bucket=self.name, Prefix=prefix, **token)
@@ -519,6 +523,7 @@ class _Bucket:
 
     @staticmethod
     def length(version: _Version, start: int) -> int:
+        """Bytes of the range that begins there."""
         return min(RANGE, version.size - start)
 
     def parallel(

@@ -4,6 +4,7 @@ import io
 import random
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,25 @@ def picture(seed: int = 0, side: int = 16) -> bytes:
 
 
 PICTURE = picture()
+MEMORY_MB = 256
+
+
+def memory_mb(field: str) -> float:
+    """A line of /proc/self/status, such as VmHWM, the highest memory since it was last reset."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[field].split()[0]) / 1024
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_memory() -> Iterator[None]:
+    """No case of this module makes the process grow by more than the limit."""
+    if not Path("/proc/self/clear_refs").exists():
+        yield
+        return
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory_mb("VmRSS")
+    yield
+    assert memory_mb("VmHWM") - before < MEMORY_MB
 
 
 def pack(names: list[str], method: int = zipfile.ZIP_DEFLATED) -> bytes:
