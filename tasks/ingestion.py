@@ -203,6 +203,8 @@ def exclude_copies(manifest: pd.DataFrame) -> pd.DataFrame:
 def describe(manifest: pd.DataFrame, fetched: Fetched) -> Facts:
     """Counts of a manifest after ingestion, for the log and the report."""
     excluded = manifest["excluded"].fillna("")
+    decodable = manifest[~excluded.str.startswith("undecodable")]
+    labels = decodable.groupby("sha256")["label"].transform("nunique")
     counts = manifest.groupby(["source_split", "label"]).agg(n=("path", "size"), patients=("patient_id", "nunique"))
     return {
         "kind": fetched.kind,
@@ -219,7 +221,7 @@ def describe(manifest: pd.DataFrame, fetched: Fetched) -> Facts:
         "n_nested_only": fetched.layout.n_nested_only,
         "n_duplicates_excluded": int(excluded.str.startswith("duplicate").sum()),
         "n_test_copies": int((manifest["duplicate_of"].notna() & (manifest["source_split"] == "test")).sum()),
-        "n_conflicts": int(excluded.str.startswith("conflict").sum()),
+        "n_conflicts": int((labels > 1).sum()),
         "n_undecodable": int(excluded.str.startswith("undecodable").sum()),
         "n_patients_unknown": int((~manifest["patient_known"].astype(bool)).sum()),
         "counts": [

@@ -106,7 +106,9 @@ def add_facts(manifest: pd.DataFrame, checkpoint: Checkpoint, quality: QualitySe
         shared = pair.groupby("patient")["split"].transform("nunique")
         table[f"n_splits_train_{other}"] = shared.astype("float64").reindex(table.index)
     table["share_undecodable"] = float(excluded.str.startswith("undecodable").mean()) if len(table) else 0.0
-    table["contradicts"] = excluded.str.startswith("conflict").astype(float)
+    # Those in test stay there, so the reasons alone would not tell of them.
+    n_labels = manifest[usable].groupby("sha256")["label"].transform("nunique").reindex(table.index)
+    table["contradicts"] = (excluded.str.startswith("conflict") | (n_labels > 1)).astype(float)
     device_in_train = usable & (split == "train") & manifest["has_device"].fillna(False).astype(bool)
     table["device_in_training"] = device_in_train.astype(float)
     return table

@@ -22,8 +22,8 @@ ROWS = [
         "tasks.keras_backend",
     },
     {"tasks.figures", "tasks.images", "tasks.array_lime", "data.anatomy"},
-    {"tasks.layout", "tasks.archives", "tasks.networks", "data.sample", "tasks.buckets", "tasks.web_requests"},
-    {"tasks.web_links", "tasks.dropbox_folder"},
+    {"tasks.layout", "tasks.archives", "tasks.networks", "data.sample", "tasks.bucket_requests", "tasks.web_requests"},
+    {"tasks.web_links", "tasks.dropbox_folder", "tasks.buckets"},
     {"tasks.sources"},
     {
         "tasks.ingestion",

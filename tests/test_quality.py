@@ -205,3 +205,8 @@ def test_the_two_checkpoints_of_a_run_keep_their_results_apart(tmp_path: Path) -
     checked(tmp_path, sound(), "source")
     checked(tmp_path, sound(), "prepared")
     assert sorted(p.name for p in (tmp_path / "run" / "checks").iterdir()) == ["prepared", "source"]
+
+
+def test_a_contradiction_within_test_is_warned_of_although_both_files_stay(tmp_path: Path) -> None:
+    manifest = changed("test/1/0", sha256="test00")(sound())
+    assert list(failing(manifest, "source", tmp_path)) == ["identical files have one label"]
