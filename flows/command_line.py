@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as CommandLineError
 
 from tasks.records import PipelineError, SettingsError
+from tasks.retries import DISK_ERRORS
 from tasks.settings import Settings
 
 
@@ -67,6 +68,11 @@ def run_command(flow: Callable[[Settings], object], arguments: Sequence[str], pr
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; check path, rights and free space", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped; the same command with the same --run-dir goes on from here", file=sys.stderr)
         return 130
@@ -82,7 +88,8 @@ def show_own_errors_once() -> None:
     """
 
     def wanted(record: logging.LogRecord) -> bool:
-        ours = bool(record.exc_info and isinstance(record.exc_info[1], PipelineError))
+        raised = record.exc_info[1] if record.exc_info else None
+        ours = isinstance(raised, PipelineError) or (isinstance(raised, OSError) and raised.errno in DISK_ERRORS)
         repeated = record.getMessage().startswith(
             ("Finished in state Failed", "Task run failed", "Stopping temporary", "EventsWorker -")
         )

@@ -34,7 +34,7 @@ def with_run_folder(settings: Settings) -> Settings:
     """The settings with a run folder: the one named, else ``data/runs/<UTC time>-<source>``."""
     if settings.run_dir is not None:
         return settings
-    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{source_name(settings.source)}"
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{source_name(settings.public_source)}"
     return settings.model_copy(update={"run_dir": str(Path("data/runs") / name)})
 
 

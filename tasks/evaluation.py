@@ -46,7 +46,7 @@ def evaluate(settings: Settings) -> Facts:
         "evaluation": settings.evaluation.model_dump(),
         "seed": settings.seed,
     }
-    facts = run_stage(settings, "evaluate", module=__name__, inputs=inputs, make=make, packages=("scikit-learn",))
+    facts = run_stage(settings, "evaluate", module=__name__, inputs=inputs, make=make)
     metrics = facts["metrics"]
     for name in settings.evaluation.splits:
         print(describe_group(name, metrics[name]) + (" (taken from the cache)" if facts["reused"] else ""))
@@ -73,8 +73,8 @@ def measure(table: pd.DataFrame, splits: tuple[str, ...], n_bootstrap: int, seed
         seed: Seed of the draws.
     """
     val = table[table["split"] == "val"]
-    threshold = choose_threshold(val["label"].to_numpy(float), val["probability"].to_numpy(float))
-    metrics: Facts = {"threshold": round(threshold, 6), "subtypes": {}}
+    threshold = round(choose_threshold(val["label"].to_numpy(float), val["probability"].to_numpy(float)), 6)
+    metrics: Facts = {"threshold": threshold, "subtypes": {}}
     for name in GROUPS:
         split = name.split("_")[0]
         rows = table[table["split"] == split]

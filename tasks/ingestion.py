@@ -54,7 +54,7 @@ def ingest(settings: Settings) -> Facts:
         f"{facts['n_conflicts']:,} files with contradicting labels"
         + (" (listing taken from the cache)" if facts["reused"] else "")
     )
-    show_table("source", facts["counts"], f"Images in {settings.source}")
+    show_table("source", facts["counts"], f"Images in {settings.public_source}")
     return facts | {"folder": fetched.folder}
 
 
@@ -163,7 +163,7 @@ def read_index(path: Path, images: tuple[str, ...]) -> pd.DataFrame:
                 "source_split": row["split"] or (top if top in SPLITS else "train"),
                 "label": label,
                 "subtype": row["subtype"] or subtype_of(own, label),
-                "patient_id": patient or PurePosixPath(own).stem,
+                "patient_id": patient or str(PurePosixPath(own).with_suffix("")),
                 "patient_known": bool(patient),
             }
         )

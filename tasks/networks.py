@@ -126,8 +126,8 @@ def build_network(settings: TrainingSettings, seed: int) -> keras.Model:
         seed: Seed of the initial weights and of the augmentation.
 
     Returns:
-        float32 ``(n, 224, 224, 1)`` in 0.0 to 1.0 -> ``probability`` ``(n, 1)``, P(label = 1); about 264,000 weights
-        at the default width of 24.
+        float32 ``(n, 224, 224, 1)`` in 0.0 to 1.0 -> ``probability`` ``(n, 1)``, P(label = 1); 278,617 weights at
+        the default width of 24.
     """
     keras.utils.set_random_seed(seed)
     pixels = keras.Input((SIDE_PX, SIDE_PX, 1), name="pixels")

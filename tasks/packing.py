@@ -5,6 +5,8 @@ folder, and marks files that do not decode in ``manifest.parquet``. Shards are f
 them, so that next week only new images are packed.
 """
 
+import hashlib
+import importlib.metadata
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.images import SIDE_PX, UndecodableError, decode
-from tasks.records import Facts
+from tasks.records import Facts, SourceError
 from tasks.settings import Settings
 from tasks.storage import (
     code_version,
@@ -42,7 +44,8 @@ def pack(settings: Settings, folder: str) -> Facts:
     """Decodes each image once to a 224 px uint8 array."""
     run = run_folder(settings)
     decoding: dict[str, Any] = {"padding": settings.packing.padding, "max_side_px": settings.ingestion.max_side_px}
-    shelf = Path(settings.storage.cache) / "arrays" / digest({"code": code_version("tasks.images"), **decoding})[:16]
+    decoder = {"code": code_version("tasks.images"), "pillow": importlib.metadata.version("pillow"), **decoding}
+    shelf = Path(settings.storage.cache) / "arrays" / digest(decoder)[:16]
 
     def make(out: Path) -> Facts:
         manifest = read_manifest(run)
@@ -91,14 +94,17 @@ def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: boo
     file that did not decode the reason.
     """
 
-    def read(path: str) -> np.ndarray | str:
+    def read(sha256: str) -> np.ndarray | str:
+        data = read_bytes(folder / files[sha256])
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise SourceError(f"source: {files[sha256]} changed while it was read; run again")
         try:
-            return decode(read_bytes(folder / path), side_px=SIDE_PX, padding=padding, max_side_px=max_side_px)
+            return decode(data, side_px=SIDE_PX, padding=padding, max_side_px=max_side_px)
         except UndecodableError as error:
             return str(error)
 
     with ThreadPoolExecutor(DECODERS) as pool:
-        results = dict(zip(files, pool.map(read, files.values()), strict=True))
+        results = dict(zip(files, pool.map(read, files), strict=True))
     pixels = {sha: result for sha, result in results.items() if not isinstance(result, str)}
     failed = {sha: result for sha, result in results.items() if isinstance(result, str)}
     name = digest(sorted(files))[:24]

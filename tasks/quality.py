@@ -17,7 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.artifacts import show_table
 from tasks.records import SPLITS, SUBTYPES, DataCheckError, Facts
 from tasks.settings import QualitySettings, Settings
-from tasks.storage import read_manifest, run_folder, run_stage, sha256_of_file, write_json
+from tasks.storage import STAGES_FOLDER, read_json, read_manifest, run_folder, run_stage, sha256_of_file, write_json
 
 Checkpoint = Literal["source", "prepared"]
 
@@ -30,10 +30,12 @@ def check(settings: Settings, checkpoint: Checkpoint) -> Facts:
         DataCheckError: If a critical expectation failed; the results are in the run folder all the same.
     """
     run = run_folder(settings)
+    listing = run / STAGES_FOLDER / "ingest.json"
+    own_patients = listing.exists() and "index.csv" in read_json(listing)["facts"]["tables"]
 
     def make(out: Path) -> Facts:
         facts = add_facts(read_manifest(run), checkpoint, settings.quality)
-        checks = run_checkpoint(facts, checkpoint, settings.quality, out / "checks" / checkpoint)
+        checks = run_checkpoint(facts, checkpoint, settings.quality, out / "checks" / checkpoint, own_patients)
         write_json(out / "checks" / checkpoint / "summary.json", checks)
         return {"checks": checks}
 
@@ -41,6 +43,7 @@ def check(settings: Settings, checkpoint: Checkpoint) -> Facts:
         "manifest": sha256_of_file(run / "manifest.parquet"),
         "quality": settings.quality.model_dump(),
         "checkpoint": checkpoint,
+        "own_patients": own_patients,
     }
     facts = run_stage(
         settings, f"check_{checkpoint}", module=__name__, inputs=inputs, make=make, packages=("great-expectations",)
@@ -57,7 +60,7 @@ def check(settings: Settings, checkpoint: Checkpoint) -> Facts:
     )
     if critical:
         raise DataCheckError(
-            f"{settings.source}: {len(critical)} critical data check(s) failed at checkpoint {checkpoint}: "
+            f"{settings.public_source}: {len(critical)} critical data check(s) failed at checkpoint {checkpoint}: "
             + "; ".join(describe_failure(item) for item in critical)
             + f" (see {run / 'checks' / checkpoint}, bounds are the quality settings)"
         )
@@ -114,8 +117,15 @@ def add_facts(manifest: pd.DataFrame, checkpoint: Checkpoint, quality: QualitySe
     return table
 
 
-def build_suite(checkpoint: Checkpoint, quality: QualitySettings) -> list[Any]:
-    """The expectations of a checkpoint, each with its severity and, in ``meta``, a sentence for people."""
+def build_suite(checkpoint: Checkpoint, quality: QualitySettings, own_patients: bool = False) -> list[Any]:
+    """The expectations of a checkpoint, each with its severity and, in ``meta``, a sentence for people.
+
+    Args:
+        checkpoint: Which one.
+        quality: The bounds.
+        own_patients: The patients come from an ``index.csv``, so that one in both train and test is a leak; the public
+            set uses its numbers twice, for different children.
+    """
     import great_expectations.expectations as gxe
 
     def meant(says: str, severity: str = "critical") -> dict[str, Any]:
@@ -176,7 +186,10 @@ def build_suite(checkpoint: Checkpoint, quality: QualitySettings) -> list[Any]:
             gxe.ExpectColumnValuesToBeBetween(
                 column="n_splits_train_test",
                 max_value=1.0,
-                **meant("no patient id is in both train and test (the public set uses numbers twice)", "warning"),
+                **meant(
+                    f"no patient is in both train and test{'' if own_patients else ' (the public set uses ids twice)'}",
+                    "critical" if own_patients else "warning",
+                ),
             ),
             gxe.ExpectColumnValuesToBeInSet(
                 column="device_in_training", value_set=[0.0], **meant("no training image is known to show a device")
@@ -185,7 +198,9 @@ def build_suite(checkpoint: Checkpoint, quality: QualitySettings) -> list[Any]:
     return suite
 
 
-def run_checkpoint(table: pd.DataFrame, checkpoint: Checkpoint, quality: QualitySettings, out: Path) -> list[Facts]:
+def run_checkpoint(
+    table: pd.DataFrame, checkpoint: Checkpoint, quality: QualitySettings, out: Path, own_patients: bool = False
+) -> list[Facts]:
     """Runs a suite with Great Expectations; writes ``result.json`` and ``data_docs/`` into ``out``.
 
     Returns:
@@ -210,7 +225,8 @@ def run_checkpoint(table: pd.DataFrame, checkpoint: Checkpoint, quality: Quality
         },
     )
     asset = context.data_sources.add_pandas("manifest").add_dataframe_asset("images")
-    suite = context.suites.add(gx.ExpectationSuite(name=checkpoint, expectations=build_suite(checkpoint, quality)))
+    expectations = build_suite(checkpoint, quality, own_patients)
+    suite = context.suites.add(gx.ExpectationSuite(name=checkpoint, expectations=expectations))
     definition = context.validation_definitions.add(
         gx.ValidationDefinition(name=checkpoint, data=asset.add_batch_definition_whole_dataframe("all"), suite=suite)
     )
@@ -223,7 +239,8 @@ def run_checkpoint(table: pd.DataFrame, checkpoint: Checkpoint, quality: Quality
         )
     )
     (result,) = run.run(batch_parameters={"dataframe": table}).run_results.values()
-    write_json(out / "result.json", json.loads(json.dumps(result.to_json_dict(), default=str).replace("NaN", "null")))
+    finite = json.loads(json.dumps(result.to_json_dict(), default=str), parse_constant=lambda _: None)
+    write_json(out / "result.json", finite)
     return [summarise(item, len(table)) for item in result.results]
 
 

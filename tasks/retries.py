@@ -1,8 +1,12 @@
 """Which failures deserve another try: those from outside, never the errors that only the user can mend."""
 
+import errno
 from typing import Any
 
 from tasks.records import PipelineError
+
+DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
+"""Of paths, rights and space on this machine: trying again does not help."""
 
 
 def outside_failed(task: Any, task_run: Any, state: Any) -> bool:
@@ -11,6 +15,8 @@ def outside_failed(task: Any, task_run: Any, state: Any) -> bool:
         state.result()
     except PipelineError:
         return False
+    except OSError as error:
+        return error.errno not in DISK_ERRORS
     except BaseException:
         return True
     return False

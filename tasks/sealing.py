@@ -1,12 +1,13 @@
 """Seal: ``run.json``, written last, says what made a run; a run folder without it is unfinished."""
 
+import importlib.metadata
 import os
 from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.provenance import describe_run
+from tasks.provenance import PACKAGES, describe_run
 from tasks.records import Facts
 from tasks.retries import outside_failed
 from tasks.settings import Settings
@@ -28,12 +29,14 @@ def seal(settings: Settings) -> Facts:
     """Writes ``run.json``, last of all, and leads ``data/runs/latest`` here."""
     run = run_folder(settings)
     record = describe_run(settings)
-    write_json(run / SEAL, record)
+    path = _finished_path(settings, record["source"]["sha256"])
+    write_json(run / SEAL, {**record, "news": path.stem})
     finished = {"run_dir": str(run.resolve()), "report": str((run / "report" / "index.html").resolve())}
-    write_json(_finished_path(settings, record["source"]["sha256"]), finished)
+    write_json(path, finished)
     runs = Path("data/runs")
     runs.mkdir(parents=True, exist_ok=True)
     beside = runs / f".latest.{os.getpid()}"
+    beside.unlink(missing_ok=True)
     beside.symlink_to(os.path.relpath(run.resolve(), runs.resolve()))
     os.replace(beside, runs / "latest")
     return record
@@ -46,20 +49,29 @@ def find_finished(settings: Settings) -> str | None:
     if not path.exists():
         return None
     finished = read_json(path)
-    whole = (Path(finished["run_dir"]) / SEAL).exists() and Path(finished["report"]).exists()
-    return str(finished["report"]) if whole else None
+    seal_path = Path(finished["run_dir"]) / SEAL
+    # The folder may hold another run by now: what it was sealed for counts.
+    same = seal_path.exists() and read_json(seal_path).get("news") == path.stem
+    return str(finished["report"]) if same and Path(finished["report"]).exists() else None
 
 
 def _finished_path(settings: Settings, source_sha256: str) -> Path:
     """Where the cache keeps the address of the finished run of this source with these settings and this code."""
     chosen = settings.model_dump(mode="json", exclude={"run_dir", "storage", "ingestion"})
     review = Path(settings.screening.review) if settings.screening.review else SHIPPED_REVIEW
-    code = {f"{d}/{p.name}": p.read_text() for d in ("flows", "tasks", "data") for p in (REPOSITORY / d).glob("*.py")}
+    code = {
+        f"{d}/{p.name}": p.read_text()
+        for d in ("flows", "tasks", "data")
+        for p in (REPOSITORY / d).glob("*.*")
+        if p.suffix in (".py", ".j2")
+    }
     parts = {
         "source": source_sha256,
         "settings": chosen,
         "max_side_px": settings.ingestion.max_side_px,
-        "review": sha256_of_file(review) if review.exists() else None,
+        "review": sha256_of_file(review) if review.is_file() else None,
         "code": code,
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "backend": os.environ.get("KERAS_BACKEND"),
     }
     return Path(settings.storage.cache) / "finished" / f"{digest(parts)[:24]}.json"

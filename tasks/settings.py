@@ -4,11 +4,21 @@
 field is a flag of the command line: ``--training.epochs 3``.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Split = Literal["val", "test"]
+
+
+def _refuse_address(value: str) -> str:
+    if "://" in value:
+        raise ValueError("should be a folder on this machine")
+    return value
+
+
+Folder = Annotated[str, AfterValidator(_refuse_address)]
 
 
 class Section(BaseModel):
@@ -20,8 +30,8 @@ class Section(BaseModel):
 class StorageSettings(Section):
     """Where work that can be used again is kept."""
 
-    cache: str = Field("data/cache", description="Folder of finished work, shared by all runs and keyed by content.")
-    raw: str = Field("data/raw", description="Folder on this machine for unpacked archives and the drawn sample.")
+    cache: Folder = Field("data/cache", description="Folder of finished work, shared by all runs and keyed by content.")
+    raw: Folder = Field("data/raw", description="Folder on this machine for unpacked archives and the drawn sample.")
 
 
 class IngestionSettings(Section):
@@ -146,7 +156,7 @@ class Settings(Section):
         min_length=1,
         description="'sample', a folder, a .zip file, s3://bucket/prefix, a Dropbox link or dropbox:/folder.",
     )
-    run_dir: str | None = Field(
+    run_dir: Folder | None = Field(
         None, min_length=1, description="The run folder, used exactly as given; default data/runs/<UTC time>-<source>."
     )
     seed: int = Field(7, ge=0, le=2**31 - 1, description="Seed of every random choice.")
@@ -163,5 +173,8 @@ class Settings(Section):
 
     @property
     def public_source(self) -> str:
-        """The source without the query of a web address, which holds the key of a share link."""
-        return self.source.split("?")[0] if "://" in self.source else self.source
+        """The source as it may be shown: of a web address host and file name, since path and query are keys."""
+        if not self.source.startswith(("https://", "http://")):
+            return self.source
+        address = urlsplit(self.source)
+        return f"{address.scheme}://{address.hostname}/…/{address.path.rstrip('/').split('/')[-1]}"

@@ -5,6 +5,7 @@ them to ``_fetch_archive`` or ``_fetch_folder``.
 """
 
 import hashlib
+import json
 import os
 import sys
 import time
@@ -158,19 +159,18 @@ def _fetch_archive(path: Path, settings: Settings) -> Fetched:
             unpack_members(archive, path, kept, layout.root, beside / "files", limits, _progress("unpacked"))
             write_json(beside / "layout.json", asdict(layout))
 
-        if make_once(folder, unpack, is_valid=_is_whole):
+        if make_once(folder, unpack, is_valid=lambda folder: _is_whole(folder, layout)):
             print(f"{path} is already unpacked in {folder}")
-    # What was unpacked is what counts, not what the archive would give today.
-    kept_layout = read_json(folder / "layout.json")
-    layout = Layout(**{**kept_layout, "images": tuple(kept_layout["images"]), "tables": tuple(kept_layout["tables"])})
     return Fetched("zip", source_name(path.name), str(folder / "files"), layout, checksum, checksum)
 
 
-def _is_whole(folder: Path) -> bool:
-    if not (folder / "layout.json").exists():
+def _is_whole(folder: Path, layout: Layout) -> bool:
+    """Whether a folder holds what today's plan of the archive keeps."""
+    if not (folder / "layout.json").exists() or read_json(folder / "layout.json") != json.loads(
+        json.dumps(asdict(layout))
+    ):
         return False
-    kept = read_json(folder / "layout.json")
-    return all((folder / "files" / name).is_file() for name in [*kept["images"], *kept["tables"]])
+    return all((folder / "files" / name).is_file() for name in [*layout.images, *layout.tables])
 
 
 def _progress(verb: str) -> Callable[[int, int], None]:

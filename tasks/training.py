@@ -19,10 +19,12 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import Progress
 from tasks.images import PackedImages, to_float
-from tasks.records import Facts, RunError
+from tasks.records import Facts, RunError, SettingsError
 from tasks.retries import outside_failed
 from tasks.settings import Settings, TrainingSettings
 from tasks.storage import read_manifest, run_folder, run_stage, write_whole
+
+BACKENDS = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}  # Keras backend: its distribution
 
 
 @task(name="fit", cache_policy=NO_CACHE, retries=1, retry_delay_seconds=5, retry_condition_fn=outside_failed)
@@ -30,6 +32,9 @@ def fit(settings: Settings) -> Facts:
     """Trains the network on the usable training images; the best epoch by validation AUC is kept."""
     run = run_folder(settings)
     manifest = read_manifest(run)
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    if backend not in BACKENDS:
+        raise SettingsError(f"KERAS_BACKEND: {backend!r} is not known; set one of {', '.join(BACKENDS)}, or nothing")
 
     def make(out: Path) -> Facts:
         return train_network(manifest, PackedImages(run), settings.training, settings.seed, out)
@@ -39,10 +44,16 @@ def fit(settings: Settings) -> Facts:
         "arrays": json.loads((run / "arrays" / "index.json").read_text())["shards"],
         "training": settings.training.model_dump(),
         "seed": settings.seed,
-        "backend": os.environ.get("KERAS_BACKEND", "tensorflow"),
+        "backend": backend,
     }
     facts = run_stage(
-        settings, "fit", module=__name__, inputs=inputs, make=make, packages=("keras", "tensorflow"), resumable=True
+        settings,
+        "fit",
+        module=__name__,
+        inputs=inputs,
+        make=make,
+        packages=("keras", BACKENDS[backend]),
+        resumable=True,
     )
     print(
         f"trained on {facts['n_train']:,} images for {facts['epochs']} epochs; "
@@ -106,7 +117,7 @@ def train_network(
         auc = float(roc_auc_score(val_labels, predict(model, val_pixels)))
         if auc > state["best_auc"]:
             state |= {"best_auc": auc, "best_epoch": epoch}
-            model.save(folder / "best.keras")
+            model.save(folder / f"best-{epoch}.keras")
         model.set_weights(plain)
         seconds = round(time.perf_counter() - start, 2)
         state["history"].append({"epoch": epoch, "loss": round(loss, 6), "val_auc": round(auc, 6), "seconds": seconds})
@@ -114,10 +125,10 @@ def train_network(
         progress.show(epoch, settings.epochs)
         print(f"epoch {epoch} of {settings.epochs}: loss {loss:.4f}, validation AUC {auc:.4f}, {seconds:.1f} s")
     progress.show(1, 1)
-    best = keras.saving.load_model(folder / "best.keras", compile=False, safe_mode=True)
+    best = keras.saving.load_model(folder / f"best-{state['best_epoch']}.keras", compile=False, safe_mode=True)
     checksum = save_network(best, folder)
     pd.DataFrame(state["history"]).to_csv(folder / "history.csv", index=False)
-    for leftover in [checkpoint, folder / "best.keras", *folder.glob("checkpoint-*.keras")]:
+    for leftover in [checkpoint, *folder.glob("best-*.keras"), *folder.glob("checkpoint-*.keras")]:
         leftover.unlink()
     return {
         "n_train": len(labels),
@@ -185,6 +196,6 @@ def save_checkpoint(model: Any, state: Facts, folder: Path) -> None:
     name = f"checkpoint-{len(state['history'])}.keras"
     model.save(folder / name)
     write_whole(folder / "checkpoint.json", json.dumps({**state, "model": name}))
-    for old in folder.glob("checkpoint-*.keras"):
-        if old.name != name:
+    for old in [*folder.glob("checkpoint-*.keras"), *folder.glob("best-*.keras")]:
+        if old.name not in (name, f"best-{state['best_epoch']}.keras"):
             old.unlink()

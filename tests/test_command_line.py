@@ -69,6 +69,8 @@ def test_the_environment_changes_no_setting(monkeypatch: pytest.MonkeyPatch) -> 
         (["--evaluation.splits", ""], "evaluation.splits"),
         (["--source"], "source"),
         (["--seed", "-1"], "seed"),
+        (["--run-dir", "s3://bucket/run"], "run_dir"),
+        (["--storage.cache", "s3://bucket/cache"], "storage.cache"),
         (["stray"], "stray"),
     ],
 )
@@ -128,3 +130,28 @@ def test_a_run_without_a_folder_gets_one_named_by_time_and_source() -> None:
     assert named.run_dir.startswith("data/runs/2")
     assert named.run_dir.endswith("Z-my-archive")
     assert with_run_folder(Settings(run_dir="there")).run_dir == "there"
+
+
+def test_the_keys_of_a_link_are_in_no_name_that_is_shown() -> None:
+    for link in (
+        "https://www.dropbox.com/scl/fi/SECRET1/set.zip?rlkey=SECRET2&dl=0",
+        "https://x.org/s/SECRET1/set.zip",
+    ):
+        settings = Settings(source=link)
+        assert "SECRET" not in settings.public_source + str(with_run_folder(settings).run_dir)
+        assert settings.public_source.endswith("/set.zip")
+    assert Settings(source="s3://bucket/prefix").public_source == "s3://bucket/prefix"
+
+
+@pytest.mark.usefixtures("prefect_engine")
+def test_a_cache_that_cannot_be_written_ends_in_one_sentence_with_code_2(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from flows.pipeline import pipeline
+
+    (tmp_path / "file").write_text("mine")
+    flags = ["--storage.raw", str(tmp_path / "file" / "raw"), "--run-dir", str(tmp_path / "run")]
+    assert run_command(pipeline, flags, "x") == 2
+    shown = capfd.readouterr().err
+    assert shown.strip().splitlines()[-1].startswith(f"error: {tmp_path / 'file'}")
+    assert "Traceback" not in shown

@@ -139,7 +139,7 @@ def test_labels_may_be_words_or_digits_and_only_images_that_are_listed_count(tmp
 
 def test_an_empty_patient_is_unknown_and_stands_for_itself(tmp_path: Path) -> None:
     table = index(tmp_path, "path,label,patient_id\na.jpeg,0,\ntest/b.jpeg,1, \nval/c.jpeg,1,c\n")
-    assert table["patient_id"].tolist() == ["a", "b", "c"]
+    assert table["patient_id"].tolist() == ["a", "test/b", "c"], "the path tells p1/a.png from p2/a.png"
     assert table["patient_known"].tolist() == [False, False, True]
 
 

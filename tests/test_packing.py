@@ -13,7 +13,7 @@ from PIL import Image
 
 from tasks.images import SIDE_PX, PackedImages, decode
 from tasks.ingestion import image_id
-from tasks.packing import index_arrays, known_files, mark_undecodable, pack
+from tasks.packing import index_arrays, known_files, mark_undecodable, pack, pack_shard
 from tasks.records import SourceError
 from tasks.settings import Settings
 from tasks.storage import read_manifest, write_manifest
@@ -167,3 +167,10 @@ def test_the_index_names_each_shard_once_and_leaves_out_what_has_no_pixels() -> 
     index = index_arrays(manifest, known)
     assert index["shards"] == [{"address": "y.npy"}, {"address": "x.npy"}]
     assert index["images"] == {"a": [0, 5], "b": [1, 0]}
+
+
+def test_a_file_that_changed_since_it_was_listed_is_refused_and_not_packed_under_its_old_name(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"other bytes than those that were listed")
+    with pytest.raises(SourceError, match=r"a\.png changed while it was read; run again"):
+        pack_shard(tmp_path, {"0" * 64: "a.png"}, tmp_path / "shelf", padding=False, max_side_px=100)
+    assert not list(tmp_path.glob("shelf/*.npy"))

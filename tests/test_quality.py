@@ -87,16 +87,14 @@ BREAKS: dict[str, Break] = {
 PREPARED_BREAKS: dict[str, Break] = {
     "train and val have usable images": without("val/"),
     "no patient is in both train and val": changed("val/1/0", patient_id="train10"),
-    "no patient id is in both train and test (the public set uses numbers twice)": changed(
-        "test/1/0", patient_id="train10"
-    ),
+    "no patient is in both train and test (the public set uses ids twice)": changed("test/1/0", patient_id="train10"),
     "no training image is known to show a device": changed("train/1/0", has_device=True),
 }
 WARNINGS = {
     "identical files have one label",
     "width is 64 to 8,000 px",
     "height is 64 to 8,000 px",
-    "no patient id is in both train and test (the public set uses numbers twice)",
+    "no patient is in both train and test (the public set uses ids twice)",
 }
 
 
@@ -210,3 +208,12 @@ def test_the_two_checkpoints_of_a_run_keep_their_results_apart(tmp_path: Path) -
 def test_a_contradiction_within_test_is_warned_of_although_both_files_stay(tmp_path: Path) -> None:
     manifest = changed("test/1/0", sha256="test00")(sound())
     assert list(failing(manifest, "source", tmp_path)) == ["identical files have one label"]
+
+
+@pytest.mark.parametrize(("own_patients", "severity"), [(False, "warning"), (True, "critical")])
+def test_a_patient_in_train_and_test_is_critical_where_an_index_names_patients(
+    own_patients: bool, severity: str, tmp_path: Path
+) -> None:
+    manifest = changed("test/1/0", patient_id="train10")(sound())
+    results = run_checkpoint(add_facts(manifest, "prepared", BOUNDS), "prepared", BOUNDS, tmp_path, own_patients)
+    assert [item["severity"] for item in results if not item["success"]] == [severity]
