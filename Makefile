@@ -7,7 +7,7 @@ ARGS ?=
 API ?= http://127.0.0.1:4200/api
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help run test check format ui deploy worker
+.PHONY: help run test check format bench ui deploy worker
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -37,6 +37,9 @@ check: $(VENV)/.dev ## formatting, lint and types
 format: $(VENV)/.dev ## rewrite files in the house format
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format .
+
+bench: $(VENV)/.run ## measure, one JSON object per line; ARGS="screen" picks benchmarks
+	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 ui: $(VENV)/.run ## start a Prefect server and its web page on this machine, at http://127.0.0.1:4200
 	@echo 'runs appear there after: export PREFECT_API_URL=$(API)' >&2

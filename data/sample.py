@@ -28,6 +28,11 @@ DEVICE_SHARE = {"NORMAL": 0.01, "PNEUMONIA": 0.59}
 # In the public archive a device is twice as common with bacterial as with viral pneumonia.
 DEVICE_WEIGHT: dict[Finding, float] = {"normal": 1.0, "bacteria": 2.0, "virus": 1.0}
 
+# A device is seen when so many pixels, in a picture of 256 x 256, become brighter by more than this.
+SEEN_PX = 60
+SEEN_CHANGE = 0.08
+MAX_TRIES = 20
+
 _REVIEW_COLUMNS = ("path", "device", "kinds", "confidence", "x0", "y0", "x1", "y1")
 _TRUTH_COLUMNS = ("path", "label", "subtype", "device", "kinds")
 
@@ -224,10 +229,22 @@ def _draw_plan(
     if plan.has_device:
         kinds = pick_kinds(rng)
         strength = 1.7 if device_effect == "strong" and plan.split != "test" else 1.0
-        drawn, mask = draw_devices(film[:, :, np.newaxis], kinds, rng, strength)
+        drawn, mask = _draw_seen(film[:, :, np.newaxis], kinds, rng, strength)
         reading = _read_device(film, drawn[:, :, 0], mask, kinds)
         film = drawn[:, :, 0]
     return np.round(finish_film(film, rng) * 255).astype(np.uint8), reading
+
+
+def _draw_seen(
+    film: NDArray[np.float32], kinds: tuple[str, ...], rng: np.random.Generator, strength: float
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Draws devices anew while they cannot be seen: a tube that is white on a white spine is no tube to a reader."""
+    enough = SEEN_PX * film.shape[0] * film.shape[1] / 256**2
+    for _ in range(MAX_TRIES):
+        drawn, mask = draw_devices(film, kinds, rng, strength)
+        if ((drawn - film)[mask > 0] > SEEN_CHANGE).sum() >= enough:
+            break
+    return drawn, mask
 
 
 def _draw_severity(finding: Finding, rng: np.random.Generator) -> float:

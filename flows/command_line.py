@@ -3,10 +3,10 @@
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as CommandLineError
 
@@ -42,29 +42,79 @@ def read_flags(arguments: Sequence[str], program: str) -> Settings:
         SettingsError: On a flag that does not exist or a value that does not fit.
         SystemExit: After ``--help``.
     """
+    return read_own_flags(arguments, program, BaseModel)[0]
+
+
+def read_own_flags(arguments: Sequence[str], program: str, extra: type[BaseModel]) -> tuple[Settings, dict[str, Any]]:
+    """Settings, and the values of a flow's own flags by name.
+
+    Args:
+        arguments: The flags; a boolean one without a value is true.
+        program: What the help calls the command.
+        extra: The flow's own flags: a field each, described like a setting, under a name that no setting has.
+
+    Raises:
+        SettingsError: On a flag that does not exist, is missing, or has a value that does not fit.
+        SystemExit: After ``--help``.
+    """
+    line: type[BaseModel] = type("_OwnCommandLine", (_CommandLine, extra), {"__module__": __name__})
+    line.__doc__ = extra.__doc__ if extra is not BaseModel else _CommandLine.__doc__
     named = [re.sub(r"^--[^=]+", lambda match: match[0].replace("_", "-"), argument) for argument in arguments]
     try:
-        parsed = _CommandLine(_cli_parse_args=named, _cli_prog_name=program)
+        parsed = line(_cli_parse_args=_spell_out(named, line), _cli_prog_name=program)
     except CommandLineError as error:
         reason = str(error).removeprefix("error parsing CLI: ")
         raise SettingsError(f"{reason}; see --help for the flags") from None
     except ValidationError as error:
         raise SettingsError("; ".join(describe_problem(problem) for problem in error.errors())) from None
-    return Settings.model_validate(parsed.model_dump())
+    values = parsed.model_dump()
+    own = {name: values.pop(name) for name in extra.model_fields}
+    return Settings.model_validate(values), own
+
+
+def _spell_out(arguments: Sequence[str], model: type[BaseModel]) -> list[str]:
+    """``--strict`` -> ``--strict=true``, when no value follows: implicit flags of the parser would refuse one."""
+    switches = set(_switches(model))
+    following = [*arguments[1:], "--"]
+    return [
+        f"{argument}=true" if argument in switches and after.startswith("--") else argument
+        for argument, after in zip(arguments, following, strict=False)
+    ]
+
+
+def _switches(model: type[BaseModel], prefix: str = "--") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        flag = prefix + name.replace("_", "-")
+        if field.annotation is bool:
+            yield flag
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _switches(field.annotation, f"{flag}.")
 
 
 def describe_problem(problem: Any) -> str:
     """``training.epochs: input should be greater than or equal to 1, not '0'``."""
     place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"{place}: is missing; give --{place.replace('_', '-')}, see --help"
     message = str(problem["msg"])
     return f"{place}: {message[:1].lower()}{message[1:]}, not {problem['input']!r}; see --help"
 
 
-def run_command(flow: Callable[[Settings], object], arguments: Sequence[str], program: str) -> int:
-    """Runs a flow with the settings of a command line and prints what it returns as the last line; the exit code."""
+def run_command(
+    flow: Callable[..., object], arguments: Sequence[str], program: str, extra: type[BaseModel] = BaseModel
+) -> int:
+    """Runs a flow with the settings of a command line and prints what it returns as the last line; the exit code.
+
+    Args:
+        flow: Called with ``settings`` and, by keyword, a value for each field of ``extra``.
+        arguments: The flags.
+        program: What the help calls the command.
+        extra: The flow's own flags beside the settings (see ``read_own_flags``).
+    """
     show_own_errors_once()
     try:
-        result = flow(read_flags(arguments, program))
+        settings, own = read_own_flags(arguments, program, extra)
+        result = flow(settings=settings, **own)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -74,7 +124,8 @@ def run_command(flow: Callable[[Settings], object], arguments: Sequence[str], pr
         print(f"error: {error.filename}: {error.strerror}; check path, rights and free space", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command with the same --run-dir goes on from here", file=sys.stderr)
+        goes_on = "the same command with the same --run-dir goes on from here"
+        print(f"stopped; {goes_on if extra is BaseModel else 'give the same command again'}", file=sys.stderr)
         return 130
     sys.stderr.flush()
     print(result)

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from tasks.images import UndecodableError
 from tasks.records import ArchiveError
 from tasks.settings import IngestionSettings
 
 PIECE = 1 << 20
 SMALL = 1 << 20  # below this, a high ratio harms nobody: an empty mask compresses a thousandfold
+DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError)
 
 
 @contextmanager
@@ -108,14 +110,34 @@ def unpack_members(
                 f"source: {path}: {member.filename[:80]!r} cannot be unpacked into {folder} ({error.strerror}); "
                 "make room there or pack the archive again"
             ) from None
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError) as error:
+        except DAMAGE as error:
             raise _damaged(path, member.filename, error) from None
         progress(written, to_write)
 
 
+def read_member(archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
+    """The content of a member of an archive that ``list_members`` found harmless, read into memory.
+
+    A member never yields more than it declares: ``zipfile`` stops there, and its checksum then tells the lie.
+
+    Raises:
+        UndecodableError: If the member is damaged or declares more than ``max_bytes``.
+    """
+    member = archive.getinfo(name)
+    if member.file_size > max_bytes:
+        raise UndecodableError(f"has {member.file_size / 1e6:,.0f} MB, more than {max_bytes / 1e6:g}")
+    try:
+        return archive.read(member)
+    except (*DAMAGE, OSError) as error:
+        raise UndecodableError(f"is damaged in the archive ({_short(error)})") from None
+
+
 def _damaged(path: Path, name: str, error: Exception) -> ArchiveError:
-    reason = str(error).split("\n")[0][:80] or type(error).__name__
-    return ArchiveError(f"source: {path}: {name!r} is damaged ({reason}); fetch the archive again")
+    return ArchiveError(f"source: {path}: {name!r} is damaged ({_short(error)}); fetch the archive again")
+
+
+def _short(error: Exception) -> str:
+    return str(error).split("\n")[0][:80] or type(error).__name__
 
 
 def _refuse_name(name: str, original: str, path: Path) -> None:

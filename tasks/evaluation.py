@@ -5,7 +5,6 @@ threshold is chosen on validation alone; splits that ``evaluation.splits`` leave
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,12 +14,12 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import show_table
 from tasks.images import PackedImages
+from tasks.measures import MEASURES, format_value, measure_group
 from tasks.records import Facts
 from tasks.settings import Settings
 from tasks.storage import read_manifest, run_folder, run_stage, sha256_of_file, write_json, write_whole
 
 GROUPS = ("val", "test", "test_device_free", "test_with_device", "val_device_free", "val_with_device")
-MEASURES = ("auc", "accuracy", "sensitivity", "specificity")
 
 
 @task(name="evaluate", cache_policy=NO_CACHE)
@@ -120,82 +119,12 @@ def choose_threshold(labels: NDArray[np.float64], probabilities: NDArray[np.floa
     return float(thresholds[best[np.argmax(gaps[best])]])
 
 
-def measure_group(
-    rows: pd.DataFrame, threshold: float, n_bootstrap: int, seed: int, measures: tuple[str, ...] = MEASURES
-) -> Facts:
-    """``{"n", measure: {"value", "low", "high"}, "confusion"}``, intervals by a 95 % bootstrap over patients.
-
-    A measure that needs a class which is missing is ``None`` with a reason.
-    """
-    if not len(rows):
-        return {"n": 0, "reason": "no image is in this group"}
-    labels = rows["label"].to_numpy(float)
-    probabilities = rows["probability"].to_numpy(float)
-    patients = pd.factorize(rows["patient_id"].astype(str))[0]
-    rng = np.random.default_rng(seed)
-    n_patients = int(patients.max()) + 1
-    draws = rng.multinomial(n_patients, np.full(n_patients, 1 / n_patients), size=n_bootstrap)[:, patients]
-    point = weighted_measures(labels, probabilities, threshold, np.ones((1, len(labels))))
-    spread = weighted_measures(labels, probabilities, threshold, draws.astype(float))
-    group: Facts = {"n": len(rows), "n_patients": n_patients, "confusion": confusion(labels, probabilities, threshold)}
-    for name in measures:
-        value, drawn = float(point[name][0]), spread[name][np.isfinite(spread[name])]
-        if not np.isfinite(value):
-            group[name] = {"value": None, "low": None, "high": None, "reason": "a class is missing in this group"}
-            continue
-        low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (value, value)
-        group[name] = {"value": round(value, 4), "low": round(float(low), 4), "high": round(float(high), 4)}
-    return group
-
-
-def weighted_measures(
-    labels: NDArray[np.float64], probabilities: NDArray[np.float64], threshold: float, weights: NDArray[np.float64]
-) -> dict[str, NDArray[np.float64]]:
-    """The measures under each row of weights ``(draws, n)``; not finite where a class has no weight."""
-    positive, called = labels == 1, probabilities >= threshold
-    with np.errstate(invalid="ignore", divide="ignore"):
-        pos, neg = weights[:, positive].sum(1), weights[:, ~positive].sum(1)
-        hits = weights[:, positive & called].sum(1)
-        rejections = weights[:, ~positive & ~called].sum(1)
-        # AUC: the chance that a positive stands above a negative, ties counted half.
-        order = np.argsort(probabilities, kind="stable")
-        starts = np.unique(probabilities[order], return_index=True)[1]
-        pos_at = np.add.reduceat((weights * positive)[:, order], starts, axis=1)
-        neg_at = np.add.reduceat((weights * ~positive)[:, order], starts, axis=1)
-        below = np.cumsum(neg_at, axis=1) - neg_at
-        auc = (pos_at * (below + neg_at / 2)).sum(1) / (pos * neg)
-        return {
-            "auc": auc,
-            "accuracy": (hits + rejections) / (pos + neg),
-            "sensitivity": hits / pos,
-            "specificity": rejections / neg,
-        }
-
-
-def confusion(labels: NDArray[np.float64], probabilities: NDArray[np.float64], threshold: float) -> dict[str, int]:
-    """Counts at the threshold: ``tp, fp, tn, fn``."""
-    called, positive = probabilities >= threshold, labels == 1
-    return {
-        "tp": int((called & positive).sum()),
-        "fp": int((called & ~positive).sum()),
-        "tn": int((~called & ~positive).sum()),
-        "fn": int((~called & positive).sum()),
-    }
-
-
 def describe_group(name: str, group: Facts) -> str:
     """One line for the log."""
     if not group["n"]:
         return f"{name}: not measured, {group['reason']}"
     parts = [f"{m} {format_value(group[m])}" for m in MEASURES if m in group]
     return f"{name} ({group['n']:,} images): " + ", ".join(parts)
-
-
-def format_value(value: dict[str, Any]) -> str:
-    """``0.973 (0.961 to 0.984)``, or why there is none."""
-    if value["value"] is None:
-        return f"none ({value['reason']})"
-    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
 
 def metrics_rows(metrics: Facts) -> list[Facts]:

@@ -173,10 +173,10 @@ def draw_probabilities(labels: NDArray[np.float64], probabilities: NDArray[np.fl
 
 
 def draw_rates(rows: Sequence[Facts]) -> Figure:
-    """Share of reviewed images that show a device: a bar per split and class; unreviewed groups say so.
+    """Share of images that show a device: a bar per split and class; groups of which nothing is known say so.
 
     Args:
-        rows: ``{"name", "class", "reviewed", "rate"}``, the rate 0 to 1 or ``None`` where nothing was reviewed;
+        rows: ``{"name", "class", "rate"}``, the rate 0 to 1 or ``None`` where nothing is known;
             rows of one name follow each other.
     """
     with mpl.rc_context(STYLE):
@@ -188,12 +188,12 @@ def draw_rates(rows: Sequence[Facts]) -> Figure:
             normal = row["class"] == CLASS_NAMES[NORMAL]
             place = names.index(row["name"]) + (-0.19 if normal else 0.19)
             if row["rate"] is None:
-                axes.text(1, place, "not reviewed", va="center", color=MUTED, fontsize=8.5)
+                axes.text(1, place, "not known", va="center", color=MUTED, fontsize=8.5)
                 continue
             axes.barh(place, 100 * row["rate"], height=0.34, color=AGAINST if normal else FOR)
             axes.text(100 * row["rate"] + 1, place, f"{100 * row['rate']:.1f} %", va="center", fontsize=8.5)
         axes.set_yticks(range(len(names)), names)
-        axes.set(xlim=(0, 100), ylim=(len(names) - 0.5, -0.5), xlabel="images with a device, % of those reviewed")
+        axes.set(xlim=(0, 100), ylim=(len(names) - 0.5, -0.5), xlabel="images with a device, %")
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         _name_classes(axes)
         return figure

@@ -16,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import show_table
 from tasks.images import UndecodableError, read_size
+from tasks.layout import image_id
 from tasks.records import CLASS_FOLDERS, SPLITS, SUBTYPES, Facts, Fetched, TableError
 from tasks.retries import outside_failed
 from tasks.settings import Settings
@@ -74,11 +75,6 @@ def list_images(fetched: Fetched, max_side_px: int) -> pd.DataFrame:
     manifest = pd.concat([table.reset_index(drop=True), files], axis=1)
     manifest["image_id"] = [image_id(path) for path in manifest["path"]]
     return exclude_copies(manifest.sort_values("path", ignore_index=True))
-
-
-def image_id(path: str) -> str:
-    """The first 16 hex digits of the sha256 of an image's path."""
-    return hashlib.sha256(path.encode()).hexdigest()[:16]
 
 
 def read_file(path: Path, max_side_px: int) -> Facts:

@@ -1,5 +1,6 @@
 """Which files of a source belong to the data set: a decision over names alone, for archives and folders alike."""
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
@@ -55,6 +56,21 @@ def plan_layout(names: Iterable[str], source: str) -> Layout:
     )
 
 
+def plan_loose_images(names: Iterable[str]) -> tuple[tuple[str, ...], int]:
+    """The images of a source of any structure, sorted, and the number of files left out.
+
+    Left out are Finder files, hidden files, files in hidden folders, and everything that is no image by its suffix.
+    """
+    files = set(names)
+    images = sorted(name for name in files if _is_image(name) and not _is_clutter(name) and not _is_hidden(name))
+    return tuple(images), len(files) - len(images)
+
+
+def image_id(path: str) -> str:
+    """The first 16 hex digits of the sha256 of an image's path."""
+    return hashlib.sha256(path.encode()).hexdigest()[:16]
+
+
 def _refuse_missing_classes(images: tuple[str, ...], source: str) -> None:
     present = {tuple(name.split("/")[:2]) for name in images}
     splits = ["train", "test"] + (["val"] if any(split == "val" for split, _ in present) else [])
@@ -68,6 +84,10 @@ def _refuse_missing_classes(images: tuple[str, ...], source: str) -> None:
 def _is_clutter(name: str) -> bool:
     path = PurePosixPath(name)
     return path.name.startswith(".") or any(part in CLUTTER_FOLDERS for part in path.parts)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
 def _is_image(name: str) -> bool:

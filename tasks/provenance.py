@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tasks.records import Facts
+from tasks.records import Facts, SettingsError
 from tasks.settings import Settings
 from tasks.storage import REPOSITORY, STAGES_FOLDER, read_json, read_stage, run_folder
 
@@ -30,6 +30,9 @@ PACKAGES = (
     "lime",
     "great-expectations",
 )
+
+BACKENDS = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
+"""Keras backend -> the distribution that brings it."""
 
 STAGES = {
     "ingest": "List the images",
@@ -62,6 +65,18 @@ def describe_run(settings: Settings) -> Facts:
         "seconds": {name: record["seconds"] for name, record in stages.items()},
         "reused": sorted(name for name, record in stages.items() if record["reused"]),
     }
+
+
+def find_backend() -> str:
+    """The Keras backend that networks run on: ``KERAS_BACKEND``, else TensorFlow.
+
+    Raises:
+        SettingsError: If Keras has no such backend.
+    """
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    if backend not in BACKENDS:
+        raise SettingsError(f"KERAS_BACKEND: {backend!r} is not known; set one of {', '.join(BACKENDS)}, or nothing")
+    return backend
 
 
 def read_commit() -> str | None:

@@ -16,8 +16,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import show_markdown, show_table
+from tasks.measures import describe_value
 from tasks.provenance import describe_run, say_provenance, say_seconds, say_settings
 from tasks.records import CLASS_NAMES, SPLITS, Facts
+from tasks.report_devices import describe_devices
 from tasks.settings import Settings
 from tasks.storage import read_json, read_manifest, read_stage, run_folder, write_whole
 
@@ -42,15 +44,11 @@ REASONS = {
     "duplicate": "Identical copy of an image that stays",
     "conflict": "Identical files with opposite labels: none of them stays",
     "undecodable": "The file cannot be read as an image",
-    "shows a medical device": "A medical device is seen in it (training images only)",
+    "shows a medical device (reviewed)": "A person saw a medical device in it (training images only)",
+    "shows a medical device (screener)": "The screener sees a medical device in it (training images only)",
+    "may show a medical device": "The screener is in doubt about a medical device (training images only)",
 }
 OTHER_REASON = "Another reason, named in excluded.csv of the run folder"
-RATE_NAMES = {
-    "train before": "Training, before screening",
-    "train after": "Training, after screening",
-    "val": "Validation",
-    "test": "Test",
-}
 CARD_GROUPS = {
     (1, False): ("missed", "Missed pneumonia", "truly pneumonia, called normal"),
     (0, False): ("alarm", "False alarms", "truly normal, called pneumonia"),
@@ -107,7 +105,7 @@ def gather_page(settings: Settings, run: Path) -> Facts:
         "source": describe_source(run, manifest),
         "left_out": describe_left_out(run, manifest),
         "checks": describe_checks(run),
-        "devices": describe_devices(run, splits),
+        "devices": describe_devices(run, manifest, splits, settings.screening),
         "training": describe_training(run),
         "results": results,
         "gallery": describe_explanations(run, splits, settings),
@@ -165,7 +163,7 @@ def describe_left_out(run: Path, manifest: pd.DataFrame) -> Facts:
             counts = {name: int((part["split"] == name).sum()) for name in SPLITS}
             rows.append({"reason": why, **counts, "all": len(part)})
     told = ("n_vanished", "n_nested", "n_nested_only", "n_clutter", "n_test_copies", "n_patients_unknown")
-    also = {name: ingest.get(name, 0) for name in told} | {"n_unreviewed_train": screen["n_unreviewed_train"]}
+    also = {name: ingest.get(name, 0) for name in told} | {"n_unscreened_train": screen["n_unscreened_train"]}
     return {"n": len(excluded), "reasons": rows, **also}
 
 
@@ -195,29 +193,6 @@ def describe_checks(run: Path) -> list[Facts]:
             }
         )
     return found
-
-
-def describe_devices(run: Path, splits: Sequence[str]) -> Facts:
-    """How often a device is seen, by class, before and after screening; of test only when test is evaluated."""
-    from tasks.figures import as_svg, draw_rates
-
-    facts = read_stage(run, "screen")["facts"]
-    rows = [
-        {**row, "name": RATE_NAMES[row["split"]]}
-        for row in facts["rates"]
-        if row["split"] in RATE_NAMES and row["images"] and (row["split"] != "test" or "test" in splits)
-    ]
-    figure = None
-    if any(row["reviewed"] for row in rows):
-        short = [row | {"name": row["name"].replace(",", "").removesuffix(" screening")} for row in rows]
-        says = "; ".join(
-            f"{row['name']}, {row['class']}: " + ("not reviewed" if row["rate"] is None else f"{row['rate']:.1%}")
-            for row in rows
-        )
-        figure = as_svg(draw_rates(short), "devices", "Share of reviewed images that show a device", says)
-    names = list(dict.fromkeys(row["name"] for row in rows))
-    parts = [{"name": name, "rows": [row for row in rows if row["name"] == name]} for name in names]
-    return {"parts": parts, "figure": figure} | {k: facts[k] for k in ("review", "n_readings", "n_excluded")}
 
 
 # -- training and results ----------------------------------------------------------------------------------------------
@@ -293,15 +268,6 @@ def describe_group(group: Facts, measures: Sequence[str]) -> Facts:
     return {"n": group["n"], "n_patients": n_patients, "reason": None, "few": few, "values": values}
 
 
-def describe_value(value: Facts) -> Facts:
-    """``{"text": "0.973", "interval": "0.961 to 0.984", "reason"}``; text is ``None`` where there is no value."""
-    if value["value"] is None:
-        return {"text": None, "interval": None, "reason": value.get("reason") or "it cannot be computed"}
-    known = value.get("low") is not None and value.get("high") is not None
-    interval = f"{value['low']:.3f} to {value['high']:.3f}" if known else None
-    return {"text": f"{value['value']:.3f}", "interval": interval, "reason": None}
-
-
 def say_result(metrics: Facts, split: str) -> str:
     """The result in a sentence."""
     group, name = metrics[split], SPLIT_NAMES[split]
@@ -354,7 +320,7 @@ def describe_explanations(run: Path, splits: Sequence[str], settings: Settings) 
 
 def describe_card(item: Facts, picture: str | None) -> Facts:
     """What a card says about one explained image."""
-    device = {True: "yes", False: "no"}.get(item["has_device"], "not reviewed")
+    device = {True: "yes", False: "no"}.get(item["has_device"], "not known")
     strongest = max(item.get("weights") or [0.0], key=abs)
     return {
         "image_id": item["image_id"],

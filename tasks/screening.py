@@ -1,133 +1,221 @@
 """Screen: which images show a medical device, and which therefore leave the training split.
 
-Reads a review table and ``manifest.parquet``; writes ``has_device``, ``device_reviewed`` and more reasons in
-``excluded``, and ``excluded.csv`` for people. Images with devices stay in validation and test on purpose: a device in
-the picture is what the network will meet, and the only way to see whether it leans on it.
+Reads the packed arrays, a review table, people's answers and ``manifest.parquet``; writes ``device_score`` (always the
+network's), ``has_device``, ``device_reviewed`` and more reasons in ``excluded``, ``excluded.csv`` for people,
+``masks/index.json`` (where the masks are in the cache) and ``review/``, the sheet of doubtful images. Images with
+devices stay in validation and test on purpose: a device in the picture is what the network will meet, and the only
+way to see whether it leans on it.
 """
 
-from dataclasses import dataclass
+import importlib.metadata
+import os
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.artifacts import show_table
-from tasks.records import Facts, TableError
-from tasks.settings import Settings
+from tasks.answers import read_answered
+from tasks.artifacts import Progress, show_table
+from tasks.contact_sheet import TEMPLATE, doubtful_rows, find_doubtful, show_sheet, write_sheet
+from tasks.images import SIDE_PX, PackedImages
+from tasks.masks import DeviceMasks, read_scores, write_shard
+from tasks.measures import format_value
+from tasks.readings import find_review
+from tasks.records import CLASS_NAMES, Facts
+from tasks.screener_files import ScreenerFiles, find_screener, known_readings
+from tasks.screener_quality import judge_screener
+from tasks.settings import ScreeningSettings, Settings
 from tasks.storage import (
-    SHIPPED_REVIEW,
+    code_version,
+    digest,
+    read_json,
     read_manifest,
     run_folder,
     run_stage,
     sha256_of_file,
+    write_json,
     write_manifest,
     write_whole,
 )
-from tasks.tables import read_table, refuse_values
 
-SHIPPED_APPLIES_FROM = 0.95
-SHOWS_DEVICE = "shows a medical device (reviewed)"
-
-
-@dataclass(frozen=True)
-class Review:
-    """Readings by path: 1 a device is seen, 0 none is; ``name`` says where they come from."""
-
-    name: str
-    readings: dict[str, int]
+READ_DEVICE = "shows a medical device (reviewed)"
+SCORED_DEVICE = "shows a medical device (screener)"
+DOUBTFUL_DEVICE = "may show a medical device (screener)"
+N_BOOTSTRAP = 1_000
 
 
 @task(name="screen", cache_policy=NO_CACHE)
 def screen(settings: Settings, folder: str) -> Facts:
-    """Keeps images that are known to show a medical device out of training."""
+    """Scores every image and keeps those that show a medical device, or may, out of training."""
     run = run_folder(settings)
-    review = find_review(settings.screening.review, Path(folder), read_manifest(run)["path"])
+    manifest = read_manifest(run)
+    review = find_review(settings.screening.review, Path(folder), manifest["path"])
+    present = set(manifest["sha256"])
+    answered = {sha: device for sha, device in read_answered(settings).items() if sha in present}
+    screener = find_screener(settings.screening.screener)
+    known = known_readings(screener.folder)
+    index = screen_shards(run, Path(settings.storage.cache), screener)
+    how = settings.screening
 
     def make(out: Path) -> Facts:
-        manifest = apply_review(read_manifest(run), review.readings)
-        write_manifest(out, manifest)
-        left = manifest.loc[manifest["excluded"].fillna("") != "", ["path", "excluded"]]
+        write_json(out / "masks" / "index.json", index)
+        scored = add_scores(read_manifest(run), index)
+        decided = decide(add_readings(scored, review.readings, answered), how)
+        write_manifest(out, decided)
+        left = decided.loc[decided["excluded"].fillna("") != "", ["path", "excluded"]]
         write_whole(out / "excluded.csv", left.rename(columns={"excluded": "reason"}).to_csv(index=False))
-        return {"review": review.name, "n_readings": len(review.readings), **count_devices(manifest)}
+        doubtful = doubtful_rows(decided, how)
+        write_sheet(out, doubtful, PackedImages(run), DeviceMasks(out), settings.public_source)
+        judged = keep_fair_readings(decided, review.readings, known)
+        quality = judge_screener(judged, known or (), how.threshold, how.leaves_from, N_BOOTSTRAP, settings.seed)
+        return {
+            "review": review.name,
+            "n_readings": len(review.readings),
+            "n_answers": len(answered),
+            "screener": {"sha256": screener.sha256, "name": screener.name},
+            "quality": quality,
+            "n_doubtful": len(find_doubtful(decided, how)),
+            "n_on_sheet": len(doubtful),
+            **count_devices(decided),
+        }
 
     inputs = {
         "manifest": sha256_of_file(run / "manifest.parquet"),
         "review": sorted(review.readings.items()),
+        "answers": sorted(answered.items()),
         "name": review.name,
+        "masks": index,
+        "screener": (screener.sha256, screener.name),
+        "known": None if known is None else digest(sorted(known)),
+        "sheet": sha256_of_file(TEMPLATE),
+        "source": settings.public_source,
+        "screening": how.model_dump(exclude={"review", "answers", "screener", "wait_for_review"}),
+        "seed": settings.seed,
     }
-    facts = run_stage(settings, "screen", module=__name__, inputs=inputs, make=make)
-    print(
-        f"screened with {facts['review']}: {facts['n_excluded']:,} images with devices leave training, "
-        f"{facts['n_unreviewed_train']:,} training images were not reviewed and stay"
-        + (" (taken from the cache)" if facts["reused"] else "")
-    )
-    show_table("devices", facts["rates"], "Share of reviewed images that show a device")
+    facts = run_stage(settings, "screen", module=__name__, inputs=inputs, make=make, is_valid=masks_exist)
+    for line in describe(facts):
+        print(line)
+    show_table("devices", facts["rates"], "Share of images that show a device, by class, before and after screening")
+    show_sheet(run, facts["n_on_sheet"])
     return facts
 
 
-def find_review(setting: str | None, folder: Path, paths: "pd.Series[str]") -> Review:
-    """The review table that applies: the one named, the source's own, or the shipped one where it belongs.
+# -- scores and masks --------------------------------------------------------------------------------------------------
 
-    Raises:
-        TableError: If the table does not fit, or a table that applies holds no path of the source.
+
+def screen_shards(run: Path, cache: Path, screener: ScreenerFiles) -> Facts:
+    """Screens the packed shards of a run that no run screened before with this screener.
+
+    Returns:
+        ``masks/index.json``: ``{"shards": [{"address"}], "images": {image_id: [shard, row]}}``, as of the arrays.
     """
-    own = folder / "device_review.csv"
-    named = Path(setting) if setting is not None else own if own.exists() else None
-    if named is not None:
-        origin = "screening.review" if setting is not None else "device_review.csv of the source"
-        readings = read_review(named, origin)
-        if not set(readings) & set(paths):
-            raise TableError(
-                f"{origin}: no path of {named} is in the source; paths are relative to the data set's root, like "
-                f"{paths.iloc[0]}"
-            )
-        return Review(named.name if setting is not None else "the source's own device_review.csv", readings)
-    if SHIPPED_REVIEW.exists():
-        shipped = read_review(SHIPPED_REVIEW, "data/device_review.csv")
-        present = len(set(shipped) & set(paths))
-        if shipped and present >= SHIPPED_APPLIES_FROM * len(shipped):
-            return Review("the shipped data/device_review.csv", shipped)
-    return Review("no review table", {})
+    arrays = read_json(run / "arrays" / "index.json")
+    sources = [Path(shard["address"]) for shard in arrays["shards"]]
+    code = [code_version(name) for name in ("tasks.screener", "tasks.masks")]
+    runs_on = [importlib.metadata.version("keras"), os.environ.get("KERAS_BACKEND", "tensorflow")]
+    how = digest({"screener": screener.sha256, "code": code, "runs_on": runs_on})[:16]
+    targets = [cache.resolve() / "masks" / how / source.parent.name / f"{source.stem}.npz" for source in sources]
+    waiting = [(source, target) for source, target in zip(sources, targets, strict=True) if not target.exists()]
+    if waiting:
+        from tasks.screener import load_screener
+
+        model = load_screener(screener.folder)
+        progress = Progress("screening", f"Screening {len(waiting)} shards for devices")
+        for done, (source, target) in enumerate(waiting, start=1):
+            screen_shard(model, source, target)
+            progress.show(done, len(waiting))
+            if done % 10 == 0 or done == len(waiting):
+                print(f"screened {done} of {len(waiting)} new shards")
+    return {"shards": [{"address": str(target)} for target in targets], "images": arrays["images"]}
 
 
-def read_review(path: Path, setting: str) -> dict[str, int]:
-    """Readings of a CSV with ``path,device`` (1 seen, 0 not; other columns are for people): path -> 0 or 1.
+def screen_shard(model: Any, source: Path, target: Path) -> None:
+    """Scores and masks of one packed shard, uint8 ``(n, 224, 224)`` -> a compressed shard of masks."""
+    from tasks.screener import screen_pixels
 
-    Raises:
-        TableError: On missing columns, other values, or two different readings of one path.
-    """
-    table = read_table(path, setting, ("path", "device"))
-    refuse_values(table, "device", ("0", "1"), path, setting)
-    readings: dict[str, int] = {}
-    for row_path, device in zip(table["path"], table["device"], strict=True):
-        if readings.setdefault(row_path, int(device)) != int(device):
-            raise TableError(f"{setting}: {path} reads {row_path!r} as 0 and as 1; keep one line")
-    return readings
+    said = list(screen_pixels(model, np.load(source, mmap_mode="r")))
+    scores = np.concatenate([batch.scores for batch in said] or [np.empty(0, np.float32)])
+    masks = np.concatenate([batch.masks for batch in said] or [np.empty((0, SIDE_PX, SIDE_PX), np.uint8)])
+    write_shard(target, scores, masks)
 
 
-def apply_review(manifest: pd.DataFrame, readings: dict[str, int]) -> pd.DataFrame:
-    """Fills ``has_device`` and ``device_reviewed``, and excludes training rows that show a device.
+def masks_exist(folder: Path) -> bool:
+    """Whether all shards are there that ``masks/index.json`` below the folder names."""
+    return all(Path(shard["address"]).exists() for shard in read_json(folder / "masks" / "index.json")["shards"])
+
+
+def add_scores(manifest: pd.DataFrame, index: Facts) -> pd.DataFrame:
+    """Fills ``device_score`` of all images that have pixels; the others stay unknown."""
+    shards = [read_scores(Path(shard["address"])) for shard in index["shards"]]
+    places = index["images"]
+    scores = [shards[places[i][0]][places[i][1]] if i in places else pd.NA for i in manifest["image_id"]]
+    return manifest.assign(device_score=pd.array(scores, dtype="Float32"))
+
+
+# -- the decision ------------------------------------------------------------------------------------------------------
+
+
+def add_readings(manifest: pd.DataFrame, readings: dict[str, int], answered: dict[str, int]) -> pd.DataFrame:
+    """Adds ``device_reading``: 1 a person saw a device, 0 none, missing where nobody looked.
 
     A reading holds for all files with the same content; where these were read differently, a device counts as seen.
+    What a person answered about a file in doubt is the later word and overrides the table.
 
     Args:
-        manifest: Columns ``path, sha256, split, excluded``.
-        readings: path -> 0 or 1.
+        manifest: Columns ``path, sha256``.
+        readings: path -> 0 or 1, of a review table.
+        answered: sha256 -> 0 or 1, of people's answers.
     """
-    manifest = manifest.copy()
-    read = manifest["path"].map(readings)
-    by_content = read.groupby(manifest["sha256"]).transform("max")
-    manifest["has_device"] = by_content.map({0.0: False, 1.0: True}).astype("boolean")
-    manifest["device_reviewed"] = by_content.notna()
+    by_content = manifest["path"].map(readings).groupby(manifest["sha256"]).transform("max")
+    reading = manifest["sha256"].map(answered).astype("Float64").fillna(by_content.astype("Float64"))
+    return manifest.assign(device_reading=reading.astype("Int8"))
+
+
+def keep_fair_readings(manifest: pd.DataFrame, readings: dict[str, int], known: Collection[str] | None) -> pd.DataFrame:
+    """The manifest with ``device_reading`` only where it may judge the screener.
+
+    Answers do not judge it where the table has no reading: people are asked about the hardest images only. Nor does
+    any reading judge a screener of which nobody knows what it learnt from.
+
+    Args:
+        manifest: Columns ``path, sha256, device_reading``.
+        readings: path -> 0 or 1, of a review table.
+        known: What the screener learnt from; ``None`` where that is not known.
+    """
+    in_table = manifest["path"].isin(list(readings)).groupby(manifest["sha256"]).transform("any")
+    return manifest.assign(device_reading=manifest["device_reading"].where(in_table & (known is not None)))
+
+
+def decide(manifest: pd.DataFrame, how: ScreeningSettings) -> pd.DataFrame:
+    """Fills ``has_device`` and ``device_reviewed``, and excludes training rows that show a device, or may.
+
+    A reading decides where there is one. Else an image shows a device from ``threshold`` on, and leaves training from
+    ``leaves_from`` on already. Without a reading and a score, an image stays unknown and stays.
+
+    Args:
+        manifest: Columns ``split, device_score, device_reading, excluded``; ``usable`` is added, which rows training
+            could have used before.
+        how: The cut-offs.
+    """
+    read, score = manifest["device_reading"], manifest["device_score"]
+    reviewed = read.notna()
+    has_device = (score >= how.threshold).astype("boolean").mask(reviewed, (read == 1).astype("boolean"))
     reasons = manifest["excluded"].fillna("")
-    leaves = (manifest["split"] == "train") & manifest["has_device"].fillna(False) & (reasons == "")
-    manifest["excluded"] = reasons.mask(leaves, SHOWS_DEVICE)
-    return manifest
+    usable = reasons == ""
+    why = pd.Series("", index=manifest.index, dtype="string")
+    why = why.mask(~reviewed & (score >= how.leaves_from).fillna(False), DOUBTFUL_DEVICE)
+    why = why.mask(~reviewed & (score >= how.threshold).fillna(False), SCORED_DEVICE)
+    why = why.mask(reviewed & (read == 1).fillna(False), READ_DEVICE)
+    excluded = reasons.mask(usable & (manifest["split"] == "train") & (why != ""), why)
+    return manifest.assign(has_device=has_device, device_reviewed=reviewed, usable=usable, excluded=excluded)
 
 
 def count_devices(manifest: pd.DataFrame) -> Facts:
-    """Counts after screening; a rate is ``None`` where nothing was reviewed."""
+    """Counts after screening; a rate is ``None`` where nothing is known."""
     reasons = manifest["excluded"].fillna("")
     train = manifest["split"] == "train"
     kept = train & (reasons == "")
@@ -137,7 +225,7 @@ def count_devices(manifest: pd.DataFrame) -> Facts:
         ("train after", kept),
         *((s, manifest["split"] == s) for s in ("val", "test")),
     ):
-        for label, label_name in ((0, "normal"), (1, "pneumonia")):
+        for label, label_name in CLASS_NAMES.items():
             group = manifest[rows & (manifest["label"] == label)]
             known = group["has_device"].dropna()
             rates.append(
@@ -145,14 +233,41 @@ def count_devices(manifest: pd.DataFrame) -> Facts:
                     "split": name,
                     "class": label_name,
                     "images": len(group),
-                    "reviewed": len(known),
+                    "screened": len(known),
+                    "reviewed": int(group["device_reviewed"].sum()),
                     "with_device": int(known.sum()),
                     "rate": round(float(known.mean()), 4) if len(known) else None,
                 }
             )
+    counts = {"reviewed": READ_DEVICE, "scored": SCORED_DEVICE, "doubtful": DOUBTFUL_DEVICE}
     return {
-        "n_excluded": int((reasons == SHOWS_DEVICE).sum()),
+        **{f"n_excluded_{name}": int((reasons == reason).sum()) for name, reason in counts.items()},
+        "n_excluded": int(reasons.isin(counts.values()).sum()),
         "n_train_kept": int(kept.sum()),
-        "n_unreviewed_train": int((kept & manifest["has_device"].isna()).sum()),
+        "n_unscreened_train": int((kept & manifest["has_device"].isna()).sum()),
         "rates": rates,
     }
+
+
+def describe(facts: Facts) -> list[str]:
+    """What a person following the log needs: what left, how good the screener is, what is left to do."""
+    lines = [
+        f"screened with {facts['screener']['name']} and {facts['review']}: {facts['n_excluded']:,} images leave "
+        f"training, {facts['n_excluded_reviewed']:,} by readings, {facts['n_excluded_scored']:,} by score and "
+        f"{facts['n_excluded_doubtful']:,} in doubt; {facts['n_train_kept']:,} training images stay"
+        + (" (taken from the cache)" if facts["reused"] else "")
+    ]
+    quality = facts["quality"]
+    if quality["all"]["n"]:
+        lines.append(
+            f"the screener on {quality['all']['n']:,} readings it has not learnt from: "
+            + ", ".join(
+                f"{name} {format_value(quality['all'][name])}" for name in ("auc", "sensitivity", "specificity")
+            )
+            + f"; by score alone {format_value(quality['residual'])} of the training images would still show a device"
+        )
+    if facts["n_doubtful"]:
+        lines.append(
+            f"{facts['n_doubtful']:,} images are in doubt; {facts['n_on_sheet']:,} of them are on review/index.html"
+        )
+    return lines

@@ -7,9 +7,11 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.answers import read_answered
 from tasks.provenance import PACKAGES, describe_run
 from tasks.records import Facts
 from tasks.retries import outside_failed
+from tasks.screener_files import find_screener, known_readings
 from tasks.settings import Settings
 from tasks.sources import fetch_source
 from tasks.storage import (
@@ -18,6 +20,8 @@ from tasks.storage import (
     SHIPPED_REVIEW,
     digest,
     read_json,
+    read_manifest,
+    read_stage,
     run_folder,
     sha256_of_file,
     write_json,
@@ -32,7 +36,10 @@ def seal(settings: Settings) -> Facts:
     path = _finished_path(settings, record["source"]["sha256"])
     write_json(run / SEAL, {**record, "news": path.stem})
     finished = {"run_dir": str(run.resolve()), "report": str((run / "report" / "index.html").resolve())}
-    write_json(path, finished)
+    used = dict(read_stage(run, "screen")["parts"]["inputs"]["answers"])
+    contents = set(read_manifest(run)["sha256"])
+    if used == {sha: device for sha, device in read_answered(settings).items() if sha in contents}:
+        write_json(path, finished)  # else an answer came in while it trained, and the next run has news
     runs = Path("data/runs")
     runs.mkdir(parents=True, exist_ok=True)
     beside = runs / f".latest.{os.getpid()}"
@@ -44,7 +51,7 @@ def seal(settings: Settings) -> Facts:
 
 @task(name="look for news", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5, retry_condition_fn=outside_failed)
 def find_finished(settings: Settings) -> str | None:
-    """The report of a finished run of the same source, review table, settings and code; ``None`` if there is none."""
+    """The report of a finished run of the same source, readings, answers, screener, settings and code, if any."""
     path = _finished_path(settings, fetch_source(settings).sha256)
     if not path.exists():
         return None
@@ -59,6 +66,8 @@ def _finished_path(settings: Settings, source_sha256: str) -> Path:
     """Where the cache keeps the address of the finished run of this source with these settings and this code."""
     chosen = settings.model_dump(mode="json", exclude={"run_dir", "storage", "ingestion"})
     review = Path(settings.screening.review) if settings.screening.review else SHIPPED_REVIEW
+    screener = find_screener(settings.screening.screener)
+    known = known_readings(screener.folder)
     code = {
         f"{d}/{p.name}": p.read_text()
         for d in ("flows", "tasks", "data")
@@ -70,6 +79,8 @@ def _finished_path(settings: Settings, source_sha256: str) -> Path:
         "settings": chosen,
         "max_side_px": settings.ingestion.max_side_px,
         "review": sha256_of_file(review) if review.is_file() else None,
+        "answers": sorted(read_answered(settings).items()),
+        "screener": (screener.sha256, None if known is None else sorted(known)),
         "code": code,
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "backend": os.environ.get("KERAS_BACKEND"),

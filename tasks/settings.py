@@ -110,13 +110,52 @@ class PackingSettings(Section):
 
 
 class ScreeningSettings(Section):
-    """Which images count as showing a medical device."""
+    """Which images count as showing a medical device, and which go before a person."""
 
     review: str | None = Field(
         None,
         description="CSV of readings (path,device,…). Default: device_review.csv at the root of the source, else the "
         "shipped table of the public data set when at least 95 % of its paths are in the source.",
     )
+    answers: str | None = Field(
+        None,
+        description="CSV that keeps what people answered about doubtful images, for all runs; default: "
+        "device_answers.csv beside the run folder.",
+    )
+    screener: str | None = Field(
+        None,
+        description="Folder with model.keras and model.sha256 of another screener, and readings.csv, without which "
+        "nobody knows what it learnt from and the report does not measure it; default: the shipped one.",
+    )
+    threshold: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="An image nobody read shows a device from this device_score on; at the default, sensitivity + "
+        "specificity is highest on the readings the shipped screener was tuned on and on drawn chests.",
+    )
+    exclude_from: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="Images nobody read leave training from this device_score on, the lower edge of the doubtful band: "
+        "a clean image lost costs less than a device kept. At the default, at most 15 % of the clean pneumonia images "
+        "the shipped screener was tuned on are lost; each report says how many that costs.",
+    )
+    doubtful_to: float = Field(
+        0.8, ge=0, le=1, description="Upper edge of the doubtful band, whose images go before a person."
+    )
+    n_review: int = Field(
+        200, ge=0, le=2_000, description="Most images on the sheet for a person, those nearest to the threshold first."
+    )
+    wait_for_review: bool = Field(
+        False, description="Suspend a deployed run until a person answered about the doubtful images, then go on."
+    )
+
+    @property
+    def leaves_from(self) -> float:
+        """The score from which on an image nobody read leaves training: never above the threshold."""
+        return min(self.exclude_from, self.threshold)
 
 
 class TrainingSettings(Section):
@@ -146,6 +185,26 @@ class ExplanationSettings(Section):
     n_samples: int = Field(500, ge=50, le=20_000, description="Perturbed copies of an image behind one explanation.")
     n_segments: int = Field(64, ge=8, le=400, description="Superpixels (SLIC) that an image is cut into, about.")
     batch_size: int = Field(256, ge=1, le=4_096, description="Perturbed copies in one call of the network.")
+
+
+class ScreenerRecipe(Section):
+    """How a screener is trained (``flows.train_screener``); no part of a run's settings, which use a trained one."""
+
+    epochs: int = Field(20, ge=1, le=1_000, description="Passes over all readings and as many fresh drawings.")
+    batch_size: int = Field(32, ge=1, le=4_096, description="Images in one optimisation step.")
+    learning_rate: float = Field(1.5e-3, gt=0, le=1, description="Peak learning rate of the cosine schedule (AdamW).")
+    widths: tuple[int, ...] = Field(
+        (24, 48, 96, 128, 160),
+        min_length=2,
+        max_length=5,  # below 7 px, halving and doubling no longer meet
+        description="Channels of the network at 112 px, 56 px and so on, halving.",
+    )
+    start_from: str | None = Field(
+        None, description="Folder of a screener of the same widths whose weights training starts from."
+    )
+    n_composites: int = Field(1_300, ge=10, description="Device-free images drawn on afresh in each epoch.")
+    n_chests: int = Field(2_000, ge=40, description="Drawn chests in all.")
+    n_chests_shown: int = Field(650, ge=0, description="Drawn chests in an epoch, a third of them drawn on afresh.")
 
 
 class Settings(Section):

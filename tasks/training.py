@@ -6,7 +6,6 @@ Every random choice of an epoch follows from the seed and the epoch's number: re
 """
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,11 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import Progress
 from tasks.images import PackedImages, to_float
-from tasks.records import Facts, RunError, SettingsError
+from tasks.provenance import BACKENDS, find_backend
+from tasks.records import Facts, RunError
 from tasks.retries import outside_failed
 from tasks.settings import Settings, TrainingSettings
-from tasks.storage import read_manifest, run_folder, run_stage, write_whole
-
-BACKENDS = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}  # Keras backend: its distribution
+from tasks.storage import read_manifest, run_folder, run_stage
 
 
 @task(name="fit", cache_policy=NO_CACHE, retries=1, retry_delay_seconds=5, retry_condition_fn=outside_failed)
@@ -32,9 +30,7 @@ def fit(settings: Settings) -> Facts:
     """Trains the network on the usable training images; the best epoch by validation AUC is kept."""
     run = run_folder(settings)
     manifest = read_manifest(run)
-    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-    if backend not in BACKENDS:
-        raise SettingsError(f"KERAS_BACKEND: {backend!r} is not known; set one of {', '.join(BACKENDS)}, or nothing")
+    backend = find_backend()
 
     def make(out: Path) -> Facts:
         return train_network(manifest, PackedImages(run), settings.training, settings.seed, out)
@@ -82,6 +78,7 @@ def train_network(
     """
     from sklearn.metrics import roc_auc_score
 
+    from tasks.epochs import build_optimizer, reseed, save_checkpoint
     from tasks.keras_backend import keras
     from tasks.networks import build_network, predict, save_network
 
@@ -103,7 +100,10 @@ def train_network(
     else:
         state = {"history": [], "best_auc": -1.0, "best_epoch": 0}
         model = build_network(settings, seed)
-        model.compile(optimizer=build_optimizer(settings, len(labels)), loss="binary_crossentropy")
+        model.compile(
+            optimizer=build_optimizer(settings.learning_rate, settings.epochs, len(labels), settings.batch_size),
+            loss="binary_crossentropy",
+        )
     progress = Progress("training", f"Training, at most {settings.epochs} epochs")
     for epoch in range(len(state["history"]) + 1, settings.epochs + 1):
         if epoch - state["best_epoch"] > settings.patience:
@@ -149,22 +149,6 @@ def class_weights(labels: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(labels == 1, 0.5 / share, 0.5 / (1 - share)).astype(np.float32)
 
 
-def build_optimizer(settings: TrainingSettings, n_train: int) -> Any:
-    """AdamW with one epoch of warm-up, a cosine down to 2 % and a moving average of the weights over an epoch."""
-    from tasks.keras_backend import keras
-
-    steps = max(1, -(-n_train // settings.batch_size))
-    schedule = keras.optimizers.schedules.CosineDecay(
-        settings.learning_rate / 10,
-        decay_steps=max(1, steps * (settings.epochs - 1)),
-        alpha=0.2,  # of the initial rate, a tenth of the peak: 2 % of the peak
-        warmup_target=settings.learning_rate,
-        warmup_steps=steps,
-    )
-    momentum = float(np.clip(1 - 1 / steps, 0.5, 0.99))
-    return keras.optimizers.AdamW(schedule, weight_decay=0.02, use_ema=True, ema_momentum=momentum)
-
-
 def run_epoch(
     model: Any,
     pixels: NDArray[np.uint8],
@@ -181,21 +165,3 @@ def run_epoch(
         losses.append(float(np.ravel(loss)[0]) * len(rows))
         model.reset_metrics()
     return float(np.sum(losses) / len(order))
-
-
-def reseed(model: Any, seed: int, epoch: int) -> None:
-    """Sets the seed of every random layer to one that follows from the seed and the epoch."""
-    for i, layer in enumerate(model.layers):
-        generator = getattr(layer, "generator", None) or getattr(layer, "seed_generator", None)
-        if generator is not None:
-            generator.state.assign(np.array([(seed * 1_000_003 + epoch) % 2**31, i], dtype="uint32"))
-
-
-def save_checkpoint(model: Any, state: Facts, folder: Path) -> None:
-    """Keeps model and optimiser; the small JSON, written last, says which file counts."""
-    name = f"checkpoint-{len(state['history'])}.keras"
-    model.save(folder / name)
-    write_whole(folder / "checkpoint.json", json.dumps({**state, "model": name}))
-    for old in [*folder.glob("checkpoint-*.keras"), *folder.glob("best-*.keras")]:
-        if old.name not in (name, f"best-{state['best_epoch']}.keras"):
-            old.unlink()

@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel, Field
 
-from flows.command_line import read_flags, run_command
-from flows.pipeline import with_run_folder
+from flows.command_line import read_flags, read_own_flags, run_command
+from flows.run_folders import with_run_folder
 from tasks.records import SettingsError
 from tasks.settings import Section, Settings
 from tasks.storage import REPOSITORY
@@ -48,6 +49,46 @@ def test_a_flag_changes_only_its_own_setting() -> None:
 def test_lists_are_separated_by_commas() -> None:
     assert read_flags(["--evaluation.splits", "val"], "x").evaluation.splits == ("val",)
     assert read_flags(["--evaluation.splits", "val,test"], "x").evaluation.splits == ("val", "test")
+
+
+class OwnFlags(BaseModel):
+    """What this flow does."""
+
+    place_of_it: str = Field(min_length=1, description="Its place.")
+    also: str | None = Field(None, description="Something more.")
+    strict: bool = Field(False, description="Whether it is strict.")
+
+
+def test_a_flow_has_flags_of_its_own_beside_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--place_of-it", "a_b,c", "--seed", "3", "--also=[1]"]
+    settings, own = read_own_flags(flags, "x", OwnFlags)
+    assert settings == Settings(seed=3)
+    assert own == {"place_of_it": "a_b,c", "also": "[1]", "strict": False}
+    told: dict[str, object] = {}
+    assert run_command(lambda **given: told.update(given), flags, "x", OwnFlags) == 0
+    assert told == {"settings": settings, **own}
+    with pytest.raises(SystemExit):
+        read_own_flags(["--help"], "x", OwnFlags)
+    shown = capsys.readouterr().out
+    assert "What this flow does." in shown
+    assert "--place-of-it str" in shown
+    assert "--seed int" in shown
+
+
+def test_a_boolean_flag_without_a_value_is_true() -> None:
+    for flags, strict, padding in [
+        (["--strict"], True, False),
+        (["--strict", "--packing.padding"], True, True),
+        (["--packing.padding", "--strict", "false"], False, True),
+        (["--strict=true", "--packing.padding=false"], True, False),
+    ]:
+        settings, own = read_own_flags(["--place-of-it", "a", *flags], "x", OwnFlags)
+        assert (own["strict"], settings.packing.padding) == (strict, padding), flags
+
+
+def test_a_flag_that_is_needed_is_named_when_it_is_missing() -> None:
+    with pytest.raises(SettingsError, match=r"^place_of_it: is missing; give --place-of-it, see --help$"):
+        read_own_flags(["--strict"], "x", OwnFlags)
 
 
 def test_the_environment_changes_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,19 +7,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
-from tasks.evaluation import (
-    GROUPS,
-    MEASURES,
-    choose_threshold,
-    confusion,
-    describe_group,
-    evaluated_rows,
-    format_value,
-    measure,
-    measure_group,
-    metrics_rows,
-    weighted_measures,
-)
+from tasks.evaluation import GROUPS, choose_threshold, describe_group, evaluated_rows, measure, metrics_rows
+from tasks.measures import MEASURES, confusion, format_value, measure_group, weighted_measures
 
 
 def predictions(n: int = 60, seed: int = 0, splits: tuple[str, ...] = ("val", "test")) -> pd.DataFrame:

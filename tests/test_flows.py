@@ -45,6 +45,8 @@ def test_a_run_leaves_every_file_that_the_design_names(finished_run: Path) -> No
         "history.csv",
         "predictions.csv",
         "metrics.json",
+        "masks/index.json",
+        "review/index.html",
         "report/index.html",
         "run.json",
     ):
@@ -58,17 +60,19 @@ def test_the_manifest_has_its_columns_in_their_types(finished_run: Path) -> None
     assert {name: str(dtype) for name, dtype in manifest.dtypes.items()} == MANIFEST_DTYPES
     assert len(manifest) == 60
     assert manifest["image_id"].str.fullmatch("[0-9a-f]{16}").all()
-    assert manifest["device_score"].isna().all(), "nobody has scored devices yet: unknown, not 0"
+    assert manifest["device_score"].between(0, 1).all() and manifest["has_device"].notna().all()
 
 
-def test_no_training_row_was_read_as_showing_a_device(finished_run: Path) -> None:
+def test_no_training_row_shows_a_device_or_may_show_one(finished_run: Path) -> None:
     manifest = read_manifest(finished_run)
+    how = read_flags([], "test").screening
     train = manifest[(manifest["split"] == "train") & (manifest["excluded"] == "")]
-    assert not train["has_device"].fillna(False).any()
+    assert not train["has_device"].any()
+    assert (train.loc[~train["device_reviewed"], "device_score"] < how.leaves_from).all()
     left = manifest[manifest["excluded"].str.contains("medical device")]
     assert len(left) > 0
     assert set(left["split"]) == {"train"}
-    assert left["has_device"].all()
+    assert (left["has_device"] | (left["device_score"] >= how.leaves_from)).all()
 
 
 def test_excluded_csv_repeats_the_manifest_for_people(finished_run: Path) -> None:
@@ -87,7 +91,8 @@ def test_metrics_follow_from_the_predictions(finished_run: Path) -> None:
     assert metrics["test"]["n"] == len(test)
     decided = (test["probability"] >= metrics["threshold"]).astype(int)
     assert metrics["test"]["accuracy"]["value"] == pytest.approx((decided == test["label"]).mean(), abs=1e-4)
-    assert metrics["test_device_free"] == {"n": 0, "reason": "no image was screened"}
+    assert metrics["test_device_free"]["n"] + metrics["test_with_device"]["n"] == len(test)
+    assert metrics["test_with_device"]["n"] == test["has_device"].sum() > 0
 
 
 def test_the_seal_says_what_made_the_run(finished_run: Path) -> None:

@@ -13,13 +13,13 @@ from PIL import Image
 from tasks.ingestion import (
     describe_path,
     exclude_copies,
-    image_id,
     ingest,
     patient_of,
     read_file,
     read_index,
     subtype_of,
 )
+from tasks.layout import image_id
 from tasks.records import MANIFEST_DTYPES, SourceError, TableError
 from tasks.settings import Settings
 from tasks.storage import read_manifest

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tasks.images import SIDE_PX, PackedImages, decode
-from tasks.ingestion import image_id
+from tasks.layout import image_id
 from tasks.packing import index_arrays, known_files, mark_undecodable, pack, pack_shard
 from tasks.records import SourceError
 from tasks.settings import Settings

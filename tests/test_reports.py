@@ -90,6 +90,7 @@ def rate(split: str, name: str, images: int, reviewed: int, with_device: int) ->
         "split": split,
         "class": name,
         "images": images,
+        "screened": reviewed,
         "reviewed": reviewed,
         "with_device": with_device,
         "rate": share,
@@ -135,11 +136,28 @@ def build_run(run: Path) -> None:
         "n_test_copies": 0,
         "n_patients_unknown": 3,
     }
+    nothing = {"value": None, "low": None, "high": None, "reason": "a class has too few readings"}
+    read = {"auc": value(0.9512), "sensitivity": value(0.9034), "specificity": value(0.8978)}
     screen = {
         "review": HOSTILE,
         "n_readings": 9,
+        "n_answers": 3,
+        "screener": {"name": HOSTILE, "sha256": "cd" * 32},
+        "quality": {
+            "n_known": 5,
+            "all": {"n": 40, **read},
+            "pneumonia": {"n": 30, **read},
+            "normal": {"n": 0, "reason": "no image is in this group"},
+            "cost": {"normal": nothing, "pneumonia": {"value": 0.123, "low": 0.1, "high": 0.15}},
+            "residual": {"value": 0.0456, "low": 0.03, "high": 0.06},
+        },
+        "n_doubtful": 17,
+        "n_on_sheet": 11,
         "n_excluded": 2,
-        "n_unreviewed_train": 4,
+        "n_excluded_reviewed": 1,
+        "n_excluded_scored": 1,
+        "n_excluded_doubtful": 0,
+        "n_unscreened_train": 4,
         "rates": [
             rate("train before", "normal", 40, 40, 1),
             rate("train before", "pneumonia", 40, 40, 21),
@@ -250,7 +268,7 @@ def test_the_page_fetches_nothing_from_outside(html: str, page: Page) -> None:
     assert "http:" not in html and "https:" not in html and "@import" not in html
     addresses = [v for _, attributes in page.elements for k, v in attributes.items() if k in ("src", "href", "srcset")]
     assert any(a.startswith("data:image/jpeg") for a in addresses)
-    assert [a for a in addresses if not a.startswith(("data:image/", "#"))] == []
+    assert [a for a in addresses if not a.startswith(("data:image/", "#"))] == ["../review/index.html"]
     assert set(re.findall(r"url\((.)", html)) <= {"#"}
 
 
@@ -261,7 +279,7 @@ def test_the_data_docs_are_linked_relative_to_the_page_when_they_exist(run: Path
     (docs / "index.html").write_text("docs")
     made = Page(Path(write_report.fn(settings_for(tmp_path))).read_text())
     links = [a["href"] for a in made.all("a") if not a["href"].startswith("#")]
-    assert links == ["../checks/source/data_docs/index.html"]
+    assert links == ["../checks/source/data_docs/index.html", "../review/index.html"]
     assert (tmp_path / "report" / links[0]).exists()
 
 
@@ -298,9 +316,20 @@ def test_groups_of_few_patients_are_marked(page: Page) -> None:
     assert "Test, all images †" not in page.text
 
 
-def test_images_that_nobody_reviewed_are_unknown_and_never_zero(page: Page) -> None:
-    assert "Test normal 4 not reviewed pneumonia 4 not reviewed" in page.text
+def test_images_that_nobody_read_and_nothing_scored_are_unknown_and_never_zero(page: Page) -> None:
+    assert "Test normal 4 0 not known pneumonia 4 0 not known" in page.text
     assert "Validation normal 4 4 0 0.0 %" in page.text
+
+
+def test_the_screener_s_quality_and_its_cost_are_told_with_intervals_or_reasons(page: Page) -> None:
+    assert "Measured on 40 readings that it has not learnt from (5 others it has)" in page.text
+    assert "Pneumonia images alone 30 0.951 0.941 to 0.961" in page.text
+    assert "Normal images alone 0 not measured: no image is in this group" in page.text
+    assert "12.3 % Clean pneumonia images that this would cost (10.0 to 15.0 %)" in page.text
+    assert "4.6 % Training images that would still show a device, were the score alone to decide" in page.text
+    assert "not known Clean normal images that this would cost : a class has too few readings" in page.text.replace(
+        "cost:", "cost :"
+    )
 
 
 def test_reasons_are_grouped_without_the_names_in_them(page: Page) -> None:

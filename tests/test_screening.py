@@ -1,25 +1,33 @@
-"""Images known to show a medical device leave training, and nothing else; unknown stays unknown."""
+"""Images that show a medical device, or may, leave training, and nothing else; people's readings come first."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.records import TableError
+from tasks.networks import save_network
+from tasks.packing import index_arrays
+from tasks.records import Facts, RunError
+from tasks.screener import build_screener
 from tasks.screening import (
-    SHOWS_DEVICE,
-    apply_review,
+    DOUBTFUL_DEVICE,
+    READ_DEVICE,
+    SCORED_DEVICE,
+    add_readings,
     count_devices,
-    find_review,
-    read_review,
+    decide,
+    keep_fair_readings,
     screen,
 )
-from tasks.settings import Settings
-from tasks.storage import SHIPPED_REVIEW, read_manifest, write_manifest
+from tasks.settings import ScreeningSettings, Settings
+from tasks.storage import digest, read_json, read_manifest, write_json, write_manifest
+
+HOW = ScreeningSettings(threshold=0.5, exclude_from=0.3, doubtful_to=0.8)
 
 
-def table(*rows: tuple[str, str], excluded: str = "", label: int = 1) -> pd.DataFrame:
+def table(*rows: tuple[str, str], score: float | None = None, excluded: str = "", label: int = 1) -> pd.DataFrame:
     """Rows (path, content); the split is the path's first part."""
     paths = [path for path, _ in rows]
     columns: dict[str, Any] = {
@@ -28,12 +36,15 @@ def table(*rows: tuple[str, str], excluded: str = "", label: int = 1) -> pd.Data
         "split": pd.array([path.split("/")[0] for path in paths], dtype="string"),
         "excluded": pd.array([excluded] * len(rows), dtype="string"),
         "label": [label] * len(rows),
+        "device_score": pd.array([score] * len(rows), dtype="Float32"),
     }
     return pd.DataFrame(columns)
 
 
-def screened(manifest: pd.DataFrame, readings: dict[str, int]) -> dict[str, tuple[object, bool, str]]:
-    out = apply_review(manifest, readings)
+def screened(
+    manifest: pd.DataFrame, readings: dict[str, int], answered: dict[str, int] | None = None
+) -> dict[str, tuple[object, bool, str]]:
+    out = decide(add_readings(manifest, readings, answered or {}), HOW)
     return {
         path: (None if pd.isna(device) else bool(device), bool(reviewed), reason)
         for path, device, reviewed, reason in zip(
@@ -42,20 +53,15 @@ def screened(manifest: pd.DataFrame, readings: dict[str, int]) -> dict[str, tupl
     }
 
 
-def review_file(path: Path, text: str) -> Path:
-    path.write_text(text)
-    return path
-
-
-# -- which rows --------------------------------------------------------------------------------------------------------
+# -- people's readings -------------------------------------------------------------------------------------------------
 
 
 def test_a_training_image_with_a_device_leaves_and_one_without_stays() -> None:
     found = screened(table(("train/a", "1"), ("train/b", "2")), {"train/a": 1, "train/b": 0})
-    assert found == {"train/a": (True, True, SHOWS_DEVICE), "train/b": (False, True, "")}
+    assert found == {"train/a": (True, True, READ_DEVICE), "train/b": (False, True, "")}
 
 
-def test_an_image_that_nobody_read_stays_unknown_and_stays() -> None:
+def test_an_image_that_nobody_read_and_nothing_scored_stays_unknown_and_stays() -> None:
     assert screened(table(("train/a", "1")), {"train/other": 1}) == {"train/a": (None, False, "")}
     assert screened(table(("train/a", "1")), {}) == {"train/a": (None, False, "")}
 
@@ -63,13 +69,14 @@ def test_an_image_that_nobody_read_stays_unknown_and_stays() -> None:
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_devices_stay_in_val_and_test(split: str) -> None:
     assert screened(table((f"{split}/a", "1")), {f"{split}/a": 1}) == {f"{split}/a": (True, True, "")}
+    assert screened(table((f"{split}/a", "1"), score=0.9), {}) == {f"{split}/a": (True, False, "")}
 
 
 def test_a_reading_holds_for_identical_files() -> None:
     found = screened(table(("train/a", "1"), ("train/b", "1"), ("test/c", "1")), {"test/c": 1})
     assert found == {
-        "train/a": (True, True, SHOWS_DEVICE),
-        "train/b": (True, True, SHOWS_DEVICE),
+        "train/a": (True, True, READ_DEVICE),
+        "train/b": (True, True, READ_DEVICE),
         "test/c": (True, True, ""),
     }
 
@@ -85,94 +92,151 @@ def test_an_earlier_reason_is_kept() -> None:
     assert found == {"train/a": (True, True, "duplicate of x")}
 
 
-def test_counts_tell_rates_before_and_after_and_none_where_nothing_was_read() -> None:
-    manifest = apply_review(table(("train/a", "1"), ("train/b", "2"), ("train/c", "3")), {"train/a": 1, "train/b": 0})
-    counts = count_devices(manifest)
-    rates = {(row["split"], row["class"]): (row["images"], row["reviewed"], row["rate"]) for row in counts["rates"]}
-    assert (counts["n_excluded"], counts["n_train_kept"], counts["n_unreviewed_train"]) == (1, 2, 1)
-    assert rates["train before", "pneumonia"] == (3, 2, 0.5)
+def test_an_answer_about_a_file_overrides_the_table_and_the_score() -> None:
+    manifest = table(("train/a", "1"), ("train/b", "2"), score=0.9)
+    found = screened(manifest, {"train/a": 1}, {"1": 0, "2": 0})
+    assert found == {"train/a": (False, True, ""), "train/b": (False, True, "")}
+
+
+def test_the_screener_is_judged_by_the_table_alone_and_by_nothing_when_nobody_knows_what_it_learnt_from() -> None:
+    read = add_readings(
+        table(("train/a", "1"), ("train/copy", "1"), ("train/b", "2")), {"train/a": 1}, {"1": 0, "2": 1}
+    )
+    fair = keep_fair_readings(read, {"train/a": 1}, frozenset())["device_reading"]
+    assert fair.fillna(-1).tolist() == [0, 0, -1]
+    assert keep_fair_readings(read, {"train/a": 1}, None)["device_reading"].isna().all()
+
+
+# -- the score ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("score", "has_device", "reason"),
+    [
+        (0.0, False, ""),
+        (0.29, False, ""),
+        (0.3, False, DOUBTFUL_DEVICE),
+        (0.49, False, DOUBTFUL_DEVICE),
+        (0.5, True, SCORED_DEVICE),
+        (1.0, True, SCORED_DEVICE),
+    ],
+)
+def test_a_score_excludes_from_the_lower_edge_and_counts_as_a_device_from_the_threshold(
+    score: float, has_device: bool, reason: str
+) -> None:
+    assert screened(table(("train/a", "1"), score=score), {}) == {"train/a": (has_device, False, reason)}
+
+
+@pytest.mark.parametrize("score", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("device", [0, 1])
+def test_a_reading_overrides_the_score_and_leaves_it_as_it_is(score: float, device: int) -> None:
+    manifest = table(("train/a", "1"), score=score)
+    assert screened(manifest, {"train/a": device})["train/a"] == (bool(device), True, READ_DEVICE if device else "")
+    decided = decide(add_readings(manifest, {"train/a": device}, {}), HOW)
+    assert decided["device_score"].tolist() == [pytest.approx(score)]
+
+
+def test_a_threshold_below_the_lower_edge_excludes_from_the_threshold_on() -> None:
+    how = HOW.model_copy(update={"threshold": 0.2})
+    decided = decide(add_readings(table(("train/a", "1"), score=0.25), {}, {}), how)
+    assert (decided["has_device"].tolist(), decided["excluded"].tolist()) == ([True], [SCORED_DEVICE])
+
+
+def test_counts_tell_rates_before_and_after_and_none_where_nothing_is_known() -> None:
+    manifest = table(("train/a", "1"), ("train/b", "2"), ("train/c", "3"), ("train/d", "4"))
+    manifest["device_score"] = pd.array([0.1, 0.1, 0.4, None], dtype="Float32")
+    counts = count_devices(decide(add_readings(manifest, {"train/a": 1, "train/b": 0}, {}), HOW))
+    rates = {(row["split"], row["class"]): (row["images"], row["screened"], row["rate"]) for row in counts["rates"]}
+    assert (counts["n_excluded"], counts["n_train_kept"], counts["n_unscreened_train"]) == (2, 2, 1)
+    assert (counts["n_excluded_reviewed"], counts["n_excluded_scored"], counts["n_excluded_doubtful"]) == (1, 0, 1)
+    assert rates["train before", "pneumonia"] == (4, 3, 0.3333)
     assert rates["train after", "pneumonia"] == (2, 1, 0.0)
     assert rates["train before", "normal"] == (0, 0, None)
     assert rates["test", "pneumonia"] == (0, 0, None)
 
 
-# -- which table -------------------------------------------------------------------------------------------------------
-
-
-def test_a_review_table_is_read_by_path_and_device_only(tmp_path: Path) -> None:
-    path = review_file(tmp_path / "r.csv", "confidence,path,device,kinds\n2,a,1,lead\n0,b,0,\n2,a,1,line\n")
-    assert read_review(path, "s") == {"a": 1, "b": 0}
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("path,kinds\na,lead\n", "lacks the column device"),
-        ("path,device\na,2\n", "line 2 has device = '2'"),
-        ("path,device\na,\n", "line 2 has device = ''"),
-        ("path,device\na,yes\n", "line 2 has device = 'yes'"),
-        ("path,device\na,0\nb,1\na,1\n", "reads 'a' as 0 and as 1"),
-    ],
-)
-def test_a_review_table_that_does_not_fit_is_refused_in_a_sentence(text: str, sentence: str, tmp_path: Path) -> None:
-    with pytest.raises(TableError) as caught:
-        read_review(review_file(tmp_path / "r.csv", text), "screening.review")
-    assert str(caught.value).startswith("screening.review: ")
-    assert sentence in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_the_table_that_is_named_comes_before_the_source_s_own(tmp_path: Path) -> None:
-    review_file(tmp_path / "device_review.csv", "path,device\na,0\n")
-    named = review_file(tmp_path / "named.csv", "path,device\na,1\n")
-    paths = pd.Series(["a", "b"])
-    assert find_review(str(named), tmp_path, paths).readings == {"a": 1}
-    assert find_review(None, tmp_path, paths).readings == {"a": 0}
-
-
-def test_a_named_table_that_knows_no_path_of_the_source_is_refused_with_an_example(tmp_path: Path) -> None:
-    named = review_file(tmp_path / "named.csv", "path,device\nchest_xray/a,1\n")
-    with pytest.raises(TableError, match=r"no path of .*named\.csv is in the source.*like train/a"):
-        find_review(str(named), tmp_path, pd.Series(["train/a"]))
-
-
-def test_a_named_table_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match=r"screening\.review: .*none\.csv does not exist"):
-        find_review(str(tmp_path / "none.csv"), tmp_path, pd.Series(["a"]))
-
-
-def test_the_shipped_table_applies_from_95_percent_of_its_paths_on(tmp_path: Path) -> None:
-    shipped = read_review(SHIPPED_REVIEW, "s")
-    paths = list(shipped)
-    enough = -(-95 * len(paths) // 100)
-    assert find_review(None, tmp_path, pd.Series(paths[:enough])).readings == shipped
-    assert find_review(None, tmp_path, pd.Series(paths[: enough - 1])).readings == {}
-    assert find_review(None, tmp_path, pd.Series(["train/NORMAL/other.jpeg"])).name == "no review table"
-
-
-def test_the_shipped_table_has_the_counts_that_the_documentation_tells() -> None:
-    shipped = read_review(SHIPPED_REVIEW, "s")
-    normal = [device for path, device in shipped.items() if path.startswith("train/NORMAL/")]
-    ill = [device for path, device in shipped.items() if path.startswith("train/PNEUMONIA/")]
-    assert len(shipped) == 4808
-    assert sum(normal) / len(normal) == pytest.approx(0.012, abs=0.001)
-    assert sum(ill) / len(ill) == pytest.approx(0.53, abs=0.005)
-
-
 # -- the stage ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_stage_lists_what_is_excluded_and_is_done_again_when_a_reading_changes(tmp_path: Path) -> None:
-    run, own = tmp_path / "run", tmp_path / "device_review.csv"
-    settings = Settings.model_validate({"run_dir": str(run), "storage": {"cache": str(tmp_path / "cache")}})
-    manifest = table(("train/a", "1"), ("train/b", "2"), ("test/c", "3"))
-    run.mkdir()
+@pytest.fixture(scope="module")
+def screener(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("screener")
+    save_network(build_screener(1, (4, 4, 4)), folder)
+    return folder
+
+
+def prepare_run(tmp_path: Path, screener: Path, manifest: pd.DataFrame) -> Settings:
+    """A run folder with packed noise for each row."""
+    run, shelf = tmp_path / "run", tmp_path / "cache" / "arrays" / "shelf"
+    shelf.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (len(manifest), 224, 224), dtype=np.uint8)
+    np.save(shelf / "one.npy", pixels)
+    known = {sha: (str(shelf / "one.npy"), i, "") for i, sha in enumerate(manifest["sha256"])}
+    write_json(run / "arrays" / "index.json", index_arrays(manifest, known))
+    write_manifest(run, manifest)
+    values: Facts = {"run_dir": str(run), "storage": {"cache": str(tmp_path / "cache")}}
+    return Settings.model_validate(values | {"screening": {"screener": str(screener)}})
+
+
+def rows_of(*paths: str) -> pd.DataFrame:
+    manifest = table(*((path, digest(path)) for path in paths))
+    return manifest.assign(image_id=[digest(path)[:16] for path in paths], patient_id=list(paths))
+
+
+def test_every_image_with_pixels_gets_a_score_and_a_mask_and_a_verdict(tmp_path: Path, screener: Path) -> None:
+    from tasks.masks import DeviceMasks
+
+    manifest = rows_of("train/a", "train/b", "val/c", "test/d")
+    settings = prepare_run(tmp_path, screener, manifest)
+    screen.fn(settings, str(tmp_path))
+    run = tmp_path / "run"
+    found = read_manifest(run)
+    assert found["has_device"].notna().all() and found["device_score"].between(0, 1).all()
+    assert not found["device_reviewed"].any()
+    masks = DeviceMasks(run).read(list(found["image_id"]))
+    assert masks.shape == (4, 224, 224) and masks.dtype == np.uint8
+    assert (run / "review" / "index.html").exists() and (run / "excluded.csv").exists()
+
+
+def test_scores_are_taken_from_the_cache_and_the_decision_is_done_again_when_a_reading_changes(
+    tmp_path: Path, screener: Path
+) -> None:
+    manifest = rows_of("train/a", "train/b", "test/c")
+    settings = prepare_run(tmp_path, screener, manifest)
     seen = []
     for device_on_b in (0, 0, 1):
-        review_file(own, f"path,device\ntrain/a,1\ntrain/b,{device_on_b}\ntest/c,1\n")
-        write_manifest(run, manifest)
+        (tmp_path / "device_review.csv").write_text(f"path,device\ntrain/a,1\ntrain/b,{device_on_b}\ntest/c,1\n")
+        write_manifest(tmp_path / "run", manifest)
         facts = screen.fn(settings, str(tmp_path))
-        seen.append((facts["reused"], facts["n_excluded"]))
-    assert seen == [(False, 1), (True, 1), (False, 2)]
-    assert (run / "excluded.csv").read_text() == f"path,reason\ntrain/a,{SHOWS_DEVICE}\ntrain/b,{SHOWS_DEVICE}\n"
-    assert read_manifest(run)["has_device"].tolist() == [True, True, True]
+        shards = read_json(tmp_path / "run" / "masks" / "index.json")["shards"]
+        seen.append((facts["reused"], facts["n_excluded"], Path(shards[0]["address"]).stat().st_mtime_ns))
+    assert [(reused, n) for reused, n, _ in seen] == [(False, 1), (True, 1), (False, 2)]
+    assert len({written for _, _, written in seen}) == 1
+    text = (tmp_path / "run" / "excluded.csv").read_text()
+    assert text == f"path,reason\ntrain/a,{READ_DEVICE}\ntrain/b,{READ_DEVICE}\n"
+    assert read_manifest(tmp_path / "run")["has_device"].tolist() == [True, True, True]
+
+
+def test_another_screener_screens_again(tmp_path: Path, screener: Path) -> None:
+    manifest = rows_of("train/a", "train/b")
+    settings = prepare_run(tmp_path, screener, manifest)
+    screen.fn(settings, str(tmp_path))
+    first = read_manifest(tmp_path / "run")["device_score"].tolist()
+    save_network(build_screener(2, (4, 4, 4)), tmp_path)
+    write_manifest(tmp_path / "run", manifest)
+    other = settings.model_copy(update={"screening": settings.screening.model_copy(update={"screener": str(tmp_path)})})
+    screen.fn(other, str(tmp_path))
+    assert read_manifest(tmp_path / "run")["device_score"].tolist() != first
+
+
+def test_a_changed_screener_is_refused_before_anything_is_written(tmp_path: Path, screener: Path) -> None:
+    settings = prepare_run(tmp_path, tmp_path / "bad", rows_of("train/a"))
+    (tmp_path / "bad").mkdir()
+    with pytest.raises(RunError, match=r"screening\.screener: .*model\.keras is missing"):
+        screen.fn(settings, str(tmp_path))
+    save_network(build_screener(1, (4, 4, 4)), tmp_path / "bad")
+    with (tmp_path / "bad" / "model.keras").open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(RunError, match="does not match"):
+        screen.fn(settings, str(tmp_path))
+    assert not (tmp_path / "run" / "masks").exists()

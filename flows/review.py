@@ -1,0 +1,139 @@
+"""Review: takes what a person answered about the doubtful images of a prepared run. Runs on the CPU pool.
+
+``python -m flows.review --run-dir RUN --answers answers.csv``; deployed without answers it waits for a form.
+"""
+
+import sys
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+
+from prefect import flow, get_client, suspend_flow_run
+from prefect.context import FlowRunContext
+from prefect.input import RunInput
+from pydantic import BaseModel, Field
+
+from flows.command_line import run_command
+from tasks.answers import answers_address, default_reviewer, keep_answers, name_images, take_answers
+from tasks.contact_sheet import SHEET, count_doubtful
+from tasks.records import Facts, PipelineError, SettingsError, TableError
+from tasks.settings import Settings
+from tasks.storage import read_manifest, run_folder
+
+
+class ReviewFlags(BaseModel):
+    """Takes what a person answered about the doubtful images of a prepared run, for all runs."""
+
+    answers: str | None = Field(None, description="CSV saved from the sheet, or any with the columns path,device.")
+    reviewer: str = Field("", description="Who answered, where the CSV does not say; default: the user's name.")
+
+
+class ReviewForm(RunInput):
+    """The form that a waiting run shows in the web page."""
+
+    answers: str = Field("", description="Address of the CSV saved from the sheet, on the machine of the worker.")
+    with_device: str = Field(
+        "", description="Or: image ids that show a device, separated by commas or blanks, as the sheet shows them."
+    )
+    without_device: str = Field("", description="And image ids that show none.")
+    reviewer: str = Field("", description="Who answered, where the CSV does not say.")
+    go_on: bool = Field(False, description="Go on without answers: the screener's score decides where nobody did.")
+
+
+@flow(name="review", log_prints=True, validate_parameters=True)
+def review(settings: Settings = Settings(), answers: str | None = None, reviewer: str = "") -> str:
+    """Takes answers about the images of a run; returns the address where answers are kept.
+
+    Raises:
+        SettingsError: Without answers, if this run cannot wait for them.
+        TableError: If the answers do not fit the run.
+    """
+    manifest = read_manifest(run_folder(settings))
+    address = answers_address(settings)
+    if answers is None:
+        if not can_wait():
+            raise SettingsError("answers: none are given; give --answers FILE, the CSV saved from the run's sheet")
+        wait_for_answers(settings)
+    else:
+        name = reviewer or default_reviewer()
+        say_taken(
+            take_answers(Path(answers), manifest, address, reviewer=name, setting="answers", now=datetime.now(UTC)),
+            address,
+        )
+    print(f"the same pipeline command with --run-dir {settings.run_dir} now uses them")
+    return str(address)
+
+
+def can_wait() -> bool:
+    """Whether this run can be suspended: Prefect suspends deployed runs only, and none that another run started."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    return run is not None and run.deployment_id is not None and run.parent_task_run_id is None
+
+
+def wait_for_answers(settings: Settings) -> None:
+    """Suspends the run until a person filled in the form, and takes what it says.
+
+    A resumed run starts again from the top and comes here once more; Prefect then hands over the forms filled in so
+    far, one after the other. One that is of no use costs a sentence in the log, not the run: it waits for the next.
+    """
+    address, sheet = answers_address(settings), (run_folder(settings) / SHEET).resolve()
+    for turn in count(1):
+        n = count_doubtful(settings)
+        waiting = "1 doubtful image waits" if n == 1 else f"{n:,} doubtful images wait"
+        print(f"{waiting} for a person: open {sheet}, save the answers, and resume this run")
+        asked = ReviewForm.with_initial_data(
+            description=f"{waiting} on the sheet `{sheet}`. Open it in a browser, save the answers, and name the saved "
+            "file here, or list image ids."
+        )
+        form = suspend_flow_run(wait_for_input=asked, key=f"review-{turn}")
+        try:
+            taken = take_form(form, settings, when_filled_in(form))
+        except (PipelineError, OSError) as error:
+            print(f"this form is of no use, the run waits for another one: {error}")
+            continue
+        if taken is not None:
+            say_taken(taken, address)
+        return
+
+
+def take_form(form: ReviewForm, settings: Settings, now: datetime) -> Facts | None:
+    """Takes the answers of a form; ``None`` where it says to go on without any.
+
+    Raises:
+        TableError: If they do not fit the run, or there are none and the form does not say to go on.
+    """
+    manifest, address = read_manifest(run_folder(settings)), answers_address(settings)
+    reviewer = form.reviewer or default_reviewer()
+    named = name_images(form.with_device, form.without_device, manifest)
+    file = form.answers.strip()
+    if file and named:
+        raise TableError("answers: the form names a CSV and image ids; give one of them")
+    if file:
+        return take_answers(Path(file).expanduser(), manifest, address, reviewer=reviewer, setting="answers", now=now)
+    if named:
+        return keep_answers(named, manifest, address, reviewer=reviewer, place="the form", now=now)
+    if not form.go_on:
+        raise TableError("answers: the form has none; name the CSV, list image ids, or tick go_on")
+    return None
+
+
+def when_filled_in(form: ReviewForm) -> datetime:
+    """When the form came in, so that a run which starts once more does not date its answers anew."""
+    with get_client(sync_client=True) as client:
+        inputs = client.filter_flow_run_input(form.metadata.receiver, form.metadata.key, limit=1, exclude_keys=set())
+    filled = inputs[0].created if inputs else None
+    return (filled or datetime.now(UTC)).astimezone(UTC)
+
+
+def say_taken(facts: Facts, address: Path) -> None:
+    """Says how many answers were taken, in one line of the log."""
+    print(
+        f"{facts['n_taken']:,} answers taken into {address}: {facts['n_new']:,} new, {facts['n_changed']:,} changed, "
+        f"{facts['n_unchanged']:,} as before, {facts['n_older']:,} older than what is known; "
+        f"{facts['n_with_device']:,} of these images show a device"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(review, sys.argv[1:], "python -m flows.review", ReviewFlags))

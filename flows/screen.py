@@ -1,0 +1,48 @@
+"""Screen: which X-rays of a folder or zip show a medical device. Runs on its own, without a run folder.
+
+``python -m flows.screen --images DIR_OR_ZIP --out devices.csv`` (``--help`` lists all flags).
+"""
+
+import sys
+
+from prefect import flow
+from pydantic import BaseModel, Field
+
+from flows.command_line import run_command
+from tasks.device_table import find_images, screen_images
+from tasks.records import SourceError
+from tasks.settings import Settings
+
+
+class ScreenFlags(BaseModel):
+    """Screens X-rays for medical devices: a score and a decision for each image, and masks of where devices are."""
+
+    images: str = Field(
+        min_length=1, description="Folder or .zip file of X-rays (.jpeg, .jpg, .png), in any structure."
+    )
+    out: str = Field(min_length=1, description="CSV file to write: path,device_score,has_device,refused.")
+    masks: str | None = Field(
+        None, min_length=1, description="Folder for a mask <image_id>.png of each image; default: none are written."
+    )
+    strict: bool = Field(
+        False, description="End with exit code 2 when an image was refused; the CSV is written anyway."
+    )
+
+
+@flow(name="screen", log_prints=True, validate_parameters=True)
+def screen(
+    images: str, out: str, masks: str | None = None, strict: bool = False, settings: Settings = Settings()
+) -> str:
+    """Scores a folder or zip of X-rays for medical devices; returns the address of the table."""
+    find_images(images, out, masks, settings)
+    counts = screen_images(images, out, masks, settings)
+    if strict and counts["n_refused"]:
+        raise SourceError(
+            f"strict: {counts['n_refused']:,} of {counts['n_images']:,} images were refused; {out} names them and why: "
+            "put them right or take them out, or leave --strict out"
+        )
+    return out
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(screen, sys.argv[1:], "python -m flows.screen", ScreenFlags))

@@ -1,0 +1,42 @@
+"""Train a screener on a data set with readings: ``python -m flows.train_screener --source ZIP --review CSV``."""
+
+import sys
+
+from prefect import flow
+from pydantic import BaseModel, Field
+
+from flows.command_line import run_command
+from flows.run_folders import with_run_folder
+from tasks.ingestion import ingest
+from tasks.packing import pack
+from tasks.quality import check
+from tasks.screener_training import fit_screener
+from tasks.settings import ScreenerRecipe, Settings
+from tasks.splitting import split
+
+
+class TrainScreenerFlags(BaseModel):
+    """Train a screener that finds medical devices, from drawn devices and people's readings."""
+
+    review: str | None = Field(None, description="CSV of readings (path,device,…); short for --screening.review.")
+    recipe: ScreenerRecipe = Field(ScreenerRecipe(), description=ScreenerRecipe.__doc__)
+
+
+@flow(name="train-screener", log_prints=True, validate_parameters=True)
+def train_screener(
+    settings: Settings = Settings(), review: str | None = None, recipe: ScreenerRecipe = ScreenerRecipe()
+) -> str:
+    """From a data set with readings to a screener; returns its folder, which ``screening.screener`` takes."""
+    if review is not None:
+        screening = settings.screening.model_copy(update={"review": review})
+        settings = settings.model_copy(update={"screening": screening})
+    settings = with_run_folder(settings)
+    source = ingest(settings)
+    check(settings, "source")
+    split(settings)
+    pack(settings, source["folder"])
+    return str(fit_screener(settings, source["folder"], recipe)["screener"])
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(train_screener, sys.argv[1:], "python -m flows.train_screener", TrainScreenerFlags))

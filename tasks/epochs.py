@@ -1,0 +1,43 @@
+"""What the trainings of classifier and screener share: schedule, seeds of an epoch, checkpoints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks.keras_backend import keras
+from tasks.records import Facts
+from tasks.storage import write_whole
+
+
+def build_optimizer(learning_rate: float, epochs: int, n_train: int, batch_size: int) -> Any:
+    """AdamW with one epoch of warm-up, a cosine down to 2 % and a moving average of the weights over an epoch."""
+    steps = max(1, -(-n_train // batch_size))
+    schedule = keras.optimizers.schedules.CosineDecay(
+        learning_rate / 10,
+        decay_steps=max(1, steps * (epochs - 1)),
+        alpha=0.2,  # of the initial rate, a tenth of the peak: 2 % of the peak
+        warmup_target=learning_rate,
+        warmup_steps=steps,
+    )
+    momentum = float(np.clip(1 - 1 / steps, 0.5, 0.99))
+    return keras.optimizers.AdamW(schedule, weight_decay=0.02, use_ema=True, ema_momentum=momentum)
+
+
+def reseed(model: Any, seed: int, epoch: int) -> None:
+    """Sets the seed of every random layer to one that follows from the seed and the epoch."""
+    for i, layer in enumerate(model.layers):
+        generator = getattr(layer, "generator", None) or getattr(layer, "seed_generator", None)
+        if generator is not None:
+            generator.state.assign(np.array([(seed * 1_000_003 + epoch) % 2**31, i], dtype="uint32"))
+
+
+def save_checkpoint(model: Any, state: Facts, folder: Path) -> None:
+    """Keeps model and optimiser; the small JSON, written last, says which file counts."""
+    name = f"checkpoint-{len(state['history'])}.keras"
+    model.save(folder / name)
+    write_whole(folder / "checkpoint.json", json.dumps({**state, "model": name}))
+    for old in [*folder.glob("checkpoint-*.keras"), *folder.glob("best-*.keras")]:
+        if old.name not in (name, f"best-{state.get('best_epoch')}.keras"):
+            old.unlink()

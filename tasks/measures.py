@@ -1,0 +1,90 @@
+"""How good a decision is: AUC, accuracy, sensitivity, specificity, with intervals by a bootstrap over patients."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tasks.records import Facts
+
+MEASURES = ("auc", "accuracy", "sensitivity", "specificity")
+
+
+def measure_group(
+    rows: pd.DataFrame, threshold: float, n_bootstrap: int, seed: int, measures: tuple[str, ...] = MEASURES
+) -> Facts:
+    """``{"n", measure: {"value", "low", "high"}, "confusion"}``, intervals by a 95 % bootstrap over patients.
+
+    A measure that needs a class which is missing is ``None`` with a reason.
+    """
+    if not len(rows):
+        return {"n": 0, "reason": "no image is in this group"}
+    labels = rows["label"].to_numpy(float)
+    probabilities = rows["probability"].to_numpy(float)
+    patients = pd.factorize(rows["patient_id"].astype(str))[0]
+    rng = np.random.default_rng(seed)
+    n_patients = int(patients.max()) + 1
+    draws = rng.multinomial(n_patients, np.full(n_patients, 1 / n_patients), size=n_bootstrap)[:, patients]
+    point = weighted_measures(labels, probabilities, threshold, np.ones((1, len(labels))))
+    spread = weighted_measures(labels, probabilities, threshold, draws.astype(float))
+    group: Facts = {"n": len(rows), "n_patients": n_patients, "confusion": confusion(labels, probabilities, threshold)}
+    for name in measures:
+        value, drawn = float(point[name][0]), spread[name][np.isfinite(spread[name])]
+        if not np.isfinite(value):
+            group[name] = {"value": None, "low": None, "high": None, "reason": "a class is missing in this group"}
+            continue
+        low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (value, value)
+        group[name] = {"value": round(value, 4), "low": round(float(low), 4), "high": round(float(high), 4)}
+    return group
+
+
+def weighted_measures(
+    labels: NDArray[np.float64], probabilities: NDArray[np.float64], threshold: float, weights: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64]]:
+    """The measures under each row of weights ``(draws, n)``; not finite where a class has no weight."""
+    positive, called = labels == 1, probabilities >= threshold
+    with np.errstate(invalid="ignore", divide="ignore"):
+        pos, neg = weights[:, positive].sum(1), weights[:, ~positive].sum(1)
+        hits = weights[:, positive & called].sum(1)
+        rejections = weights[:, ~positive & ~called].sum(1)
+        # AUC: the chance that a positive stands above a negative, ties counted half.
+        order = np.argsort(probabilities, kind="stable")
+        starts = np.unique(probabilities[order], return_index=True)[1]
+        pos_at = np.add.reduceat((weights * positive)[:, order], starts, axis=1)
+        neg_at = np.add.reduceat((weights * ~positive)[:, order], starts, axis=1)
+        below = np.cumsum(neg_at, axis=1) - neg_at
+        auc = (pos_at * (below + neg_at / 2)).sum(1) / (pos * neg)
+        return {
+            "auc": auc,
+            "accuracy": (hits + rejections) / (pos + neg),
+            "sensitivity": hits / pos,
+            "specificity": rejections / neg,
+        }
+
+
+def confusion(labels: NDArray[np.float64], probabilities: NDArray[np.float64], threshold: float) -> dict[str, int]:
+    """Counts at the threshold: ``tp, fp, tn, fn``."""
+    called, positive = probabilities >= threshold, labels == 1
+    return {
+        "tp": int((called & positive).sum()),
+        "fp": int((called & ~positive).sum()),
+        "tn": int((~called & ~positive).sum()),
+        "fn": int((~called & positive).sum()),
+    }
+
+
+def format_value(value: dict[str, Any]) -> str:
+    """``0.973 (0.961 to 0.984)``, or why there is none."""
+    if value["value"] is None:
+        return f"none ({value['reason']})"
+    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+def describe_value(value: Facts) -> Facts:
+    """``{"text": "0.973", "interval": "0.961 to 0.984", "reason"}``; text is ``None`` where there is no value."""
+    if value["value"] is None:
+        return {"text": None, "interval": None, "reason": value.get("reason") or "it cannot be computed"}
+    known = value.get("low") is not None and value.get("high") is not None
+    interval = f"{value['low']:.3f} to {value['high']:.3f}" if known else None
+    return {"text": f"{value['value']:.3f}", "interval": interval, "reason": None}

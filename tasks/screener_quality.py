@@ -1,0 +1,95 @@
+"""How good a screener is, on readings that it has not learnt from, and what its decisions cost."""
+
+from collections.abc import Collection
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tasks.measures import measure_group
+from tasks.records import CLASS_NAMES, Facts
+
+SCREENER_MEASURES = ("auc", "sensitivity", "specificity")
+
+
+def judge_screener(
+    manifest: pd.DataFrame, known: Collection[str], threshold: float, exclude_from: float, n_bootstrap: int, seed: int
+) -> Facts:
+    """What the readings say of the scores, as if nobody had read the images.
+
+    Args:
+        manifest: ``sha256, label, split, patient_id, device_score, device_reading`` (0 or 1; missing where nobody read
+            the image) and ``usable``.
+        known: First 16 hex digits of the sha256 of images that the screener was fitted or tuned to; left out here.
+        threshold: Score from which on an image counts as showing a device.
+        exclude_from: Score from which on an image leaves training.
+        n_bootstrap: Draws of patients behind each interval.
+        seed: Seed of the draws.
+
+    Returns:
+        ``{"n_known", "all", "normal", "pneumonia", "cost", "residual"}``: groups as in ``metrics.json``; ``cost`` by
+        class, the share of device-free images with a score from ``exclude_from`` on; ``residual``, the share of
+        training rows that would still show a device, were the scores alone to decide. Without readings ``{"n": 0,
+        "reason"}`` in their place.
+    """
+    read = manifest[manifest["device_reading"].notna() & manifest["device_score"].notna()].drop_duplicates("sha256")
+    is_known = read["sha256"].str[:16].isin(list(known))
+    rows = pd.DataFrame(
+        {
+            "label": read["device_reading"].astype(float),
+            "probability": read["device_score"].astype(float),
+            "patient_id": read["patient_id"],
+            "class": read["label"].astype(int),
+        }
+    )[~is_known]
+    facts: Facts = {"n_known": int(is_known.sum())}
+    for name, part in (("all", rows), *((CLASS_NAMES[c], rows[rows["class"] == c]) for c in CLASS_NAMES)):
+        facts[name] = measure_group(part, threshold, n_bootstrap, seed, SCREENER_MEASURES)
+    train = manifest[(manifest["split"] == "train") & manifest["usable"]].drop_duplicates("sha256")
+    n_of_class = {c: int((train["label"] == c).sum()) for c in CLASS_NAMES}
+    weights = draw_patients(rows["patient_id"], n_bootstrap, seed)
+    cost, residual = weigh_decision(rows, exclude_from, n_of_class, weights)
+    facts["cost"] = {CLASS_NAMES[c]: summarise(values) for c, values in cost.items()}
+    facts["residual"] = summarise(residual)
+    return facts
+
+
+def draw_patients(patients: "pd.Series[str]", n_bootstrap: int, seed: int) -> NDArray[np.float64]:
+    """Weights of rows, ``(1 + n_bootstrap, n)``: first all 1, then how often each row's patient was drawn."""
+    codes, names = pd.factorize(patients.astype(str))
+    if not len(names):
+        return np.ones((1 + n_bootstrap, 0))
+    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=n_bootstrap)
+    return np.concatenate([np.ones((1, len(codes))), draws[:, codes]]).astype(float)
+
+
+def weigh_decision(
+    rows: pd.DataFrame, exclude_from: float, n_of_class: dict[int, int], weights: NDArray[np.float64]
+) -> tuple[dict[int, NDArray[np.float64]], NDArray[np.float64]]:
+    """Under each row of weights: by class the share of clean images lost, and the share of kept ones with a device.
+
+    The readings may hold another mix of the classes than training does, so the classes are weighed by ``n_of_class``.
+    Not finite where a class has no reading.
+    """
+    kept = (rows["probability"] < exclude_from).to_numpy(float)
+    device = rows["label"].to_numpy(float)
+    cost = {}
+    stays, shows = np.zeros(len(weights)), np.zeros(len(weights))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for c, n in n_of_class.items():
+            w = weights * (rows["class"] == c).to_numpy(float)
+            clean = w @ (1 - device)
+            cost[c] = 1 - (w @ ((1 - device) * kept)) / clean
+            if n:
+                stays = stays + n * (w @ kept) / w.sum(axis=1)
+                shows = shows + n * (w @ (device * kept)) / w.sum(axis=1)
+        return cost, shows / stays
+
+
+def summarise(values: NDArray[np.float64]) -> Facts:
+    """``{"value", "low", "high"}`` of a first value and its bootstrap draws; ``None`` with a reason if not finite."""
+    drawn = values[1:][np.isfinite(values[1:])]
+    if not np.isfinite(values[0]) or not len(drawn):
+        return {"value": None, "low": None, "high": None, "reason": "a class has too few readings"}
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return {"value": round(float(values[0]), 4), "low": round(float(low), 4), "high": round(float(high), 4)}

@@ -1,0 +1,54 @@
+"""How many packed images a second the shipped screener scores and masks, and whether its memory grows with them."""
+
+import json
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from data.sample import write_sample
+from tasks.images import decode
+from tasks.masks import write_shard
+from tasks.screener import load_screener, screen_pixels
+from tasks.screener_files import SHIPPED_SCREENER
+
+N_IMAGES = 300
+ROUNDS = 5
+SHARD_IMAGES = 100
+
+
+def main() -> None:
+    """Prints ``{"bench": "screen", "images_per_s", "memory_ratio", …}``: masks are written as the stage writes them."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_sample(folder / "set", folder / "truth", n_images=N_IMAGES, seed=3)
+        files = sorted((folder / "set" / "chest_xray").glob("t*/*/*.jpeg"))
+        packed = np.stack([decode(file.read_bytes()) for file in files])
+        model = load_screener(SHIPPED_SCREENER)
+        list(screen_pixels(model, packed[:64]))
+        rates, peaks = [], []
+        for turn in range(ROUNDS):
+            start = time.perf_counter()
+            for first in range(0, len(packed), SHARD_IMAGES):
+                said = list(screen_pixels(model, packed[first : first + SHARD_IMAGES]))
+                scores, masks = (np.concatenate(parts) for parts in zip(*said, strict=True))
+                write_shard(folder / f"{turn}-{first}.npz", scores, masks)
+            rates.append(len(packed) / (time.perf_counter() - start))
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    result = {
+        "bench": "screen",
+        "images_per_s": round(statistics.median(rates), 1),
+        "lowest": round(min(rates), 1),
+        "highest": round(max(rates), 1),
+        "n_images": len(packed) * ROUNDS,
+        # Peak memory after five times as many images, against that after the first round.
+        "memory_ratio": round(peaks[-1] / peaks[0], 3),
+    }
+    print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
