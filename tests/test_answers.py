@@ -275,7 +275,7 @@ def test_image_ids_name_images_and_unknown_or_twice_named_ones_are_refused() -> 
 
 def test_answers_lie_beside_the_run_folder_unless_another_place_is_named(tmp_path: Path) -> None:
     assert answers_address(Settings(run_dir=str(tmp_path / "run"))) == tmp_path / "device_answers.csv"
-    assert answers_address(Settings()) == Path("data/runs/device_answers.csv")
+    assert answers_address(Settings()) == Path("data/runs/device_answers.csv").resolve()
     named = Settings(screening=ScreeningSettings(answers="there.csv"))
     assert answers_address(named) == Path("there.csv")
     with pytest.raises(SettingsError, match=r"screening\.answers"):
