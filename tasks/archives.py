@@ -15,6 +15,7 @@ from tasks.settings import IngestionSettings
 
 PIECE = 1 << 20
 SMALL = 1 << 20  # below this, a high ratio harms nobody: an empty mask compresses a thousandfold
+# What zipfile raises for a broken archive; NotImplementedError stands for a compression it does not know.
 DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError)
 
 
@@ -27,7 +28,7 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError):
+    except (*DAMAGE, OSError):
         raise ArchiveError(f"source: {path} is no zip archive or is cut short; fetch it again") from None
     with archive:
         yield archive

@@ -22,21 +22,29 @@ def measure_group(
         return {"n": 0, "reason": "no image is in this group"}
     labels = rows["label"].to_numpy(float)
     probabilities = rows["probability"].to_numpy(float)
-    patients = pd.factorize(rows["patient_id"].astype(str))[0]
-    rng = np.random.default_rng(seed)
-    n_patients = int(patients.max()) + 1
-    draws = rng.multinomial(n_patients, np.full(n_patients, 1 / n_patients), size=n_bootstrap)[:, patients]
-    point = weighted_measures(labels, probabilities, threshold, np.ones((1, len(labels))))
-    spread = weighted_measures(labels, probabilities, threshold, draws.astype(float))
+    weights = draw_patients(rows["patient_id"], n_bootstrap, seed)
+    drawn = weighted_measures(labels, probabilities, threshold, weights)
+    n_patients = int(rows["patient_id"].astype(str).nunique())
     group: Facts = {"n": len(rows), "n_patients": n_patients, "confusion": confusion(labels, probabilities, threshold)}
-    for name in measures:
-        value, drawn = float(point[name][0]), spread[name][np.isfinite(spread[name])]
-        if not np.isfinite(value):
-            group[name] = {"value": None, "low": None, "high": None, "reason": "a class is missing in this group"}
-            continue
-        low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (value, value)
-        group[name] = {"value": round(value, 4), "low": round(float(low), 4), "high": round(float(high), 4)}
-    return group
+    return group | {name: summarise(drawn[name], "a class is missing in this group") for name in measures}
+
+
+def draw_patients(patients: "pd.Series[str]", n_bootstrap: int, seed: int) -> NDArray[np.float64]:
+    """Weights of rows, ``(1 + n_bootstrap, n)``: first all 1, then how often each row's patient was drawn."""
+    codes, names = pd.factorize(patients.astype(str))
+    if not len(names):
+        return np.ones((1 + n_bootstrap, 0))
+    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=n_bootstrap)
+    return np.concatenate([np.ones((1, len(codes))), draws[:, codes]]).astype(float)
+
+
+def summarise(values: NDArray[np.float64], reason: str) -> Facts:
+    """``{"value", "low", "high"}`` of a value and, after it, its bootstrap draws; ``None`` and why if not finite."""
+    value, drawn = float(values[0]), values[1:][np.isfinite(values[1:])]
+    if not np.isfinite(value):
+        return {"value": None, "low": None, "high": None, "reason": reason}
+    low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (value, value)
+    return {"value": round(value, 4), "low": round(float(low), 4), "high": round(float(high), 4)}
 
 
 def weighted_measures(
@@ -81,10 +89,16 @@ def format_value(value: dict[str, Any]) -> str:
     return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
 
-def describe_value(value: Facts) -> Facts:
-    """``{"text": "0.973", "interval": "0.961 to 0.984", "reason"}``; text is ``None`` where there is no value."""
+def describe_value(value: Facts, percent: bool = False) -> Facts:
+    """``{"text": "0.973", "interval": "0.961 to 0.984", "reason"}``; text is ``None`` where there is no value.
+
+    With ``percent``: ``"4.2 %"`` and ``"2.9 to 5.8 %"``.
+    """
     if value["value"] is None:
         return {"text": None, "interval": None, "reason": value.get("reason") or "it cannot be computed"}
-    known = value.get("low") is not None and value.get("high") is not None
-    interval = f"{value['low']:.3f} to {value['high']:.3f}" if known else None
-    return {"text": f"{value['value']:.3f}", "interval": interval, "reason": None}
+    scale, digits, unit = (100, 1, " %") if percent else (1, 3, "")
+    text, low, high = (
+        None if value.get(name) is None else f"{scale * value[name]:.{digits}f}" for name in ("value", "low", "high")
+    )
+    interval = None if low is None or high is None else f"{low} to {high}{unit}"
+    return {"text": f"{text}{unit}", "interval": interval, "reason": None}

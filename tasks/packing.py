@@ -25,11 +25,11 @@ from tasks.storage import (
     code_version,
     digest,
     read_bytes,
-    read_json,
     read_manifest,
     run_folder,
     run_stage,
     sha256_of_file,
+    shards_exist,
     write_json,
     write_manifest,
     write_whole,
@@ -72,7 +72,13 @@ def pack(settings: Settings, folder: str) -> Facts:
 
     inputs = {"manifest": sha256_of_file(run / "manifest.parquet"), "shelf": str(shelf.resolve()), **decoding}
     facts = run_stage(
-        settings, "pack", module=__name__, inputs=inputs, make=make, packages=("pillow", "numpy"), is_valid=shards_exist
+        settings,
+        "pack",
+        module=__name__,
+        inputs=inputs,
+        make=make,
+        packages=("pillow", "numpy"),
+        is_valid=lambda entry: shards_exist(entry / "arrays" / "index.json"),
     )
     told = " (taken from the cache)" if facts["reused"] else f", {facts['n_new']:,} of them new"
     print(
@@ -80,11 +86,6 @@ def pack(settings: Settings, folder: str) -> Facts:
         f"{facts['n_undecodable']:,} do not decode"
     )
     return facts
-
-
-def shards_exist(folder: Path) -> bool:
-    """Whether all shards are there that ``arrays/index.json`` below the folder names."""
-    return all(Path(shard["address"]).exists() for shard in read_json(folder / "arrays" / "index.json")["shards"])
 
 
 def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: bool, max_side_px: int) -> None:

@@ -90,19 +90,11 @@ def describe_quality(quality: Facts) -> Facts:
         group = quality[key]
         values = {m: describe_value(group[m]) for m in ("auc", "sensitivity", "specificity") if m in group}
         rows.append({"name": name, "n": group["n"], "reason": group.get("reason"), "values": values})
-    cost = {name: describe_share(value) for name, value in quality["cost"].items()}
+    cost = {name: describe_value(value, percent=True) for name, value in quality["cost"].items()}
     return {
         "n": quality["all"]["n"],
         "n_known": quality["n_known"],
         "rows": rows,
         "cost": cost,
-        "residual": describe_share(quality["residual"]),
+        "residual": describe_value(quality["residual"], percent=True),
     }
-
-
-def describe_share(value: Facts) -> Facts:
-    """``{"text": "4.2 %", "interval": "2.9 to 5.8 %", "reason"}``; text is ``None`` where there is no value."""
-    if value["value"] is None:
-        return {"text": None, "interval": None, "reason": value["reason"]}
-    low, high = 100 * value["low"], 100 * value["high"]
-    return {"text": f"{100 * value['value']:.1f} %", "interval": f"{low:.1f} to {high:.1f} %", "reason": None}

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tasks.measures import measure_group
+from tasks.measures import draw_patients, measure_group, summarise
 from tasks.records import CLASS_NAMES, Facts
 
 SCREENER_MEASURES = ("auc", "sensitivity", "specificity")
+TOO_FEW = "a class has too few readings"
 
 
 def judge_screener(
@@ -49,18 +50,9 @@ def judge_screener(
     n_of_class = {c: int((train["label"] == c).sum()) for c in CLASS_NAMES}
     weights = draw_patients(rows["patient_id"], n_bootstrap, seed)
     cost, residual = weigh_decision(rows, exclude_from, n_of_class, weights)
-    facts["cost"] = {CLASS_NAMES[c]: summarise(values) for c, values in cost.items()}
-    facts["residual"] = summarise(residual)
+    facts["cost"] = {CLASS_NAMES[c]: summarise(values, TOO_FEW) for c, values in cost.items()}
+    facts["residual"] = summarise(residual, TOO_FEW)
     return facts
-
-
-def draw_patients(patients: "pd.Series[str]", n_bootstrap: int, seed: int) -> NDArray[np.float64]:
-    """Weights of rows, ``(1 + n_bootstrap, n)``: first all 1, then how often each row's patient was drawn."""
-    codes, names = pd.factorize(patients.astype(str))
-    if not len(names):
-        return np.ones((1 + n_bootstrap, 0))
-    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=n_bootstrap)
-    return np.concatenate([np.ones((1, len(codes))), draws[:, codes]]).astype(float)
 
 
 def weigh_decision(
@@ -84,12 +76,3 @@ def weigh_decision(
                 stays = stays + n * (w @ kept) / w.sum(axis=1)
                 shows = shows + n * (w @ (device * kept)) / w.sum(axis=1)
         return cost, shows / stays
-
-
-def summarise(values: NDArray[np.float64]) -> Facts:
-    """``{"value", "low", "high"}`` of a first value and its bootstrap draws; ``None`` with a reason if not finite."""
-    drawn = values[1:][np.isfinite(values[1:])]
-    if not np.isfinite(values[0]) or not len(drawn):
-        return {"value": None, "low": None, "high": None, "reason": "a class has too few readings"}
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return {"value": round(float(values[0]), 4), "low": round(float(low), 4), "high": round(float(high), 4)}

@@ -30,7 +30,7 @@ from tasks.screener_files import find_screener
 from tasks.screener_quality import judge_screener
 from tasks.settings import ScreenerRecipe, ScreeningSettings, Settings
 from tasks.storage import read_manifest, run_folder, run_stage, sha256_of_file, write_json
-from tasks.tables import read_table
+from tasks.tables import read_table, refuse_values
 
 PARTS = {"fit": 0.7, "tune": 0.1, "report": 0.2}
 SALT = "screener"
@@ -51,7 +51,10 @@ def fit_screener(settings: Settings, folder: str, recipe: ScreenerRecipe) -> Fac
         raise TableError(
             "screening.review: no review table belongs to this source; name a CSV with the columns path,device"
         )
-    rows = join_readings(manifest, read_table(review.address, "screening.review", ("path", "device")))
+    table = read_table(review.address, "screening.review", ("path", "device"))
+    if "confidence" in table:
+        refuse_values(table, "confidence", ("", "0", "1", "2"), review.address, "screening.review")
+    rows = join_readings(manifest, table)
 
     def make(out: Path) -> Facts:
         return train_screener(rows, manifest, PackedImages(run), recipe, settings.seed, out / "screener")
@@ -103,7 +106,7 @@ def join_readings(manifest: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     read["device"] = table["device"].astype(int)
     for name in ("confidence", "x0", "y0", "x1", "y1"):
         read[name] = pd.to_numeric(table[name], errors="coerce") if name in table else np.nan
-    read["confidence"] = read["confidence"].fillna(2).astype(int).clip(0, 2)
+    read["confidence"] = read["confidence"].fillna(2).astype(int)
     known = manifest.loc[
         manifest["excluded"].fillna("").str.startswith("undecodable").ne(True),
         ["path", "image_id", "sha256", "label", "patient_id", "split"],

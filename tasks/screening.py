@@ -8,7 +8,6 @@ way to see whether it leans on it.
 """
 
 import importlib.metadata
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from tasks.contact_sheet import TEMPLATE, doubtful_rows, find_doubtful, show_she
 from tasks.images import SIDE_PX, PackedImages
 from tasks.masks import DeviceMasks, read_scores, write_shard
 from tasks.measures import format_value
+from tasks.provenance import BACKENDS, find_backend
 from tasks.readings import find_review
 from tasks.records import CLASS_NAMES, Facts
 from tasks.screener_files import ScreenerFiles, find_screener, known_readings
@@ -37,6 +37,7 @@ from tasks.storage import (
     run_folder,
     run_stage,
     sha256_of_file,
+    shards_exist,
     write_json,
     write_manifest,
     write_whole,
@@ -96,7 +97,14 @@ def screen(settings: Settings, folder: str) -> Facts:
         "screening": how.model_dump(exclude={"review", "answers", "screener", "wait_for_review"}),
         "seed": settings.seed,
     }
-    facts = run_stage(settings, "screen", module=__name__, inputs=inputs, make=make, is_valid=masks_exist)
+    facts = run_stage(
+        settings,
+        "screen",
+        module=__name__,
+        inputs=inputs,
+        make=make,
+        is_valid=lambda entry: shards_exist(entry / "masks" / "index.json"),
+    )
     for line in describe(facts):
         print(line)
     show_table("devices", facts["rates"], "Share of images that show a device, by class, before and after screening")
@@ -116,7 +124,7 @@ def screen_shards(run: Path, cache: Path, screener: ScreenerFiles) -> Facts:
     arrays = read_json(run / "arrays" / "index.json")
     sources = [Path(shard["address"]) for shard in arrays["shards"]]
     code = [code_version(name) for name in ("tasks.screener", "tasks.masks")]
-    runs_on = [importlib.metadata.version("keras"), os.environ.get("KERAS_BACKEND", "tensorflow")]
+    runs_on = [importlib.metadata.version(name) for name in ("keras", BACKENDS[find_backend()])]
     how = digest({"screener": screener.sha256, "code": code, "runs_on": runs_on})[:16]
     targets = [cache.resolve() / "masks" / how / source.parent.name / f"{source.stem}.npz" for source in sources]
     waiting = [(source, target) for source, target in zip(sources, targets, strict=True) if not target.exists()]
@@ -141,11 +149,6 @@ def screen_shard(model: Any, source: Path, target: Path) -> None:
     scores = np.concatenate([batch.scores for batch in said] or [np.empty(0, np.float32)])
     masks = np.concatenate([batch.masks for batch in said] or [np.empty((0, SIDE_PX, SIDE_PX), np.uint8)])
     write_shard(target, scores, masks)
-
-
-def masks_exist(folder: Path) -> bool:
-    """Whether all shards are there that ``masks/index.json`` below the folder names."""
-    return all(Path(shard["address"]).exists() for shard in read_json(folder / "masks" / "index.json")["shards"])
 
 
 def add_scores(manifest: pd.DataFrame, index: Facts) -> pd.DataFrame:

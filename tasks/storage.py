@@ -165,6 +165,11 @@ def locked(path: Path) -> Iterator[None]:
             return
 
 
+def shards_exist(index: Path) -> bool:
+    """Whether all shards are there that an index (``{"shards": [{"address"}], …}``) names."""
+    return all(Path(shard["address"]).exists() for shard in read_json(index)["shards"])
+
+
 # -- the manifest ------------------------------------------------------------------------------------------------------
 
 
