@@ -96,7 +96,9 @@ def describe_problem(problem: Any) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "missing":
         return f"{place}: is missing; give --{place.replace('_', '-')}, see --help"
-    message = str(problem["msg"])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if isinstance(problem["input"], dict):  # a rule over a whole group says itself what is wrong
+        return f"{place}: {message}; see --help"
     return f"{place}: {message[:1].lower()}{message[1:]}, not {problem['input']!r}; see --help"
 
 

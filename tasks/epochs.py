@@ -1,6 +1,7 @@
 """What the trainings of classifier and screener share: schedule, seeds of an epoch, checkpoints."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,18 @@ def build_optimizer(learning_rate: float, epochs: int, n_train: int, batch_size:
 
 
 def reseed(model: Any, seed: int, epoch: int) -> None:
-    """Sets the seed of every random layer to one that follows from the seed and the epoch."""
-    for i, layer in enumerate(model.layers):
+    """Sets the seed of every random layer, in nested models too, to one that follows from the seed and the epoch."""
+    for i, layer in enumerate(_flatten(model)):
         generator = getattr(layer, "generator", None) or getattr(layer, "seed_generator", None)
         if generator is not None:
             generator.state.assign(np.array([(seed * 1_000_003 + epoch) % 2**31, i], dtype="uint32"))
+
+
+def _flatten(model: Any) -> Iterator[Any]:
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, keras.Model):
+            yield from _flatten(layer)
 
 
 def save_checkpoint(model: Any, state: Facts, folder: Path) -> None:
@@ -38,6 +46,6 @@ def save_checkpoint(model: Any, state: Facts, folder: Path) -> None:
     name = f"checkpoint-{len(state['history'])}.keras"
     model.save(folder / name)
     write_whole(folder / "checkpoint.json", json.dumps({**state, "model": name}))
-    for old in [*folder.glob("checkpoint-*.keras"), *folder.glob("best-*.keras")]:
-        if old.name not in (name, f"best-{state.get('best_epoch')}.keras"):
+    for old in folder.glob("checkpoint-*.keras"):
+        if old.name != name:
             old.unlink()

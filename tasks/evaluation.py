@@ -1,7 +1,8 @@
 """Evaluate: how good the network is, on whom, and with what uncertainty.
 
-Reads ``model.keras``, the packed arrays and ``manifest.parquet``; writes ``predictions.csv`` and ``metrics.json``. The
-threshold is chosen on validation alone; splits that ``evaluation.splits`` leaves out are not read at all.
+Reads ``model.keras``, ``shifts.csv``, the packed arrays and ``manifest.parquet``; writes ``predictions.csv`` and
+``metrics.json``. Thresholds are chosen on validation and its shifts alone; splits that ``evaluation.splits`` leaves out
+are not read at all.
 """
 
 from pathlib import Path
@@ -14,12 +15,23 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import show_table
 from tasks.images import PackedImages
-from tasks.measures import MEASURES, format_value, measure_group
+from tasks.measures import (
+    MEASURES,
+    draw_patients,
+    format_value,
+    measure_calibration,
+    measure_group,
+    summarise,
+    weighted_measures,
+)
 from tasks.records import Facts
-from tasks.settings import Settings
+from tasks.settings import EvaluationSettings, Settings
 from tasks.storage import read_manifest, run_folder, run_stage, sha256_of_file, write_json, write_whole
+from tasks.thresholds import choose_sensitive_threshold, choose_threshold
 
 GROUPS = ("val", "test", "test_device_free", "test_with_device", "val_device_free", "val_with_device")
+DECISIONS = ("accuracy", "sensitivity", "specificity")
+SUBTYPE_THRESHOLD = 0.5
 
 
 @task(name="evaluate", cache_policy=NO_CACHE)
@@ -28,19 +40,34 @@ def evaluate(settings: Settings) -> Facts:
     run = run_folder(settings)
 
     def make(out: Path) -> Facts:
-        from tasks.networks import load_network, predict
+        from tasks.network_files import load_network
+        from tasks.networks import answer, predict
+        from tasks.shifts import keep_border, remove_border
 
-        table = evaluated_rows(read_manifest(run), settings.evaluation.splits)
-        table["probability"] = predict(load_network(run), PackedImages(run).read(list(table["image_id"])))
-        columns = ["path", "split", "label", "subtype", "has_device", "probability"]
-        shown = table.loc[table["split"].isin(settings.evaluation.splits), columns]
-        write_whole(out / "predictions.csv", shown.to_csv(index=False, float_format="%.6f"))
-        metrics = measure(table, settings.evaluation.splits, settings.evaluation.n_bootstrap, settings.seed)
+        manifest = read_manifest(run)
+        rows = evaluated_rows(manifest, settings.evaluation.splits)
+        model, packed = load_network(run), PackedImages(run).read(list(rows["image_id"]))
+        said = answer(model, packed)
+        table = rows.assign(probability=said.probability, bacteria=said.bacteria)
+        columns = ["path", "split", "label", "subtype", "has_device", "probability", "bacteria"]
+        write_whole(out / "predictions.csv", table[columns].to_csv(index=False, float_format="%.6f"))
+        main = (rows["split"] == ("test" if (rows["split"] == "test").any() else "val")).to_numpy()
+        only, removed = (predict(model, change(packed[main])) for change in (keep_border, remove_border))
+        shifts = pd.read_csv(run / "shifts.csv")
+        shifts["patient_id"] = shifts["image_id"].map(manifest.set_index("image_id")["patient_id"])
+        metrics = measure(table, shifts, settings.evaluation, settings.seed)
+        metrics |= measure_border(table[main], only, removed, settings.evaluation, settings.seed)
+        metrics["members"] = {
+            split: measure_members(table[at], said.members[at], metrics["threshold"])
+            for split in settings.evaluation.splits
+            if (at := (rows["split"] == split).to_numpy()).any()
+        }
         write_json(out / "metrics.json", metrics)
         return {"metrics": metrics}
 
     inputs = {
         "model": sha256_of_file(run / "model.keras"),
+        "shifts": sha256_of_file(run / "shifts.csv"),
         "manifest": sha256_of_file(run / "manifest.parquet"),
         "evaluation": settings.evaluation.model_dump(),
         "seed": settings.seed,
@@ -54,30 +81,33 @@ def evaluate(settings: Settings) -> Facts:
 
 
 def evaluated_rows(manifest: pd.DataFrame, splits: tuple[str, ...]) -> pd.DataFrame:
-    """Rows of the evaluated splits that have pixels; validation always, for the threshold, without its copies."""
+    """Rows of the evaluated splits that have pixels; of validation without its copies."""
     reasons = manifest["excluded"].fillna("")
-    wanted = (manifest["split"] == "val") & (reasons == "")
+    wanted = (manifest["split"] == "val") & (reasons == "") & ("val" in splits)
     if "test" in splits:
         wanted |= (manifest["split"] == "test") & ~reasons.str.startswith("undecodable")
     return manifest[wanted].reset_index(drop=True)
 
 
-def measure(table: pd.DataFrame, splits: tuple[str, ...], n_bootstrap: int, seed: int) -> Facts:
-    """``metrics.json``: the threshold, a group for each name in ``GROUPS``, and sensitivity by subtype.
+def measure(table: pd.DataFrame, shifts: pd.DataFrame, settings: EvaluationSettings, seed: int) -> Facts:
+    """``metrics.json`` but for what needs the network again.
 
     Args:
-        table: ``split, label, subtype, patient_id, has_device`` (missing where unknown) and ``probability``.
-        splits: The evaluated splits.
-        n_bootstrap: Draws of patients behind each interval.
+        table: ``split, label, subtype, patient_id, has_device`` (missing where unknown), ``probability``, ``bacteria``.
+        shifts: Validation as it is and under shifts: ``shift, label, patient_id, probability``.
+        settings: The evaluated splits, the draws behind each interval, the least sensitivity.
         seed: Seed of the draws.
     """
-    val = table[table["split"] == "val"]
-    threshold = round(choose_threshold(val["label"].to_numpy(float), val["probability"].to_numpy(float)), 6)
-    metrics: Facts = {"threshold": threshold, "subtypes": {}}
+    labels, probabilities = shifts["label"].to_numpy(float), shifts["probability"].to_numpy(float)
+    balanced = round(choose_threshold(labels, probabilities), 6)
+    sensitive = choose_sensitive_threshold(shifts, settings.min_sensitivity, balanced)
+    n_bootstrap = settings.n_bootstrap
+    metrics: Facts = {"threshold": balanced, "subtypes": {}, "calibration": {}, "bacteria": {}}
+    measured = {}
     for name in GROUPS:
         split = name.split("_")[0]
         rows = table[table["split"] == split]
-        if split not in splits:
+        if split not in settings.splits:
             metrics[name] = {"n": 0, "reason": f"evaluation.splits leaves {split} out"}
             continue
         if not len(rows):
@@ -89,34 +119,86 @@ def measure(table: pd.DataFrame, splits: tuple[str, ...], n_bootstrap: int, seed
                 metrics[name] = {"n": 0, "reason": "no image was screened"}
                 continue
             rows = rows[known & (rows["has_device"].fillna(False).astype(bool) == name.endswith("with_device"))]
-        metrics[name] = measure_group(rows, threshold, n_bootstrap, seed)
-    for split in splits:
-        rows = table[table["split"] == split]
+        metrics[name], measured[name] = measure_group(rows, balanced, n_bootstrap, seed), rows
+    parts = {split: table[table["split"] == split] for split in settings.splits}
+    for split, rows in parts.items():
         metrics["subtypes"][split] = {
-            subtype: measure_group(rows[rows["subtype"] == subtype], threshold, n_bootstrap, seed, ("sensitivity",))
+            subtype: measure_group(rows[rows["subtype"] == subtype], balanced, n_bootstrap, seed, ("sensitivity",))
             for subtype in ("bacteria", "virus")
         }
+        metrics["calibration"][split] = measure_calibration(rows, n_bootstrap, seed)
+        metrics["bacteria"][split] = measure_bacteria(rows, n_bootstrap, seed)
+    metrics["operating_points"] = {
+        name: {
+            "threshold": threshold,
+            **{group: measure_group(rows, threshold, n_bootstrap, seed, DECISIONS) for group, rows in measured.items()},
+        }
+        for name, threshold in (("balanced", balanced), ("high_sensitivity", sensitive))
+    }
+    metrics["shifts"] = {
+        str(name): measure_group(rows, balanced, n_bootstrap, seed)
+        for name, rows in shifts.groupby("shift", sort=False)
+    }
     return metrics
 
 
-def choose_threshold(labels: NDArray[np.float64], probabilities: NDArray[np.float64]) -> float:
-    """The probability from which on an image counts as pneumonia: highest sensitivity + specificity (Youden 1950).
+def measure_bacteria(rows: pd.DataFrame, n_bootstrap: int, seed: int) -> Facts:
+    """How well bacteria are told from virus among pneumonia images of known subtype; bacteria count as positive."""
+    known = rows[rows["subtype"].isin(["bacteria", "virus"])]
+    asked = known.assign(label=(known["subtype"] == "bacteria").astype(int), probability=known["bacteria"])
+    return measure_group(asked, SUBTYPE_THRESHOLD, n_bootstrap, seed)
 
-    A cut lies in the middle of two neighbouring probabilities, in logits; of equally good cuts, the one in the widest
-    gap.
+
+def measure_border(
+    rows: pd.DataFrame,
+    only: NDArray[np.float64],
+    removed: NDArray[np.float64],
+    settings: EvaluationSettings,
+    seed: int,
+) -> Facts:
+    """AUC on images of which the border alone is left, or all but the border, and what leaving it out costs.
+
+    Args:
+        rows: ``label, patient_id, probability`` of the test images as they are, or of validation where test is unread.
+        only: P(label = 1) where only the border is left.
+        removed: P(label = 1) where the border is blanked.
+        settings: The draws behind each interval.
+        seed: Seed of the draws.
+
+    Returns:
+        ``border_only``, ``border_removed`` and ``border_loss`` (AUC as it is less AUC without the border), each
+        ``{"value", "low", "high"}``.
     """
-    values = np.unique(probabilities)
-    clipped = np.clip(values, 1e-6, 1 - 1e-6)
-    logits = np.log(clipped / (1 - clipped))
-    cuts = (logits[1:] + logits[:-1]) / 2 if len(logits) > 1 else logits
-    gaps = np.diff(logits) if len(logits) > 1 else np.zeros(len(logits))
-    thresholds = 1 / (1 + np.exp(-cuts))
-    positive, negative = np.sort(probabilities[labels == 1]), np.sort(probabilities[labels == 0])
-    sensitivity = 1 - np.searchsorted(positive, thresholds, side="left") / max(len(positive), 1)
-    specificity = np.searchsorted(negative, thresholds, side="left") / max(len(negative), 1)
-    youden = sensitivity + specificity
-    best = np.flatnonzero(youden >= youden.max() - 1e-12)
-    return float(thresholds[best[np.argmax(gaps[best])]])
+    if not len(rows):
+        nothing = {"value": None, "low": None, "high": None, "reason": "no image is in this group"}
+        return dict.fromkeys(("border_only", "border_removed", "border_loss"), nothing)
+    weights = draw_patients(rows["patient_id"], settings.n_bootstrap, seed)
+    labels, whole = rows["label"].to_numpy(float), rows["probability"].to_numpy(float)
+    aucs = [weighted_measures(labels, values, 0.5, weights)["auc"] for values in (only, removed, whole)]
+    values = {"border_only": aucs[0], "border_removed": aucs[1], "border_loss": aucs[2] - aucs[1]}
+    return {name: summarise(drawn, "a class is missing in this group") for name, drawn in values.items()}
+
+
+def measure_members(rows: pd.DataFrame, members: NDArray[np.float64], threshold: float) -> Facts:
+    """Each member alone at the model's threshold: ``{measure: {"values", "mean", "deviation"}}``.
+
+    Args:
+        rows: ``label``.
+        members: P(label = 1) by each member, ``(n, n_models)``.
+        threshold: The balanced threshold.
+    """
+    labels, ones = rows["label"].to_numpy(float), np.ones((1, len(rows)))
+    alone = [weighted_measures(labels, column, threshold, ones) for column in members.T]
+    facts: Facts = {}
+    for name in MEASURES:
+        values = np.array([float(measures[name][0]) for measures in alone])
+        if not np.isfinite(values).all():
+            facts[name] = {"values": None, "mean": None, "deviation": None, "reason": "a class is missing"}
+            continue
+        spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        said = {"values": [round(v, 4) for v in values.tolist()], "mean": round(float(values.mean()), 4)}
+        facts[name] = {**said, "deviation": round(spread, 4)}
+    return facts
 
 
 def describe_group(name: str, group: Facts) -> str:

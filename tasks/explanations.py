@@ -33,7 +33,8 @@ def explain_images(settings: Settings) -> Facts:
     run = run_folder(settings)
 
     def make(out: Path) -> Facts:
-        from tasks.networks import load_network, predict_pixels
+        from tasks.network_files import load_network
+        from tasks.networks import predict_pixels
 
         chosen = choose_images(read_predictions(run), settings.explanation.n_images, settings.seed)
         images, network = PackedImages(run), load_network(run)

@@ -15,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -51,38 +52,30 @@ STYLE = {
 }
 
 
-def draw_training(epochs: Sequence[int], losses: Sequence[float], aucs: Sequence[float], kept: int) -> Figure:
-    """Loss and validation AUC by epoch, one above the other, with the kept epoch marked.
+def draw_training(epochs: Sequence[int], losses: NDArray[np.float64], aucs: NDArray[np.float64]) -> Figure:
+    """Loss and validation AUC by epoch, one above the other: a thin line for each network, a thick one for their mean.
 
     Args:
         epochs: Numbers of the epochs, from 1.
-        losses: Mean training loss of each epoch.
-        aucs: AUC on validation after each epoch, 0 to 1.
-        kept: The epoch whose weights were kept.
+        losses: Mean training loss of each network after each epoch, ``(n_networks, n_epochs)``.
+        aucs: AUC on validation, 0 to 1, of the same shape.
     """
+    several = len(losses) > 1
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, 3.9), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True)
         for axes, values, name in ((above, losses, "training loss"), (below, aucs, "validation AUC")):
             axes.grid(axis="y")
-            axes.axvline(kept, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
-            axes.plot(epochs, values, color=INK, linewidth=1.6, marker="o", markersize=3)
+            if several:
+                axes.plot(epochs, values.T, color=AGAINST, linewidth=0.9, alpha=0.65, marker=".", markersize=3)
+            axes.plot(epochs, values.mean(axis=0), color=INK, linewidth=1.8, marker="o", markersize=3)
             axes.set_ylabel(name)
             axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
             axes.margins(y=0.12)
-            if kept in epochs:
-                axes.plot(kept, values[list(epochs).index(kept)], "o", color=FOR, markersize=6.5)
-        right = kept > (min(epochs) + max(epochs)) / 2
-        above.annotate(
-            f"epoch {kept} is kept",
-            (kept, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(-5 if right else 5, -3),
-            textcoords="offset points",
-            ha="right" if right else "left",
-            va="top",
-            color=MUTED,
-        )
+        if several:
+            thick, thin = Line2D([], [], color=INK, linewidth=1.8), Line2D([], [], color=AGAINST, linewidth=0.9)
+            names = [f"mean of the {len(losses)} networks", "each network"]
+            above.legend([thick, thin], names, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
         low, high = below.get_ylim()
         below.set_ylim(low, min(high, 1 + 0.06 * (1 - low)))
         below.set_xlabel("epoch")
@@ -109,13 +102,19 @@ def roc_points(labels: NDArray[np.float64], probabilities: NDArray[np.float64]) 
     return np.vstack([(0.0, 0.0), np.column_stack([alarms / alarms[-1], hits / hits[-1]])])
 
 
-def draw_roc(points: NDArray[np.float64], operating: tuple[float, float], threshold: float) -> Figure:
-    """The ROC curve with the point that the threshold chooses.
+def draw_roc(
+    points: NDArray[np.float64],
+    operating: tuple[float, float],
+    threshold: float,
+    second: tuple[float, float] | None = None,
+) -> Figure:
+    """The ROC curve with the point that the threshold chooses, and as a ring that of a second threshold, if any.
 
     Args:
         points: As from ``roc_points``.
         operating: Sensitivity and specificity at the threshold, 0 to 1.
         threshold: The probability from which on an image counts as pneumonia.
+        second: Sensitivity and specificity at the second threshold, 0 to 1.
     """
     sensitivity, specificity = operating
     with mpl.rc_context(STYLE):
@@ -125,9 +124,12 @@ def draw_roc(points: NDArray[np.float64], operating: tuple[float, float], thresh
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
         axes.fill_between(points[:, 0], points[:, 1], color=AGAINST, alpha=0.07, linewidth=0)
         axes.plot(points[:, 0], points[:, 1], color=AGAINST, linewidth=2, solid_joinstyle="round")
+        if second is not None:
+            (ring,) = axes.plot(1 - second[1], second[0], "o", color=FOR, markersize=8.5, clip_on=False, zorder=5)
+            ring.set(markerfacecolor="none", markeredgewidth=1.8)
         axes.plot(1 - specificity, sensitivity, "o", color=FOR, markersize=7.5, clip_on=False, zorder=5)
         # Below the diagonal no curve of a network that learned anything passes, wherever its point lies.
-        said = (f"specificity {specificity:.3f}", f"sensitivity {sensitivity:.3f}", f"at threshold {threshold:.3g}:")
+        said = (f"specificity {specificity:.3f}", f"sensitivity {sensitivity:.3f}", f"at threshold {threshold:#.3g}:")
         for line, text in enumerate(said):
             # A text of its own each: a page's font is not the one that lines were measured in.
             axes.text(0.97, 0.05 + 0.055 * line, text, ha="right", va="bottom")
@@ -160,7 +162,7 @@ def draw_probabilities(labels: NDArray[np.float64], probabilities: NDArray[np.fl
             )
         panels[0].set_ylim(0, 1.2 * max(panels[0].get_ylim()[1], 1))
         panels[0].annotate(
-            f"threshold {threshold:.3g}",
+            f"threshold {threshold:#.3g}",
             (threshold, 1),
             xycoords=("data", "axes fraction"),
             xytext=(5 if threshold < 0.6 else -5, -2),
@@ -169,6 +171,35 @@ def draw_probabilities(labels: NDArray[np.float64], probabilities: NDArray[np.fl
             va="top",
         )
         panels[1].set(xlabel="probability of pneumonia", xlim=(-0.01, 1.01))
+        return figure
+
+
+def draw_reliability(bins: Sequence[Facts]) -> Figure:
+    """How often an answer is right that claims so: share of pneumonia against probability, and how many images say so.
+
+    Args:
+        bins: ``{"from", "to", "n"}``, and for bins that hold images ``{"mean_probability", "share"}``, all 0 to 1, as
+            from ``tasks.measures.measure_calibration``.
+    """
+    filled = [part for part in bins if part["n"]]
+    centres, counts = [(part["from"] + part["to"]) / 2 for part in bins], [part["n"] for part in bins]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 4.4), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        above.grid()
+        above.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+        shares = [part["share"] for part in filled]
+        above.plot([part["mean_probability"] for part in filled], shares, color=AGAINST, linewidth=1.6, marker="o")
+        above.text(0.02, 0.98, "dashed: as it should be", va="top", color=MUTED)
+        above.set(ylabel="share with pneumonia", ylim=(-0.02, 1.04), yticks=[0, 0.2, 0.4, 0.6, 0.8, 1])
+        below.bar(centres, counts, width=0.08, color=AGAINST, alpha=0.55)
+        for centre, count in zip(centres, counts, strict=True):
+            below.text(centre, count, f"{count:,}", ha="center", va="bottom", fontsize=8)
+        below.set(
+            xlabel="probability of pneumonia", ylabel="images", xlim=(-0.01, 1.01), xticks=[0, 0.2, 0.4, 0.6, 0.8, 1]
+        )
+        below.set_ylim(0, 1.3 * max(*counts, 1))
+        below.yaxis.set_major_locator(MaxNLocator(2, integer=True))
         return figure
 
 

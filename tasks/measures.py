@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from tasks.records import Facts
 
 MEASURES = ("auc", "accuracy", "sensitivity", "specificity")
+N_BINS = 10
 
 
 def measure_group(
@@ -80,6 +81,36 @@ def confusion(labels: NDArray[np.float64], probabilities: NDArray[np.float64], t
         "tn": int((~called & ~positive).sum()),
         "fn": int((~called & positive).sum()),
     }
+
+
+def measure_calibration(rows: pd.DataFrame, n_bootstrap: int, seed: int) -> Facts:
+    """Expected calibration error with its interval, and the reliability curve (Guo et al. 2017).
+
+    Args:
+        rows: ``label, probability, patient_id``.
+        n_bootstrap: Draws of patients behind the interval.
+        seed: Seed of the draws.
+
+    Returns:
+        ``{"n", "ece": {"value", "low", "high"}, "bins": […]}``; a bin of width 0.1 has ``from, to, n`` and, where it
+        holds images, ``mean_probability`` and ``share`` of pneumonia among them.
+    """
+    if not len(rows):
+        return {"n": 0, "reason": "no image is in this group"}
+    labels, probabilities = rows["label"].to_numpy(float), rows["probability"].to_numpy(float)
+    at = np.minimum((probabilities * N_BINS).astype(int), N_BINS - 1)
+    weights = draw_patients(rows["patient_id"], n_bootstrap, seed)
+    member = np.eye(N_BINS)[at]  # (n, bins)
+    gap = np.abs((weights * (labels - probabilities)) @ member).sum(1) / weights.sum(1)
+    bins: list[Facts] = []
+    for i in range(N_BINS):
+        inside = at == i
+        said: Facts = {"from": i / N_BINS, "to": (i + 1) / N_BINS, "n": int(inside.sum())}
+        if inside.any():
+            said |= {"mean_probability": round(float(probabilities[inside].mean()), 4)}
+            said |= {"share": round(float(labels[inside].mean()), 4)}
+        bins.append(said)
+    return {"n": len(rows), "ece": summarise(gap, "no image is in this group"), "bins": bins}
 
 
 def format_value(value: dict[str, Any]) -> str:

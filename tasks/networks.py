@@ -1,149 +1,95 @@
-"""Networks: build, load (checksum first), predict; what fit, evaluate, explain, audit and score share.
+"""Networks: build, join and ask them; what fit, evaluate, explain, audit and score share.
 
 Networks are layers and ``keras.ops`` only, so that the same model trains on TensorFlow, JAX or PyTorch, and a saved
-one loads with ``safe_mode=True``. Every network takes X-rays as they are in memory, float32 ``(n, 224, 224, 1)`` in
-0.0 to 1.0, and resizes, augments and standardises inside: what it was trained to see is part of it.
+one loads with ``safe_mode=True``. The kept model takes X-rays as they are in memory, float32 ``(n, 224, 224, 1)`` in
+0.0 to 1.0, resizes and standardises them inside, and answers with calibrated probabilities: what it needs is part of
+it.
+
+A **member** is one network that was trained; the model averages the logits of its members and calibrates the mean.
 """
 
-import math
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.backbones import add_backbone
 from tasks.images import SIDE_PX, to_float
 from tasks.keras_backend import keras
-from tasks.records import RunError
+from tasks.normalisation import LocalContrast, Standardise
 from tasks.settings import TrainingSettings
-from tasks.storage import sha256_of_file
 
 layers, ops = keras.layers, keras.ops
+OUTPUTS = ("probability", "bacteria")
+"""P(label = 1), and P(bacteria) for an image that shows pneumonia; a member's logits lie in this order."""
 
 
 @keras.saving.register_keras_serializable("x_ray")
-class ExposureShift(keras.layers.Layer):
-    """In training, changes exposure as another machine or operator would; otherwise the identity.
+class Calibrate(keras.layers.Layer):
+    """A column of logits to calibrated probability: sigmoid(slope * logit + offset) (Platt 1999).
 
-    Gamma is drawn log-uniformly from ``[exp(-gamma), exp(gamma)]`` per image; half of the images lose their outer
-    frame, of up to ``border`` of the side, to their mean grey, so that letters and edges cannot be relied on.
+    Slope and offset are fitted after training, on validation (``tasks.calibration``). The logit is kept within +-LIMIT,
+    so that single precision rounds no probability to 0 or 1: the logit of every answer is finite.
 
-    Input and output shape: ``(n, side, side, 1)``, 0.0 to 1.0.
+    Input shape: ``(n, 2)``. Output shape: ``(n, 1)``.
     """
 
-    def __init__(self, gamma: float = 0.5, border: float = 0.16, seed: int = 0, **kwargs: Any) -> None:
+    LIMIT = 15.0
+
+    def __init__(self, column: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.gamma, self.border, self.seed = gamma, border, seed
-        self.generator = keras.random.SeedGenerator(seed)
+        self.column = column
 
-    def call(self, x: Any, training: bool = False) -> Any:
+    def build(self, input_shape: Any) -> None:
+        """One slope, at first 1, and one offset, at first 0."""
+        self.slope = self.add_weight(shape=(), initializer="ones", trainable=False, name="slope")
+        self.offset = self.add_weight(shape=(), initializer="zeros", trainable=False, name="offset")
+
+    def call(self, logits: Any) -> Any:
         """See the class."""
-        if not training:
-            return x
-        n, side = ops.shape(x)[0], x.shape[1]
-
-        def draw(low: float, high: float) -> Any:
-            return keras.random.uniform((n, 1, 1, 1), low, high, seed=self.generator)
-
-        x = ops.power(ops.maximum(x, 1e-3), ops.exp(draw(-self.gamma, self.gamma)))
-        ramp = (ops.arange(side, dtype="float32") + 0.5) / side
-        down, across = ops.reshape(ramp, (1, side, 1, 1)), ops.reshape(ramp, (1, 1, side, 1))
-        # A width below zero, in half of the draws, masks nothing; the four edges are drawn apart.
-        inside = (
-            ops.cast(down > draw(-self.border, self.border), "float32")
-            * ops.cast(down < 1.0 - draw(-self.border, self.border), "float32")
-            * ops.cast(across > draw(-self.border, self.border), "float32")
-            * ops.cast(across < 1.0 - draw(-self.border, self.border), "float32")
-        )
-        mean = ops.mean(x, axis=(1, 2, 3), keepdims=True)
-        return x * inside + mean * (1.0 - inside)
+        logit = self.slope * logits[:, self.column : self.column + 1] + self.offset
+        return ops.sigmoid(ops.clip(logit, -self.LIMIT, self.LIMIT))
 
     def get_config(self) -> dict[str, Any]:
         """What a saved model needs to build the layer again."""
-        return {**super().get_config(), "gamma": self.gamma, "border": self.border, "seed": self.seed}
+        return {**super().get_config(), "column": self.column}
 
 
-@keras.saving.register_keras_serializable("x_ray")
-class FramingShift(keras.layers.Layer):
-    """In training, moves, scales and turns each image a little; otherwise the identity.
-
-    No mirroring: the heart lies on one side, and a mirrored chest is another finding.
-
-    Input and output shape: ``(n, side, side, 1)``.
-    """
-
-    def __init__(
-        self, degrees: float = 12.0, scale: float = 0.15, shift: float = 0.08, seed: int = 0, **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
-        self.degrees, self.scale, self.shift, self.seed = degrees, scale, shift, seed
-        self.generator = keras.random.SeedGenerator(seed)
-
-    def call(self, x: Any, training: bool = False) -> Any:
-        """See the class."""
-        if not training:
-            return x
-        n, side = ops.shape(x)[0], x.shape[1]
-
-        def draw(bound: float) -> Any:
-            return keras.random.uniform((n,), -bound, bound, seed=self.generator)
-
-        angle = draw(math.radians(self.degrees))
-        wide, high = ops.exp(draw(self.scale)), ops.exp(draw(self.scale))
-        centre = (side - 1) / 2.0
-        a, b = ops.cos(angle) * wide, -ops.sin(angle) * wide
-        c, d = ops.sin(angle) * high, ops.cos(angle) * high
-        right = centre - (a + b) * centre + draw(self.shift * side)
-        down = centre - (c + d) * centre + draw(self.shift * side)
-        nothing = ops.zeros_like(angle)
-        transform = ops.stack([a, b, right, c, d, down, nothing, nothing], axis=1)
-        return ops.image.affine_transform(x, transform, interpolation="bilinear", fill_mode="constant")
-
-    def get_config(self) -> dict[str, Any]:
-        """What a saved model needs to build the layer again."""
-        config = {"degrees": self.degrees, "scale": self.scale, "shift": self.shift, "seed": self.seed}
-        return {**super().get_config(), **config}
-
-
-@keras.saving.register_keras_serializable("x_ray")
-class Standardise(keras.layers.Layer):
-    """Brings each image to mean 0 and deviation 1, so that overall exposure and contrast carry nothing.
-
-    Input and output shape: ``(n, side, side, 1)``. A constant image becomes all 0.
-    """
-
-    def call(self, x: Any) -> Any:
-        """See the class."""
-        centred = x - ops.mean(x, axis=(1, 2, 3), keepdims=True)
-        return centred / ops.sqrt(ops.mean(ops.square(centred), axis=(1, 2, 3), keepdims=True) + 1e-6)
-
-
-def build_network(settings: TrainingSettings, seed: int) -> keras.Model:
-    """A small residual network, from scratch.
+def build_member(settings: TrainingSettings, seed: int, name: str = "member_1") -> keras.Model:
+    """One network: from scratch a small residual one, or a Keras Applications network if ``backbone`` names one.
 
     Args:
-        settings: ``side_px`` and ``width`` shape the network.
-        seed: Seed of the initial weights and of the augmentation.
+        settings: ``side_px``, ``width``, ``backbone`` and ``weights``.
+        seed: Seed of the initial weights.
 
     Returns:
-        float32 ``(n, 224, 224, 1)`` in 0.0 to 1.0 -> ``probability`` ``(n, 1)``, P(label = 1); 278,617 weights at
-        the default width of 24.
+        float32 ``(n, side_px, side_px, 1)`` in 0.0 to 1.0 -> logits ``(n, 2)`` in the order of ``OUTPUTS``; from
+        scratch at the default width 278,714 weights.
+
+    Raises:
+        SettingsError: If there is no such backbone, or its weights are not to be had.
     """
     keras.utils.set_random_seed(seed)
-    pixels = keras.Input((SIDE_PX, SIDE_PX, 1), name="pixels")
-    x = layers.Resizing(settings.side_px, settings.side_px, interpolation="bilinear", antialias=True)(pixels)
-    x = ExposureShift(seed=seed + 1)(x)
-    x = FramingShift(seed=seed + 2)(x)
-    x = Standardise()(x)
-    x = layers.Conv2D(settings.width, 5, strides=2, padding="same", use_bias=False)(x)
+    pixels = keras.Input((settings.side_px, settings.side_px, 1), name="small_pixels")
+    if settings.backbone is None:
+        x = _residual_features(Standardise()(LocalContrast()(pixels)), settings.width)
+    else:
+        x = add_backbone(pixels, settings.backbone, settings.weights)
+    x = layers.Dropout(0.3, seed=seed + 3)(x)
+    logits = layers.Dense(len(OUTPUTS), dtype="float32", name="logits")(x)
+    return keras.Model(pixels, logits, name=name)
+
+
+def _residual_features(x: Any, width: int) -> Any:
+    """(n, s, s, c) -> (n, 4 * width)."""
+    x = layers.Conv2D(width, 5, strides=2, padding="same", use_bias=False)(x)
     x = layers.BatchNormalization(momentum=0.9)(x)
     x = layers.Activation("relu")(x)
     for multiple in (1, 2, 3, 4):
-        x = _residual_block(x, settings.width * multiple)
-    x = layers.GlobalAveragePooling2D()(x)
-    x = layers.Dropout(0.3, seed=seed + 3)(x)
-    probability = layers.Dense(1, activation="sigmoid", dtype="float32", name="probability")(x)
-    return keras.Model(pixels, probability, name="x_ray_classifier")
+        x = _residual_block(x, width * multiple)
+    return layers.GlobalAveragePooling2D()(x)
 
 
 def _residual_block(x: Any, channels: int) -> Any:
@@ -157,39 +103,74 @@ def _residual_block(x: Any, channels: int) -> Any:
     return layers.MaxPooling2D(2)(x)
 
 
-def save_network(model: keras.Model, folder: Path) -> str:
-    """Writes ``model.keras`` and its checksum ``model.sha256`` into a folder; returns the checksum."""
-    path = folder / "model.keras"
-    model.save(path)
-    checksum = sha256_of_file(path)
-    (folder / "model.sha256").write_text(f"{checksum}  model.keras\n")
-    return checksum
+def shrink(side_px: int) -> keras.layers.Layer:
+    """The layer that brings ``(n, 224, 224, 1)`` to the side the members work at."""
+    return layers.Resizing(side_px, side_px, interpolation="bilinear", antialias=True, name="shrink")
 
 
-def load_network(folder: Path) -> keras.Model:
-    """Loads ``model.keras`` of a run, after its checksum matched ``model.sha256``.
+def join_members(members: Sequence[keras.Model]) -> keras.Model:
+    """The model of a run: one network out of its members, which bear different names.
 
-    Raises:
-        RunError: If a file is missing, the checksum differs, or the file is no Keras model.
+    Returns:
+        float32 ``(n, 224, 224, 1)`` in 0.0 to 1.0 -> ``probability`` and ``bacteria``, ``(n, 1)`` each, from the mean
+        of the members' logits, and ``members`` ``(n, len(members))``, the probability that each of them alone would
+        give. Until ``set_calibration``, slopes are 1 and offsets 0.
     """
-    path, checksum_path = folder / "model.keras", folder / "model.sha256"
-    for needed in (path, checksum_path):
-        if not needed.exists():
-            raise RunError(f"{needed} is missing: run the train flow on this run folder first")
-    if checksum_path.read_text().split()[:1] != [sha256_of_file(path)]:
-        raise RunError(f"{path} does not match model.sha256: it was changed after training; train again")
-    try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, OSError) as error:
-        raise RunError(f"{path} does not load ({str(error).splitlines()[0][:120]}): train again") from None
+    pixels = keras.Input((SIDE_PX, SIDE_PX, 1), name="pixels")
+    small = shrink(members[0].input_shape[1])(pixels)
+    logits = [member(small) for member in members]
+    mean = layers.Average(name="mean_logits")(logits) if len(logits) > 1 else logits[0]
+    to_answer = {name: Calibrate(column, name=name) for column, name in enumerate(OUTPUTS)}
+    alone = [to_answer["probability"](part) for part in logits]
+    answers = {name: layer(mean) for name, layer in to_answer.items()}
+    answers["members"] = layers.Concatenate(name="members")(alone) if len(alone) > 1 else alone[0]
+    return keras.Model(pixels, answers, name="x_ray_classifier")
+
+
+def set_calibration(model: keras.Model, name: str, slope: float, offset: float) -> None:
+    """Sets how the logit of an answer becomes its probability."""
+    layer = model.get_layer(name)
+    layer.slope.assign(slope)
+    layer.offset.assign(offset)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of ``n`` images, float64.
+
+    Attributes:
+        probability: P(label = 1), ``(n,)``.
+        bacteria: P(bacteria) for an image that shows pneumonia, ``(n,)``; says nothing about other images.
+        members: P(label = 1) by each member alone, ``(n, n_models)``.
+    """
+
+    probability: NDArray[np.float64]
+    bacteria: NDArray[np.float64]
+    members: NDArray[np.float64]
+
+
+def answer(model: keras.Model, packed: NDArray[np.uint8], batch_size: int = 64) -> Answers:
+    """All that the model says of packed images, uint8 ``(n, 224, 224)``."""
+    return answer_pixels(model, (to_float(packed[i : i + batch_size]) for i in range(0, len(packed), batch_size)))
+
+
+def answer_pixels(model: keras.Model, batches: Iterable[NDArray[np.float32]]) -> Answers:
+    """All that the model says of batches of X-rays in memory, each float32 ``(n, 224, 224, 1)``."""
+    parts = [model.predict_on_batch(batch) for batch in batches]
+    width = model.output["members"].shape[1]
+
+    def join(name: str, columns: int) -> NDArray[np.float64]:
+        found = [ops.convert_to_numpy(part[name]) for part in parts]
+        return np.concatenate(found).astype(np.float64) if found else np.empty((0, columns))
+
+    return Answers(join("probability", 1)[:, 0], join("bacteria", 1)[:, 0], join("members", width))
 
 
 def predict(model: keras.Model, packed: NDArray[np.uint8], batch_size: int = 64) -> NDArray[np.float64]:
     """P(label = 1) for packed images: uint8 ``(n, 224, 224)`` -> float64 ``(n,)``."""
-    return predict_pixels(model, (to_float(packed[i : i + batch_size]) for i in range(0, len(packed), batch_size)))
+    return answer(model, packed, batch_size).probability
 
 
-def predict_pixels(model: keras.Model, batches: Any) -> NDArray[np.float64]:
+def predict_pixels(model: keras.Model, batches: Iterable[NDArray[np.float32]]) -> NDArray[np.float64]:
     """P(label = 1) for batches of X-rays in memory, each float32 ``(n, 224, 224, 1)``: float64 ``(sum of n,)``."""
-    parts = [ops.convert_to_numpy(model.predict_on_batch(batch))[:, 0] for batch in batches]
-    return np.concatenate(parts).astype(np.float64) if parts else np.empty(0)
+    return answer_pixels(model, batches).probability

@@ -41,7 +41,8 @@ STAGES = {
     "pack": "Decode and pack the pixels",
     "screen": "Screen for devices",
     "check_prepared": "Check what is used",
-    "fit": "Train the network",
+    "fit": "Train the networks",
+    "calibrate": "Join and calibrate the networks",
     "evaluate": "Measure the network",
     "explain": "Explain single answers",
 }

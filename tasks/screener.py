@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from tasks.images import SIDE_PX, to_float
 from tasks.keras_backend import keras
-from tasks.networks import Standardise, load_network
+from tasks.network_files import load_network
+from tasks.normalisation import Standardise
 from tasks.records import RunError
 
 layers, ops = keras.layers, keras.ops

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from tasks.augmentation import ExposureShift, FramingShift
 from tasks.images import SIDE_PX
 from tasks.keras_backend import keras
-from tasks.networks import ExposureShift, FramingShift
 from tasks.screener import LOGITS_SIDE_PX
 
 layers, ops = keras.layers, keras.ops
@@ -84,7 +84,7 @@ def build_trainer(core: keras.Model, seed: int) -> keras.Model:
     together = FramingShift(degrees=10.0, scale=0.15, shift=0.06, seed=seed + 1)(together)
     together = layers.RandomFlip("horizontal", seed=seed + 2)(together)
     picture, truth = together[..., :1], together[..., 1:]
-    picture = ExposureShift(gamma=0.5, border=0.0, seed=seed + 3)(picture)
+    picture = ExposureShift(gamma=0.5, curve=0.0, tilt=0.0, seed=seed + 3)(picture)
     truth = layers.MaxPooling2D(SIDE_PX // LOGITS_SIDE_PX)(truth)
     logits, score = core(picture)
     loss = ScreenerLoss(dtype="float32")([logits, score, truth, devices, exact, weights])

@@ -127,7 +127,7 @@ def train_screener(
     """
     from tasks.epochs import build_optimizer, reseed, save_checkpoint
     from tasks.keras_backend import keras
-    from tasks.networks import save_network
+    from tasks.network_files import save_network
     from tasks.screener import finish_screener, score_pixels
     from tasks.screener_loss import build_trainer, mean_of_losses
 

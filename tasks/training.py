@@ -1,36 +1,32 @@
-"""Train: fits the network on the training rows, from scratch.
+"""Train: fits the members of the model on the training rows.
 
-Reads ``manifest.parquet`` and the packed arrays; writes ``model.keras``, ``model.sha256`` and ``history.csv``. After
-each epoch a checkpoint is kept beside the cache entry, so that a killed training goes on from its last whole epoch.
-Every random choice of an epoch follows from the seed and the epoch's number: resumed and unbroken runs see the same.
+Reads ``manifest.parquet`` and the packed arrays; writes ``members/member_1.keras`` and so on, and ``history.csv`` with
+a row per member and epoch. A killed training goes on from its last whole epoch.
 """
 
 import json
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import Progress
-from tasks.images import PackedImages, to_float
+from tasks.images import PackedImages
 from tasks.provenance import BACKENDS, find_backend
 from tasks.records import Facts, RunError
 from tasks.retries import outside_failed
 from tasks.settings import Settings, TrainingSettings
-from tasks.storage import read_manifest, run_folder, run_stage
+from tasks.storage import read_manifest, run_folder, run_stage, sha256_of_file
 
 
 @task(name="fit", cache_policy=NO_CACHE, retries=1, retry_delay_seconds=5, retry_condition_fn=outside_failed)
 def fit(settings: Settings) -> Facts:
-    """Trains the network on the usable training images; the best epoch by validation AUC is kept."""
+    """Trains the members on the usable training images."""
     run = run_folder(settings)
     manifest = read_manifest(run)
-    backend = find_backend()
+    backend, weights = find_backend(), settings.training.weights
 
     def make(out: Path) -> Facts:
         return train_network(manifest, PackedImages(run), settings.training, settings.seed, out)
@@ -39,6 +35,7 @@ def fit(settings: Settings) -> Facts:
         "rows": used_rows(manifest).to_csv(index=False),
         "arrays": json.loads((run / "arrays" / "index.json").read_text())["shards"],
         "training": settings.training.model_dump(),
+        "weights": sha256_of_file(Path(weights)) if weights and Path(weights).is_file() else None,
         "seed": settings.seed,
         "backend": backend,
     }
@@ -51,9 +48,11 @@ def fit(settings: Settings) -> Facts:
         packages=("keras", BACKENDS[backend]),
         resumable=True,
     )
+    aucs = facts["val_aucs"]
+    networks = "1 network" if len(aucs) == 1 else f"{len(aucs)} networks"
     print(
-        f"trained on {facts['n_train']:,} images for {facts['epochs']} epochs; "
-        f"best validation AUC {facts['best_auc']:.4f} in epoch {facts['best_epoch']}"
+        f"trained {networks} on {facts['n_train']:,} images for {facts['epochs']} epochs; validation AUC "
+        + ", ".join(f"{auc:.4f}" for auc in aucs)
         + (" (taken from the cache)" if facts["reused"] else "")
     )
     return facts
@@ -62,106 +61,59 @@ def fit(settings: Settings) -> Facts:
 def used_rows(manifest: pd.DataFrame) -> pd.DataFrame:
     """Rows that training reads: usable rows of train and val, by path."""
     rows = manifest[manifest["split"].isin(["train", "val"]) & (manifest["excluded"].fillna("") == "")]
-    return rows[["image_id", "sha256", "label", "split"]]
+    return rows[["image_id", "sha256", "label", "subtype", "split"]]
 
 
 def train_network(
     manifest: pd.DataFrame, images: PackedImages, settings: TrainingSettings, seed: int, folder: Path
 ) -> Facts:
-    """Trains, going on from a checkpoint in ``folder`` if there is one, and writes the model there.
-
-    The weights that are judged and kept are a moving average over about one epoch (Izmailov et al. 2018 and Polyak
-    show why averages generalise better); training itself goes on from the plain ones.
+    """Trains what ``folder`` does not hold yet, and writes the files of the stage there.
 
     Raises:
         RunError: If train or val lacks a class.
     """
-    from sklearn.metrics import roc_auc_score
-
-    from tasks.epochs import build_optimizer, reseed, save_checkpoint
     from tasks.keras_backend import keras
-    from tasks.networks import build_network, predict, save_network
+    from tasks.members import Lesson, compile_trainer, shrink_packed, train_member
 
     rows = used_rows(manifest)
-    train, val = (rows[rows["split"] == name] for name in ("train", "val"))
-    for name, part in (("train", train), ("val", val)):
+    lessons = {}
+    for split in ("train", "val"):
+        part = rows[rows["split"] == split]
         if part["label"].nunique() < 2:
-            raise RunError(f"manifest: the {name} split has images of one class only; bring more patients")
-    pixels = images.read(list(train["image_id"]))
-    val_pixels = images.read(list(val["image_id"]))
-    labels, val_labels = (part["label"].to_numpy(np.float32) for part in (train, val))
-    weights = class_weights(labels)
+            raise RunError(f"manifest: the {split} split has images of one class only; bring more patients")
+        pixels = shrink_packed(images.read(list(part["image_id"])), settings.side_px)
+        bacteria = part["subtype"].map({"bacteria": 1.0, "virus": 0.0}).to_numpy(np.float32)
+        lessons[split] = Lesson(pixels, part["label"].to_numpy(np.float32), bacteria)
+    train, val = lessons["train"], lessons["val"]
 
-    checkpoint = folder / "checkpoint.json"
-    if checkpoint.exists():
-        state = json.loads(checkpoint.read_text())
-        model = keras.saving.load_model(folder / state["model"], safe_mode=True)
-        print(f"going on after epoch {len(state['history'])} from {folder}")
-    else:
-        state = {"history": [], "best_auc": -1.0, "best_epoch": 0}
-        model = build_network(settings, seed)
-        model.compile(
-            optimizer=build_optimizer(settings.learning_rate, settings.epochs, len(labels), settings.batch_size),
-            loss="binary_crossentropy",
-        )
-    progress = Progress("training", f"Training, at most {settings.epochs} epochs")
-    for epoch in range(len(state["history"]) + 1, settings.epochs + 1):
-        if epoch - state["best_epoch"] > settings.patience:
-            break
-        start = time.perf_counter()
-        reseed(model, seed, epoch)
-        order = np.random.default_rng([seed, epoch]).permutation(len(labels))
-        loss = run_epoch(model, pixels, labels, weights, order, settings.batch_size)
-        plain = model.get_weights()
-        model.optimizer.finalize_variable_values(model.trainable_variables)
-        auc = float(roc_auc_score(val_labels, predict(model, val_pixels)))
-        if auc > state["best_auc"]:
-            state |= {"best_auc": auc, "best_epoch": epoch}
-            model.save(folder / f"best-{epoch}.keras")
-        model.set_weights(plain)
-        seconds = round(time.perf_counter() - start, 2)
-        state["history"].append({"epoch": epoch, "loss": round(loss, 6), "val_auc": round(auc, 6), "seconds": seconds})
-        save_checkpoint(model, state, folder)
-        progress.show(epoch, settings.epochs)
-        print(f"epoch {epoch} of {settings.epochs}: loss {loss:.4f}, validation AUC {auc:.4f}, {seconds:.1f} s")
-    progress.show(1, 1)
-    best = keras.saving.load_model(folder / f"best-{state['best_epoch']}.keras", compile=False, safe_mode=True)
-    checksum = save_network(best, folder)
-    pd.DataFrame(state["history"]).to_csv(folder / "history.csv", index=False)
-    for leftover in [checkpoint, *folder.glob("best-*.keras"), *folder.glob("checkpoint-*.keras")]:
+    n_epochs = settings.n_models * settings.epochs
+    progress = Progress("training", f"Training, {n_epochs} epochs")
+    trainer = compile_trainer(settings, len(train.labels))
+    history: list[Facts] = []
+    for number in range(1, settings.n_models + 1):
+        said = f"member {number} of {settings.n_models}, epoch"
+
+        def show(entry: Facts, said: str = said, before: int = len(history)) -> None:
+            progress.show(before + entry["epoch"], n_epochs)
+            print(
+                f"{said} {entry['epoch']} of {settings.epochs}: loss {entry['loss']:.4f}, validation AUC "
+                f"{entry['val_auc']:.4f}, {entry['seconds']:.1f} s"
+            )
+
+        # Far apart: layers of a member take the numbers that follow its seed.
+        member_seed = (seed + 1_000 * (number - 1)) % 2**31
+        epochs = train_member(trainer, train, val, settings, member_seed, folder / "members", f"member_{number}", show)
+        history += [{"member": number, **entry} for entry in epochs]
+    pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
+    for leftover in (folder / "members").glob("*.json"):
         leftover.unlink()
     return {
-        "n_train": len(labels),
-        "n_train_pneumonia": int(labels.sum()),
-        "n_val": len(val_labels),
-        "epochs": len(state["history"]),
-        "best_auc": state["best_auc"],
-        "best_epoch": state["best_epoch"],
-        "n_weights": int(best.count_params()),
-        "model_sha256": checksum,
+        "n_train": len(train.labels),
+        "n_train_pneumonia": int(train.labels.sum()),
+        "n_train_subtype_known": int(np.isfinite(train.bacteria).sum()),
+        "n_val": len(val.labels),
+        "n_models": settings.n_models,
+        "epochs": settings.epochs,
+        "val_aucs": [entry["val_auc"] for entry in history if entry["epoch"] == settings.epochs],
         "backend": keras.backend.backend(),
     }
-
-
-def class_weights(labels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A weight per image, float32 ``(n,)`` with mean 1, that gives both classes the same sum."""
-    share = labels.mean()
-    return np.where(labels == 1, 0.5 / share, 0.5 / (1 - share)).astype(np.float32)
-
-
-def run_epoch(
-    model: Any,
-    pixels: NDArray[np.uint8],
-    labels: NDArray[np.float32],
-    weights: NDArray[np.float32],
-    order: NDArray[np.intp],
-    batch_size: int,
-) -> float:
-    """One pass in the given order over uint8 ``(n, 224, 224)``; returns the mean loss."""
-    losses = []
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        loss = model.train_on_batch(to_float(pixels[rows]), labels[rows, None], sample_weight=weights[rows])
-        losses.append(float(np.ravel(loss)[0]) * len(rows))
-        model.reset_metrics()
-    return float(np.sum(losses) / len(order))

@@ -11,7 +11,8 @@ os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # nobody reads the logs 
 import tasks  # noqa: F401  sets Prefect's environment before anything imports Prefect
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-SMALL = ["--sample.n-images", "60", "--sample.side-px", "128", "--training.epochs", "2", "--explanation.n-images", "4"]
+SMALL = ["--sample.n-images", "60", "--sample.side-px", "128", "--training.epochs", "2", "--training.n-models", "2"]
+SMALL += ["--explanation.n-images", "4"]
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,18 @@ from tasks.storage import REPOSITORY, read_manifest, sha256_of_file
 
 pytestmark = pytest.mark.usefixtures("prefect_engine")
 
-STAGES = ["check_prepared", "check_source", "evaluate", "explain", "fit", "ingest", "pack", "screen", "split"]
+STAGES = [
+    "calibrate",
+    "check_prepared",
+    "check_source",
+    "evaluate",
+    "explain",
+    "fit",
+    "ingest",
+    "pack",
+    "screen",
+    "split",
+]
 
 
 def run_pipeline(flags: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -42,12 +53,17 @@ def test_a_run_leaves_every_file_that_the_design_names(finished_run: Path) -> No
         "arrays/index.json",
         "model.keras",
         "model.sha256",
+        "members/member_1.keras",
+        "members/member_2.keras",
         "history.csv",
+        "shifts.csv",
+        "familiar.npz",
         "predictions.csv",
         "metrics.json",
         "masks/index.json",
         "review/index.html",
         "report/index.html",
+        "model_card.md",
         "run.json",
     ):
         assert (finished_run / name).stat().st_size > 0, name
@@ -87,7 +103,7 @@ def test_metrics_follow_from_the_predictions(finished_run: Path) -> None:
     metrics = json.loads((finished_run / "metrics.json").read_text())
     predictions = pd.read_csv(finished_run / "predictions.csv")
     test = predictions[predictions["split"] == "test"]
-    assert list(predictions.columns) == ["path", "split", "label", "subtype", "has_device", "probability"]
+    assert list(predictions.columns) == ["path", "split", "label", "subtype", "has_device", "probability", "bacteria"]
     assert metrics["test"]["n"] == len(test)
     decided = (test["probability"] >= metrics["threshold"]).astype(int)
     assert metrics["test"]["accuracy"]["value"] == pytest.approx((decided == test["label"]).mean(), abs=1e-4)
@@ -160,7 +176,7 @@ def test_a_run_killed_in_training_goes_on_in_its_folder(workspace: Path, small_f
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if "epoch 3 of 12" in line:
+            if "member 2 of 2, epoch 3 of 12" in line:
                 process.send_signal(signal.SIGKILL)
                 break
     assert process.returncode == -signal.SIGKILL
@@ -169,11 +185,13 @@ def test_a_run_killed_in_training_goes_on_in_its_folder(workspace: Path, small_f
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "going on after epoch" in done.stderr
-    assert "epoch 1 of 12" not in done.stderr
+    assert "member 2: going on after epoch" in done.stderr
+    assert "member 1 of 2, epoch" not in done.stderr
+    assert "member 2 of 2, epoch 3 of 12" not in done.stderr
     assert (workspace / "killed" / "run.json").exists()
     history = pd.read_csv(workspace / "killed" / "history.csv")
-    assert history["epoch"].tolist() == list(range(1, len(history) + 1))
+    assert history["member"].tolist() == [1] * 12 + [2] * 12
+    assert history["epoch"].tolist() == [*range(1, 13)] * 2
 
 
 def write_archive(path: Path, sample: Path, drop: str = "") -> None:
@@ -254,7 +272,8 @@ def test_a_file_in_place_of_the_run_folder_is_refused_and_kept(
 
 def test_probabilities_of_a_run_come_from_its_model_file(finished_run: Path) -> None:
     from tasks.images import PackedImages
-    from tasks.networks import load_network, predict
+    from tasks.network_files import load_network
+    from tasks.networks import predict
 
     predictions = pd.read_csv(finished_run / "predictions.csv").head(5)
     ids = read_manifest(finished_run).set_index("path")["image_id"]

@@ -4,235 +4,25 @@ import base64
 import hashlib
 import json
 import re
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from report_run import HOSTILE, Page, build_run, settings_for
 
 from tasks import reports
 from tasks.figures import as_svg, draw_roc, roc_points
 from tasks.provenance import say_seconds, say_value
-from tasks.records import Facts, RunError
-from tasks.reports import gather_page, plain_reason, render_page, say_result, summarise_page, write_report
-from tasks.settings import EvaluationSettings, Settings
-from tasks.storage import write_json, write_manifest
+from tasks.records import RunError
+from tasks.report_data import OTHER_REASON, plain_reason
+from tasks.report_results import say_result
+from tasks.reports import gather_page, render_page, summarise_page, write_report
+from tasks.settings import EvaluationSettings
+from tasks.storage import write_json
 
-HOSTILE = '<script>alert("x")</script>'
-VOID = {"meta", "img", "br", "hr", "link", "input", "path", "use", "rect"}
-
-
-class Page(HTMLParser):
-    """The elements of a page; ``errors`` lists end tags that close something else than what is open."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.open: list[str] = []
-        self.errors: list[str] = []
-        self.texts: list[str] = []
-        self.scripts: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in VOID:
-            return
-        if not self.open or self.open.pop() != tag:
-            self.errors.append(f"</{tag}> at {self.getpos()}")
-
-    def handle_data(self, data: str) -> None:
-        if "script" in self.open:
-            self.scripts.append(data)
-        elif "style" not in self.open:
-            self.texts.append(data)
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
-
-
-def value(number: float) -> Facts:
-    return {"value": number, "low": round(number - 0.01, 4), "high": round(number + 0.01, 4)}
-
-
-def group(n: int, auc: float, patients: int = 40) -> Facts:
-    quarter = n // 4
-    return {
-        "n": n,
-        "n_patients": patients,
-        "auc": value(auc),
-        "accuracy": value(0.9123),
-        "sensitivity": value(0.9456),
-        "specificity": value(0.8765),
-        "confusion": {"tp": n - 3 * quarter, "fp": quarter, "tn": quarter, "fn": quarter},
-    }
-
-
-def rate(split: str, name: str, images: int, reviewed: int, with_device: int) -> Facts:
-    share = with_device / reviewed if reviewed else None
-    return {
-        "split": split,
-        "class": name,
-        "images": images,
-        "screened": reviewed,
-        "reviewed": reviewed,
-        "with_device": with_device,
-        "rate": share,
-    }
-
-
-def build_run(run: Path) -> None:
-    """Writes the files of a small finished run, with hostile names of files, patients, source and reviewer."""
-    run.mkdir(exist_ok=True)
-    rows: list[Facts] = []
-    for split in ("train", "val", "test"):
-        for i in range(8):
-            path = f"{split}/{'PNEUMONIA' if i % 2 else 'NORMAL'}/{HOSTILE}{i}.jpeg"
-            rows.append(
-                {
-                    "image_id": hashlib.sha256(path.encode()).hexdigest()[:16],
-                    "path": path,
-                    "sha256": hashlib.sha256(f"{split}{i}".encode()).hexdigest(),
-                    "label": i % 2,
-                    "subtype": "virus" if i % 2 else "normal",
-                    "patient_id": f"person77{i}{HOSTILE}",
-                    "source_split": split,
-                    "split": split,
-                    "excluded": "",
-                }
-            )
-    for row, reason in zip(
-        rows, ("duplicate of ", "conflict: the same file as ", "undecodable: ", "odd "), strict=False
-    ):
-        row["excluded"] = f"{reason}{HOSTILE}"
-    write_manifest(run, pd.DataFrame(rows))
-    ingest = {
-        "source": "sample",
-        "kind": "folder",
-        "name": HOSTILE,
-        "sha256": "ab" * 32,
-        "archive_sha256": None,
-        "n_images": 24,
-        "n_distinct": 23,
-        "n_nested": 61,
-        "n_nested_only": 0,
-        "n_clutter": 5,
-        "n_test_copies": 0,
-        "n_patients_unknown": 3,
-    }
-    nothing = {"value": None, "low": None, "high": None, "reason": "a class has too few readings"}
-    read = {"auc": value(0.9512), "sensitivity": value(0.9034), "specificity": value(0.8978)}
-    screen = {
-        "review": HOSTILE,
-        "n_readings": 9,
-        "n_answers": 3,
-        "screener": {"name": HOSTILE, "sha256": "cd" * 32},
-        "quality": {
-            "n_known": 5,
-            "all": {"n": 40, **read},
-            "pneumonia": {"n": 30, **read},
-            "normal": {"n": 0, "reason": "no image is in this group"},
-            "cost": {"normal": nothing, "pneumonia": {"value": 0.123, "low": 0.1, "high": 0.15}},
-            "residual": {"value": 0.0456, "low": 0.03, "high": 0.06},
-        },
-        "n_doubtful": 17,
-        "n_on_sheet": 11,
-        "n_excluded": 2,
-        "n_excluded_reviewed": 1,
-        "n_excluded_scored": 1,
-        "n_excluded_doubtful": 0,
-        "n_unscreened_train": 4,
-        "rates": [
-            rate("train before", "normal", 40, 40, 1),
-            rate("train before", "pneumonia", 40, 40, 21),
-            rate("val", "normal", 4, 4, 0),
-            rate("test", "normal", 4, 0, 0),
-            rate("test", "pneumonia", 4, 0, 0),
-        ],
-    }
-    fit = {
-        "backend": "tensorflow",
-        "best_auc": 0.98,
-        "best_epoch": 2,
-        "epochs": 3,
-        "n_train": 4,
-        "n_train_pneumonia": 2,
-        "n_val": 8,
-        "n_weights": 1234,
-    }
-    for stage, facts in (("ingest", ingest), ("screen", screen), ("fit", fit)):
-        write_json(run / "stages" / f"{stage}.json", {"facts": facts, "seconds": 75.2, "reused": stage == "ingest"})
-    checks = [
-        {"says": "every label is 0 or 1", "severity": "critical", "success": True, "n": 24, "n_unexpected": 0},
-        {
-            "says": "sizes fit",
-            "severity": "warning",
-            "success": False,
-            "n": 24,
-            "n_unexpected": 7,
-            "examples": [HOSTILE],
-        },
-    ]
-    for checkpoint in ("source", "prepared"):
-        write_json(run / "checks" / checkpoint / "summary.json", checks)
-    pd.DataFrame({"epoch": [1, 2, 3], "loss": [0.7, 0.5, 0.4], "val_auc": [0.8, 0.98, 0.97]}).to_csv(
-        run / "history.csv", index=False
-    )
-    table = pd.DataFrame([row for row in rows if row["split"] != "train"])
-    table["probability"] = [0.2, 0.9, 0.4, 0.6] * 4
-    table[["path", "split", "label", "probability"]].to_csv(run / "predictions.csv", index=False)
-    metrics = {
-        "threshold": 0.412345,
-        "val": group(8, 0.8881),
-        "test": group(8, 0.9731),
-        "test_device_free": {"n": 0, "reason": f"no image was screened {HOSTILE}"},
-        "test_with_device": {"n": 0, "reason": "no image was screened"},
-        "val_device_free": group(6, 0.8772, patients=5),
-        "val_with_device": {"n": 2, "auc": {"value": None, "low": None, "high": None}},
-        "subtypes": {
-            "val": {"virus": {"n": 4, "sensitivity": value(0.8661)}},
-            "test": {"virus": {"n": 4, "sensitivity": value(0.9317)}, "bacteria": {"n": 0, "reason": "nobody"}},
-        },
-    }
-    write_json(run / "metrics.json", metrics)
-    rng = np.random.default_rng(7)
-    for row, right in zip(rows[-4:], (True, True, False, False), strict=True):
-        found = {
-            "image_id": row["image_id"],
-            "split": "test",
-            "label": row["label"],
-            "subtype": row["subtype"],
-            "has_device": None,
-            "probability": 0.9995,
-            "decision": row["label"] if right else 1 - row["label"],
-            "right": right,
-            "weights": [0.2, -0.31],
-            "r2": None,
-        }
-        write_json(run / "explanations" / f"{row['image_id']}.json", found)
-        Image.fromarray(rng.integers(0, 255, (80, 168, 3), dtype=np.uint8)).save(
-            run / "explanations" / f"{row['image_id']}.png"
-        )
-
-
-def settings_for(run: Path, **more: Any) -> Settings:
-    return Settings(run_dir=str(run), **more)
+LINKS = ["../review/index.html", "../model_card.md"]
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +58,7 @@ def test_the_page_fetches_nothing_from_outside(html: str, page: Page) -> None:
     assert "http:" not in html and "https:" not in html and "@import" not in html
     addresses = [v for _, attributes in page.elements for k, v in attributes.items() if k in ("src", "href", "srcset")]
     assert any(a.startswith("data:image/jpeg") for a in addresses)
-    assert [a for a in addresses if not a.startswith(("data:image/", "#"))] == ["../review/index.html"]
+    assert [a for a in addresses if not a.startswith(("data:image/", "#"))] == LINKS
     assert set(re.findall(r"url\((.)", html)) <= {"#"}
 
 
@@ -279,7 +69,7 @@ def test_the_data_docs_are_linked_relative_to_the_page_when_they_exist(run: Path
     (docs / "index.html").write_text("docs")
     made = Page(Path(write_report.fn(settings_for(tmp_path))).read_text())
     links = [a["href"] for a in made.all("a") if not a["href"].startswith("#")]
-    assert links == ["../checks/source/data_docs/index.html", "../review/index.html"]
+    assert links == ["../checks/source/data_docs/index.html", *LINKS]
     assert (tmp_path / "report" / links[0]).exists()
 
 
@@ -333,7 +123,7 @@ def test_the_screener_s_quality_and_its_cost_are_told_with_intervals_or_reasons(
 
 
 def test_reasons_are_grouped_without_the_names_in_them(page: Page) -> None:
-    for says in ("Identical copy of an image that stays", "The file cannot be read as an image", reports.OTHER_REASON):
+    for says in ("Identical copy of an image that stays", "The file cannot be read as an image", OTHER_REASON):
         assert f"{says} 1 0 0 1" in page.text
     assert plain_reason(f"duplicate of {HOSTILE}") == "Identical copy of an image that stays"
 
@@ -367,7 +157,7 @@ def test_everything_seen_has_words_for_those_who_do_not_see(page: Page) -> None:
     assert len([i for i in page.all("img") if "truly" in i["alt"]]) == 4
     assert all(image.get("alt") for image in page.all("img"))
     drawings = page.all("svg")
-    assert len(drawings) == len(page.all("title")) - 1 == len(page.all("desc")) == 4
+    assert len(drawings) == len(page.all("title")) - 1 == len(page.all("desc")) == 5
     assert all(drawing["role"] == "img" and drawing["aria-labelledby"] for drawing in drawings)
     assert len(page.all("table")) == len(page.all("caption"))
     assert all("scope" in head for head in page.all("th"))

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("prefect_engine")
 @pytest.fixture(scope="module")
 def screener(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small untrained screener on disk."""
-    from tasks.networks import save_network
+    from tasks.network_files import save_network
     from tasks.screener import build_screener
 
     folder = tmp_path_factory.mktemp("screener")
@@ -299,7 +299,8 @@ def test_what_cannot_be_done_is_one_sentence_with_code_2_and_nothing_written(
 def test_a_screener_that_is_missing_changed_or_none_is_refused_in_one_sentence(
     screener: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from tasks.networks import build_network, save_network
+    from tasks.network_files import save_network
+    from tasks.networks import build_member, join_members
     from tasks.settings import TrainingSettings
 
     images = write_files(tmp_path / "images", {"a.png": encode(noise(1))})
@@ -308,7 +309,7 @@ def test_a_screener_that_is_missing_changed_or_none_is_refused_in_one_sentence(
     write_files(tmp_path / "unsigned", {"model.keras": model})
     write_files(tmp_path / "binary", {"model.keras": model, "model.sha256": b"\xff\xfe\x00"})
     (tmp_path / "classifier").mkdir()
-    save_network(build_network(TrainingSettings(width=4, side_px=32), 1), tmp_path / "classifier")
+    save_network(join_members([build_member(TrainingSettings(width=4, side_px=32), 1)]), tmp_path / "classifier")
     for name in ("nowhere", "changed", "unsigned", "binary", "classifier", "images/a.png"):
         capfd.readouterr()
         flags = ["--images", images, "--out", tmp_path / "x.csv", "--screening.screener", tmp_path / name]

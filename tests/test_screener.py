@@ -9,7 +9,7 @@ import pytest
 
 from tasks.images import decode, to_float
 from tasks.lessons import Lesson, draw_chests
-from tasks.networks import save_network
+from tasks.network_files import save_network
 from tasks.records import RunError
 from tasks.screener import (
     StrongestEvidence,

@@ -9,7 +9,7 @@ import pytest
 
 from tasks import screener_training
 from tasks.images import PackedImages
-from tasks.networks import save_network
+from tasks.network_files import save_network
 from tasks.records import SettingsError, TableError
 from tasks.screener import build_core, build_screener, finish_screener, load_screener, score_pixels
 from tasks.screener_training import calibrate, join_readings, part_of_patient, run_epoch, start_core, train_screener

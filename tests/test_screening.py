@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.networks import save_network
+from tasks.network_files import save_network
 from tasks.packing import index_arrays
 from tasks.records import Facts, RunError
 from tasks.screener import build_screener

@@ -1,19 +1,27 @@
 """Training: learns what there is to learn, and a killed one ends as an unbroken one."""
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.images import PackedImages
-from tasks.networks import load_network, predict
+import tasks.members
+from tasks.images import PackedImages, to_float
+from tasks.keras_backend import keras
+from tasks.members import Lesson, build_trainer, class_weights, describe_truth, shrink_packed
+from tasks.networks import build_member, shrink
 from tasks.records import RunError
 from tasks.settings import TrainingSettings
-from tasks.training import class_weights, train_network, used_rows
+from tasks.training import train_network, used_rows
 
-SETTINGS = TrainingSettings(epochs=3, side_px=32, width=4, batch_size=8)
+SETTINGS = TrainingSettings(epochs=3, n_models=2, side_px=32, width=4, batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Packed
             "image_id": ids,
             "sha256": ids,
             "label": labels,
+            "subtype": [("normal", ("bacteria", "virus")[i // 2 % 2])[label] for i, label in enumerate(labels)],
             "split": ["val" if i >= 28 else "train" for i in range(40)],
             "excluded": ["" if i != 3 else "shows a medical device (reviewed)" for i in range(40)],
         }
@@ -45,48 +54,145 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Packed
     return manifest, PackedImages(folder)
 
 
+def members_of(folder: Path) -> list[list[np.ndarray]]:
+    paths = sorted((folder / "members").glob("*.keras"))
+    return [keras.saving.load_model(path, compile=False).get_weights() for path in paths]
+
+
 def test_a_killed_training_ends_like_an_unbroken_one(
     data: tuple[pd.DataFrame, PackedImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest, images = data
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    whole.mkdir()
-    broken.mkdir()
-    train_network(manifest, images, SETTINGS, 7, whole)
+    facts = train_network(manifest, images, SETTINGS, 7, whole)
 
-    import tasks.training as training
+    run_epoch, calls = tasks.members.run_epoch, []
 
-    run_epoch, calls = training.run_epoch, []
-
-    def killed_in_the_third(*arguments: object) -> float:
+    def killed(*arguments: Any) -> float:
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) in (3, 6):  # in the last epoch of the first member, in the second of the second
             raise KeyboardInterrupt
-        return run_epoch(*arguments)  # type: ignore[arg-type]
+        return run_epoch(*arguments)
 
-    monkeypatch.setattr(training, "run_epoch", killed_in_the_third)
-    with pytest.raises(KeyboardInterrupt):
-        train_network(manifest, images, SETTINGS, 7, broken)
-    assert json.loads((broken / "checkpoint.json").read_text())["history"][-1]["epoch"] == 2
-    train_network(manifest, images, SETTINGS, 7, broken)
+    monkeypatch.setattr(tasks.members, "run_epoch", killed)
+    for member, epoch in (("member_1", 2), ("member_2", 1)):
+        with pytest.raises(KeyboardInterrupt):
+            train_network(manifest, images, SETTINGS, 7, broken)
+        checkpoint = json.loads((broken / "members" / member / "checkpoint.json").read_text())
+        assert checkpoint["history"][-1]["epoch"] == epoch
+    assert train_network(manifest, images, SETTINGS, 7, broken) == facts
 
-    assert len(calls) == 4, "two whole epochs, the killed one, and only that one again"
-    pixels = images.read(list(manifest["image_id"]))
-    np.testing.assert_allclose(predict(load_network(broken), pixels), predict(load_network(whole), pixels), atol=1e-4)
-    for column in ("epoch", "loss", "val_auc"):
+    assert len(calls) == 8, "six whole epochs, and two that were killed"
+    for one, two in zip(members_of(broken), members_of(whole), strict=True):
+        for a, b in zip(one, two, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+    for column in ("member", "epoch", "loss", "val_auc"):
         one, two = (pd.read_csv(folder / "history.csv")[column] for folder in (whole, broken))
         np.testing.assert_allclose(one, two, atol=1e-4)
-    assert sorted(p.name for p in broken.iterdir()) == ["history.csv", "model.keras", "model.sha256"]
+    files = sorted(path.relative_to(broken).as_posix() for path in broken.rglob("*"))
+    assert files == ["history.csv", "members", "members/member_1.keras", "members/member_2.keras"]
 
 
-def test_training_stops_when_validation_no_longer_improves(
+def test_a_training_killed_between_its_last_epoch_and_its_end_trains_nothing_again(
+    data: tuple[pd.DataFrame, PackedImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = SETTINGS.model_copy(update={"n_models": 1})
+    monkeypatch.setattr(tasks.members, "write_whole", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train_network(*data, one, 7, tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(tasks.members, "run_epoch", lambda *_: pytest.fail("an epoch was done again"))
+    facts = train_network(*data, one, 7, tmp_path)
+    assert facts["val_aucs"] == [pd.read_csv(tmp_path / "history.csv")["val_auc"].iloc[-1]]
+
+
+def test_members_differ_and_each_learns_the_bright_side(
     data: tuple[pd.DataFrame, PackedImages], tmp_path: Path
 ) -> None:
-    settings = SETTINGS.model_copy(update={"epochs": 30, "patience": 2, "learning_rate": 1e-2})
-    facts = train_network(*data, settings, 7, tmp_path)
-    assert facts["epochs"] < 30
-    assert facts["epochs"] - facts["best_epoch"] == 2
-    assert facts["best_auc"] == pytest.approx(pd.read_csv(tmp_path / "history.csv")["val_auc"].max(), abs=1e-6)
+    facts = train_network(*data, SETTINGS.model_copy(update={"epochs": 8}), 7, tmp_path)
+    first, second = members_of(tmp_path)
+    assert np.abs(first[0] - second[0]).max() > 1e-3
+    assert min(facts["val_aucs"]) == 1.0
+
+
+def test_the_weights_that_are_kept_are_an_average_of_those_trained(
+    data: tuple[pd.DataFrame, PackedImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain: list[np.ndarray] = []
+    run_epoch = tasks.members.run_epoch
+
+    def watched(trainer: Any, *arguments: Any) -> float:
+        loss = run_epoch(trainer, *arguments)
+        plain.append(trainer.get_layer("member").get_weights()[0])
+        return loss
+
+    monkeypatch.setattr(tasks.members, "run_epoch", watched)
+    train_network(*data, SETTINGS.model_copy(update={"n_models": 1}), 7, tmp_path)
+    assert np.abs(members_of(tmp_path)[0][0] - plain[-1]).max() > 1e-6
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_one_training_step_on_each_installed_backend(backend: str) -> None:
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_STEP],
+        env={**os.environ, "KERAS_BACKEND": backend},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["backend"] == backend
+    assert said["changed"] > 1e-6
+    assert 0.2 < said["loss"] < 5
+
+
+ONE_STEP = """
+import json
+import numpy as np
+from tasks.keras_backend import keras
+from tasks.epochs import build_optimizer, reseed
+from tasks.members import Lesson, build_trainer, describe_truth, run_epoch, two_questions
+from tasks.networks import build_member
+from tasks.settings import TrainingSettings
+pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32), dtype=np.uint8)
+lesson = Lesson(pixels, np.array([0, 1] * 4, np.float32), np.array([np.nan, 1, np.nan, 0] * 2, np.float32))
+member = build_member(TrainingSettings(side_px=32, width=4), 1)
+trainer = build_trainer(member, 8, 1)
+trainer.compile(optimizer=build_optimizer(1e-2, 2, 8, 8), loss=two_questions)
+trainer.get_layer("resident").put(pixels)
+reseed(trainer, 1, 1)
+before = member.get_weights()[0]
+loss = run_epoch(trainer, describe_truth(lesson), np.arange(8, dtype=np.int32), 8)
+changed = float(np.abs(member.get_weights()[0] - before).max())
+print(json.dumps({"backend": keras.backend.backend(), "changed": changed, "loss": loss}))
+"""
+
+
+def test_bacteria_are_asked_about_only_where_the_subtype_is_known() -> None:
+    labels, bacteria = np.array([0, 1, 1, 1, 1], np.float32), np.array([np.nan, 1, 1, 0, np.nan], np.float32)
+    truth = describe_truth(Lesson(np.zeros((5, 2, 2), np.uint8), labels, bacteria))
+    np.testing.assert_array_equal(truth[:, 0], labels)
+    np.testing.assert_allclose(truth[:, 3], [0, 0.75, 0.75, 1.5, 0])
+    nothing = describe_truth(Lesson(np.zeros((5, 2, 2), np.uint8), labels, np.full(5, np.nan, np.float32)))
+    assert (nothing[:, 3] == 0).all()
+
+
+def test_pixels_are_no_part_of_a_checkpoint(tmp_path: Path) -> None:
+    trainer = build_trainer(build_member(SETTINGS, 1), 2_000, 1)
+    trainer.get_layer("resident").put(np.random.default_rng(0).integers(0, 256, (2_000, 32, 32), dtype=np.uint8))
+    trainer.save(tmp_path / "trainer.keras")
+    assert (tmp_path / "trainer.keras").stat().st_size < 1_000_000, "the pixels alone are 2 MB"
+
+
+def test_shrunk_pixels_are_what_the_kept_model_makes_of_them() -> None:
+    packed = np.random.default_rng(0).integers(0, 256, (3, 224, 224), dtype=np.uint8)
+    small = shrink_packed(packed, 64, batch_size=2)
+    expected = keras.ops.convert_to_numpy(shrink(64)(to_float(packed)))[..., 0]
+    assert np.abs(small / 255 - expected).max() <= 0.5 / 255 + 1e-6
 
 
 def test_excluded_rows_and_test_rows_are_not_used(data: tuple[pd.DataFrame, PackedImages]) -> None:

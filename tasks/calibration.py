@@ -1,0 +1,122 @@
+"""Calibrate: joins the members to one model whose probabilities mean what they say.
+
+Reads ``members/``, ``manifest.parquet`` and the packed arrays; writes ``model.keras`` and ``model.sha256``;
+``shifts.csv``, what the model says of validation images as they are and under each shift of ``tasks.shifts``; and
+``familiar.npz``, what the images that were learnt from look like.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.artifacts import Progress
+from tasks.images import PackedImages
+from tasks.records import Facts
+from tasks.settings import Settings
+from tasks.storage import read_manifest, run_folder, run_stage, sha256_of_file, write_whole
+from tasks.thresholds import to_logit
+
+Array = NDArray[np.float64]
+
+
+@task(name="calibrate", cache_policy=NO_CACHE)
+def calibrate(settings: Settings) -> Facts:
+    """Joins the members and calibrates their answer on validation and shifts of it."""
+    run = run_folder(settings)
+    paths = [run / "members" / f"member_{number}.keras" for number in range(1, settings.training.n_models + 1)]
+
+    def make(out: Path) -> Facts:
+        from tasks.familiarity import fit_familiarity, save_familiarity
+        from tasks.keras_backend import keras
+        from tasks.network_files import save_network
+        from tasks.networks import join_members
+
+        members = [keras.saving.load_model(path, compile=False, safe_mode=True) for path in paths]
+        model, images = join_members(members), PackedImages(run)
+        rows = read_manifest(run)
+        rows = rows[rows["split"].isin(["train", "val"]) & (rows["excluded"].fillna("") == "")]
+        val = rows[rows["split"] == "val"]
+        shifts, said = calibrate_model(model, val, images.read(list(val["image_id"])))
+        write_whole(out / "shifts.csv", shifts.to_csv(index=False, float_format="%.6f"))
+        save_familiarity(fit_familiarity(images.read(list(rows["image_id"])), settings.seed), out)
+        checksum = save_network(model, out)
+        return {**said, "n_val": len(val), "n_weights": int(model.count_params()), "model_sha256": checksum}
+
+    inputs = {
+        "members": [sha256_of_file(path) for path in paths],
+        "manifest": sha256_of_file(run / "manifest.parquet"),
+        "seed": settings.seed,
+    }
+    facts = run_stage(settings, "calibrate", module=__name__, inputs=inputs, make=make, packages=("scikit-learn",))
+    print(
+        f"calibrated on {facts['n_val']:,} validation images under {facts['n_shifts']} shifts: logits times "
+        f"{facts['slope']:.2f}, plus {facts['offset']:.2f}" + (" (taken from the cache)" if facts["reused"] else "")
+    )
+    return facts
+
+
+def calibrate_model(model: Any, val: pd.DataFrame, packed: NDArray[np.uint8]) -> tuple[pd.DataFrame, Facts]:
+    """Fits slope and offset of both answers on validation images, as they are and under each shift.
+
+    Args:
+        model: From ``tasks.networks.join_members``; its calibration is set.
+        val: ``image_id, label, subtype``.
+        packed: Their pixels, uint8 ``(n, 224, 224)``.
+
+    Returns:
+        ``shift, image_id, label, subtype, probability, bacteria``, calibrated, a row per image and shift; and the slope
+        and offset of ``probability``, and how many shifts there are.
+    """
+    from tasks.networks import answer, set_calibration
+    from tasks.shifts import SHIFTS
+
+    tables = []
+    progress = Progress("calibrating", f"Validation under {len(SHIFTS)} shifts")
+    for number, (name, change) in enumerate(SHIFTS.items(), start=1):
+        said = answer(model, change(packed))
+        table = val[["image_id", "label", "subtype"]].reset_index(drop=True)
+        table.insert(0, "shift", name)
+        tables.append(table.assign(probability=said.probability, bacteria=said.bacteria))
+        progress.show(number, len(SHIFTS))
+    shifts = pd.concat(tables, ignore_index=True)
+    asked = {
+        "probability": (shifts["label"].notna(), shifts["label"] == 1),
+        "bacteria": (shifts["subtype"].isin(["bacteria", "virus"]), shifts["subtype"] == "bacteria"),
+    }
+    facts: Facts = {"n_shifts": len(SHIFTS)}
+    for name, (rows, positive) in asked.items():
+        logits, truth = to_logit(shifts[name].to_numpy(float)), positive[rows].to_numpy(float)
+        slope, offset = fit_platt(logits[rows.to_numpy()], truth)
+        set_calibration(model, name, slope, offset)
+        shifts[name] = 1 / (1 + np.exp(-(slope * logits + offset)))
+        if name == "probability":
+            facts |= {"slope": round(slope, 4), "offset": round(offset, 4)}
+    return shifts, facts
+
+
+def fit_platt(logits: Array, labels: Array) -> tuple[float, float]:
+    """Slope and offset that make sigmoid(slope * logit + offset) a calibrated probability (Platt 1999).
+
+    Platt's targets, (n1 + 1) / (n1 + 2) and 1 / (n0 + 2), keep the slope finite where the classes do not overlap. A
+    slope that is not positive would turn the order of answers round; then the logits stay as they are.
+
+    Args:
+        logits: ``(n,)``.
+        labels: 0 or 1, ``(n,)``; where only one occurs, the logits stay as they are.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    if len(np.unique(labels)) < 2:
+        return 1.0, 0.0
+    n1, n0 = (labels == 1).sum(), (labels == 0).sum()
+    target = np.where(labels == 1, (n1 + 1) / (n1 + 2), 1 / (n0 + 2))
+    # A soft target is the hard two, weighted.
+    x, y = np.tile(logits, 2)[:, None], np.repeat([1, 0], len(logits))
+    fitted = LogisticRegression(C=1e6).fit(x, y, sample_weight=np.concatenate([target, 1 - target]))
+    slope, offset = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    return (slope, offset) if slope > 0 else (1.0, 0.0)

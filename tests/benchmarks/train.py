@@ -1,0 +1,114 @@
+"""A whole training epoch against one that decodes full-size JPEGs, and how much of it is not the network's own step."""
+
+import contextlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.full_size import write_full_size
+from tasks.images import SIDE_PX, decode
+from tasks.settings import TrainingSettings
+
+N_FILES = 192
+BATCH_SIZE = 32
+N_VAL = 33  # of 192 files, the share that validation has of the training images of the public data set
+EPOCHS = 6  # the first one compiles and is left out
+
+
+def main() -> None:
+    """Prints ``{"bench": "train", "ratio", "outside_step_share", …}``: medians over epochs."""
+    with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(sys.stderr):
+        folder = Path(place)
+        manifest = write_full_size(folder / "set", n_drawn=24, n_files=N_FILES)
+        packed = np.stack([decode((folder / "set" / path).read_bytes()) for path in manifest["path"]])
+        labels = manifest["label"].to_numpy(np.float32)
+        own, inside = own_epochs(packed, labels, folder / "run")
+        peer = peer_epochs(folder / "set" / "train")
+    shares = [1 - step / whole for step, whole in zip(inside, own, strict=True)]
+    result = {
+        "bench": "train",
+        "ratio": round(statistics.median(peer) / statistics.median(own), 2),
+        "outside_step_share": round(statistics.median(shares), 3),
+        "epoch_s": round(statistics.median(own), 2),
+        "peer_epoch_s": round(statistics.median(peer), 2),
+        "images_per_s": round(len(labels) / statistics.median(own), 1),
+        "n_images": len(labels),
+        "n_val": N_VAL,
+        "epochs": EPOCHS - 1,
+    }
+    print(json.dumps(result), flush=True)
+
+
+def own_epochs(packed: np.ndarray, labels: np.ndarray, folder: Path) -> tuple[list[float], list[float]]:
+    """Seconds of whole epochs as training does them, with validation and checkpoint, and of the steps in them."""
+    from tasks.keras_backend import keras
+    from tasks.members import Lesson, compile_trainer, shrink_packed, train_member
+
+    settings = TrainingSettings(epochs=EPOCHS, batch_size=BATCH_SIZE)
+    lesson = Lesson(shrink_packed(packed, settings.side_px), labels, np.full(len(labels), np.nan, np.float32))
+    val = Lesson(lesson.pixels[:N_VAL], labels[:N_VAL], lesson.bacteria[:N_VAL])
+    step, inside, ends = keras.Model.train_on_batch, [0.0], [time.perf_counter()]
+
+    def timed(self: Any, *arguments: Any) -> Any:
+        start = time.perf_counter()
+        done = step(self, *arguments)
+        inside[-1] += time.perf_counter() - start
+        return done
+
+    def note(entry: dict[str, Any]) -> None:
+        ends.append(time.perf_counter())
+        inside.append(0.0)
+
+    keras.Model.train_on_batch = timed
+    try:
+        trainer = compile_trainer(settings, len(labels))
+        train_member(trainer, lesson, val, settings, 1, folder, "member_1", note)
+    finally:
+        keras.Model.train_on_batch = step
+    # The first epoch compiles; the last entry of `inside` is what came after the last epoch.
+    return [float(whole) for whole in np.diff(ends)[1:]], inside[1:-1]
+
+
+def peer_epochs(folder: Path) -> list[float]:
+    """Seconds of whole epochs of the same network that is fed by Keras' generator, which decodes every file again."""
+    import tensorflow as tf
+
+    from tasks.epochs import build_optimizer
+    from tasks.keras_backend import keras
+    from tasks.members import two_questions
+    from tasks.networks import build_member, shrink
+
+    settings = TrainingSettings()
+    member = build_member(settings, 1)
+    pixels = keras.Input((SIDE_PX, SIDE_PX, 1))
+    model = keras.Model(pixels, member(shrink(settings.side_px)(pixels)))
+    generator = tf.keras.preprocessing.image.ImageDataGenerator(rescale=1 / 255)
+    flow = generator.flow_from_directory(
+        folder,
+        target_size=(SIDE_PX, SIDE_PX),
+        color_mode="grayscale",
+        class_mode="binary",
+        batch_size=BATCH_SIZE,
+        shuffle=True,
+        seed=1,
+    )
+    model.compile(optimizer=build_optimizer(1e-3, EPOCHS, flow.samples, BATCH_SIZE), loss=two_questions)
+    seconds = []
+    for _ in range(EPOCHS):
+        start = time.perf_counter()
+        for _ in range(len(flow)):
+            batch, truth = next(flow)
+            ones, nothing = np.ones_like(truth), np.zeros_like(truth)
+            model.train_on_batch(batch, np.stack([truth, ones, nothing, nothing], axis=1))
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]
+
+
+if __name__ == "__main__":
+    main()
