@@ -145,6 +145,7 @@ def test_a_bad_flag_ends_the_command_with_one_line_and_code_2() -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.usefixtures("prefect_engine")
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [("no/such/place", "does not exist"), ("ftp://example.org/x.zip", "not a kind that is known")],
@@ -165,9 +166,7 @@ def test_a_source_that_cannot_be_read_ends_with_code_2_and_leaves_nothing(
 
 
 def test_weights_without_a_backbone_are_refused_by_name() -> None:
-    with pytest.raises(
-        SettingsError, match=r"^training: weights are those of a backbone; name it with .*; see --help$"
-    ):
+    with pytest.raises(SettingsError, match="^training: weights are those of a backbone; name it .*; see --help$"):
         read_flags(["--training.weights", "imagenet"], "x")
 
 
@@ -190,6 +189,7 @@ def test_the_keys_of_a_link_are_in_no_name_that_is_shown() -> None:
     assert Settings(source="s3://bucket/prefix").public_source == "s3://bucket/prefix"
 
 
+@pytest.mark.usefixtures("prefect_engine")
 def test_a_cache_that_cannot_be_written_ends_in_one_sentence_with_code_2(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
