@@ -166,7 +166,7 @@ def test_a_source_that_cannot_be_read_ends_with_code_2_and_leaves_nothing(
 
 
 def test_weights_without_a_backbone_are_refused_by_name() -> None:
-    with pytest.raises(SettingsError, match="^training: weights are those of a backbone; name it .*; see --help$"):
+    with pytest.raises(SettingsError, match=r"^training: weights are those of a backbone; name it .*; see --help$"):
         read_flags(["--training.weights", "imagenet"], "x")
 
 
