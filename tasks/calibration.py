@@ -43,7 +43,8 @@ def calibrate(settings: Settings) -> Facts:
         val = rows[rows["split"] == "val"]
         shifts, said = calibrate_model(model, val, images.read(list(val["image_id"])))
         write_whole(out / "shifts.csv", shifts.to_csv(index=False, float_format="%.6f"))
-        save_familiarity(fit_familiarity(images.read(list(rows["image_id"])), settings.seed), out)
+        learnt = rows.loc[rows["split"] == "train", "image_id"]
+        save_familiarity(fit_familiarity(images.read(list(learnt)), settings.seed), out)
         checksum = save_network(model, out)
         return {**said, "n_val": len(val), "n_weights": int(model.count_params()), "model_sha256": checksum}
 
@@ -54,7 +55,7 @@ def calibrate(settings: Settings) -> Facts:
     }
     facts = run_stage(settings, "calibrate", module=__name__, inputs=inputs, make=make, packages=("scikit-learn",))
     print(
-        f"calibrated on {facts['n_val']:,} validation images under {facts['n_shifts']} shifts: logits times "
+        f"calibrated on {facts['n_val']:,} validation images and {facts['n_shifts']} shifts of them: logits times "
         f"{facts['slope']:.2f}, plus {facts['offset']:.2f}" + (" (taken from the cache)" if facts["reused"] else "")
     )
     return facts
@@ -88,7 +89,7 @@ def calibrate_model(model: Any, val: pd.DataFrame, packed: NDArray[np.uint8]) ->
         "probability": (shifts["label"].notna(), shifts["label"] == 1),
         "bacteria": (shifts["subtype"].isin(["bacteria", "virus"]), shifts["subtype"] == "bacteria"),
     }
-    facts: Facts = {"n_shifts": len(SHIFTS)}
+    facts: Facts = {"n_shifts": len(SHIFTS) - 1}  # the first is validation as it is
     for name, (rows, positive) in asked.items():
         logits, truth = to_logit(shifts[name].to_numpy(float)), positive[rows].to_numpy(float)
         slope, offset = fit_platt(logits[rows.to_numpy()], truth)

@@ -6,6 +6,7 @@ unbroken trainings see the same.
 """
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from tasks.epochs import build_optimizer, reseed, save_checkpoint
 from tasks.images import to_float
 from tasks.keras_backend import keras
 from tasks.networks import build_member, shrink
-from tasks.records import Facts
+from tasks.records import Facts, RunError
 from tasks.settings import TrainingSettings
 from tasks.storage import write_whole
 
@@ -135,7 +136,7 @@ def start_afresh(trainer: keras.Model, settings: TrainingSettings, seed: int) ->
     """Gives the trainer the initial weights of a seed, and an optimiser that remembers nothing."""
     trainer.get_layer("member").set_weights(build_member(settings, seed).get_weights())
     for variable in trainer.optimizer.variables:
-        variable.assign(ops.zeros_like(variable))
+        variable.assign(np.zeros(variable.shape, variable.dtype))
 
 
 def train_member(
@@ -167,9 +168,13 @@ def train_member(
 
     Returns:
         An entry ``epoch, loss, val_auc, seconds`` for each epoch.
+
+    Raises:
+        RunError: If the loss is no number any more.
     """
     done, epochs_done, checkpoints = folder / f"{name}.keras", folder / f"{name}.json", folder / name
     if done.exists():
+        shutil.rmtree(checkpoints, ignore_errors=True)  # of a process that was killed just before it did so
         return list(json.loads(epochs_done.read_text()))
     checkpoints.mkdir(parents=True, exist_ok=True)
     if (checkpoints / "checkpoint.json").exists():
@@ -187,8 +192,15 @@ def train_member(
         reseed(trainer, seed, epoch)
         order = np.random.default_rng([seed, epoch]).permutation(len(truth)).astype(np.int32)
         loss = run_epoch(trainer, truth, order, settings.batch_size)
+        if not math.isfinite(loss):
+            raise RunError(
+                f"training.learning_rate: the loss is no number any more in epoch {epoch}; give a lower rate than "
+                f"{settings.learning_rate:g}"
+            )
         plain = member.get_weights()
         trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
+        # Copied: on JAX weights and averages would share memory, and asking the network gives its weights' memory away.
+        member.set_weights(member.get_weights())
         auc = float(roc_auc_score(val.labels, first_logits(member, val.pixels)))
         if epoch < settings.epochs:
             member.set_weights(plain)
@@ -243,12 +255,26 @@ def run_epoch(trainer: keras.Model, truth: NDArray[np.float32], order: NDArray[n
 def compute_precision() -> Iterator[None]:
     """Layers built inside compute in bfloat16 where a GPU does it faster, with weights in single precision."""
     before = keras.config.dtype_policy()
-    if keras.distribution.list_devices("gpu"):
+    if has_gpu():
         keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def has_gpu() -> bool:
+    """Whether the backend computes on a GPU."""
+    backend = keras.backend.backend()
+    if backend == "torch":
+        import torch
+
+        return bool(torch.cuda.is_available())
+    if backend == "jax":
+        import jax
+
+        return bool(jax.default_backend() == "gpu")
+    return bool(keras.distribution.list_devices("gpu"))
 
 
 def first_logits(member: keras.Model, small: NDArray[np.uint8], batch_size: int = 64) -> NDArray[np.float64]:

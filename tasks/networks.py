@@ -74,7 +74,9 @@ def build_member(settings: TrainingSettings, seed: int, name: str = "member_1") 
     keras.utils.set_random_seed(seed)
     pixels = keras.Input((settings.side_px, settings.side_px, 1), name="small_pixels")
     if settings.backbone is None:
-        x = _residual_features(Standardise()(LocalContrast()(pixels)), settings.width)
+        # In single precision whatever the rest computes in: the difference of two means has few digits left.
+        x = Standardise(dtype="float32")(LocalContrast(dtype="float32")(pixels))
+        x = _residual_features(x, settings.width)
     else:
         x = add_backbone(pixels, settings.backbone, settings.weights)
     x = layers.Dropout(0.3, seed=seed + 3)(x)

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,8 +16,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tasks.records import Facts, SettingsError
-from tasks.settings import Settings
-from tasks.storage import REPOSITORY, STAGES_FOLDER, read_json, read_stage, run_folder
+from tasks.settings import Settings, TrainingSettings
+from tasks.storage import REPOSITORY, STAGES_FOLDER, read_json, read_stage, run_folder, sha256_of_file
 
 PACKAGES = (
     "prefect",
@@ -78,6 +79,20 @@ def find_backend() -> str:
     if backend not in BACKENDS:
         raise SettingsError(f"KERAS_BACKEND: {backend!r} is not known; set one of {', '.join(BACKENDS)}, or nothing")
     return backend
+
+
+def checksum_of_weights(settings: TrainingSettings) -> str | None:
+    """The sha256 of the file of weights that a backbone starts from; ``None`` where no file is named.
+
+    Raises:
+        SettingsError: If the file does not exist.
+    """
+    if settings.weights in (None, "none", "imagenet"):
+        return None
+    path = Path(settings.weights)
+    if not path.is_file():
+        raise SettingsError(f"training.weights: {path} does not exist; name a .weights.h5 file, or imagenet")
+    return sha256_of_file(path)
 
 
 def read_commit() -> str | None:

@@ -8,7 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.answers import read_answered
-from tasks.provenance import PACKAGES, describe_run
+from tasks.provenance import PACKAGES, checksum_of_weights, describe_run
 from tasks.records import Facts
 from tasks.retries import outside_failed
 from tasks.screener_files import find_screener, known_readings
@@ -81,6 +81,7 @@ def _finished_path(settings: Settings, source_sha256: str) -> Path:
         "review": sha256_of_file(review) if review.is_file() else None,
         "answers": sorted(read_answered(settings).items()),
         "screener": (screener.sha256, None if known is None else sorted(known)),
+        "weights": checksum_of_weights(settings.training),
         "code": code,
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "backend": os.environ.get("KERAS_BACKEND"),

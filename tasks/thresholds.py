@@ -45,4 +45,4 @@ def choose_sensitive_threshold(shifts: pd.DataFrame, min_sensitivity: float, bal
         n_needed = int(np.ceil(min_sensitivity * len(found) - 1e-9))
         # A step of the rounding lower: the image at the edge counts whichever way its probability was rounded.
         lowest = min(lowest, float(found[max(n_needed, 1) - 1]) - 1e-6)
-    return lowest
+    return max(lowest, 0.0)

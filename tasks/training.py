@@ -14,11 +14,11 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import Progress
 from tasks.images import PackedImages
-from tasks.provenance import BACKENDS, find_backend
+from tasks.provenance import BACKENDS, checksum_of_weights, find_backend
 from tasks.records import Facts, RunError
 from tasks.retries import outside_failed
 from tasks.settings import Settings, TrainingSettings
-from tasks.storage import read_manifest, run_folder, run_stage, sha256_of_file
+from tasks.storage import read_manifest, run_folder, run_stage
 
 
 @task(name="fit", cache_policy=NO_CACHE, retries=1, retry_delay_seconds=5, retry_condition_fn=outside_failed)
@@ -26,7 +26,7 @@ def fit(settings: Settings) -> Facts:
     """Trains the members on the usable training images."""
     run = run_folder(settings)
     manifest = read_manifest(run)
-    backend, weights = find_backend(), settings.training.weights
+    backend = find_backend()
 
     def make(out: Path) -> Facts:
         return train_network(manifest, PackedImages(run), settings.training, settings.seed, out)
@@ -35,7 +35,7 @@ def fit(settings: Settings) -> Facts:
         "rows": used_rows(manifest).to_csv(index=False),
         "arrays": json.loads((run / "arrays" / "index.json").read_text())["shards"],
         "training": settings.training.model_dump(),
-        "weights": sha256_of_file(Path(weights)) if weights and Path(weights).is_file() else None,
+        "weights": checksum_of_weights(settings.training),
         "seed": settings.seed,
         "backend": backend,
     }
@@ -105,8 +105,6 @@ def train_network(
         epochs = train_member(trainer, train, val, settings, member_seed, folder / "members", f"member_{number}", show)
         history += [{"member": number, **entry} for entry in epochs]
     pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
-    for leftover in (folder / "members").glob("*.json"):
-        leftover.unlink()
     return {
         "n_train": len(train.labels),
         "n_train_pneumonia": int(train.labels.sum()),

@@ -46,7 +46,8 @@ def test_with_all_bounds_at_0_nothing_changes(kind: type[Augmentation]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_of_a_batch_are_changed_apart(kind: type[Augmentation]) -> None:
     same = np.repeat(x_rays(1), 8, axis=0)
-    assert np.ptp(change(kind(seed=2), same), axis=0).max() > 0.01
+    layer = DetailShift(noise=0.0, seed=2) if kind is DetailShift else kind(seed=2)  # grain differs anyhow
+    assert np.ptp(change(layer, same), axis=0).max() > 0.01
 
 
 def test_seed_and_epoch_decide_what_is_drawn() -> None:

@@ -90,7 +90,8 @@ def test_a_killed_training_ends_like_an_unbroken_one(
         one, two = (pd.read_csv(folder / "history.csv")[column] for folder in (whole, broken))
         np.testing.assert_allclose(one, two, atol=1e-4)
     files = sorted(path.relative_to(broken).as_posix() for path in broken.rglob("*"))
-    assert files == ["history.csv", "members", "members/member_1.keras", "members/member_2.keras"]
+    members = [f"members/member_{number}.{suffix}" for number in (1, 2) for suffix in ("json", "keras")]
+    assert files == ["history.csv", "members", *members]
 
 
 def test_a_training_killed_between_its_last_epoch_and_its_end_trains_nothing_again(
@@ -118,25 +119,49 @@ def test_members_differ_and_each_learns_the_bright_side(
 def test_the_weights_that_are_kept_are_an_average_of_those_trained(
     data: tuple[pd.DataFrame, PackedImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain: list[np.ndarray] = []
-    run_epoch = tasks.members.run_epoch
+    averages: list[np.ndarray] = []
+    step, momentum = keras.Model.train_on_batch, 1 - 1 / 4  # an epoch has four steps
 
-    def watched(trainer: Any, *arguments: Any) -> float:
-        loss = run_epoch(trainer, *arguments)
-        plain.append(trainer.get_layer("member").get_weights()[0])
+    def watched(self: Any, *arguments: Any) -> Any:
+        loss = step(self, *arguments)
+        plain = self.get_layer("member").get_weights()[0]
+        averages.append(momentum * averages[-1] + (1 - momentum) * plain if averages else plain)
         return loss
 
-    monkeypatch.setattr(tasks.members, "run_epoch", watched)
+    monkeypatch.setattr(keras.Model, "train_on_batch", watched)
     train_network(*data, SETTINGS.model_copy(update={"n_models": 1}), 7, tmp_path)
-    assert np.abs(members_of(tmp_path)[0][0] - plain[-1]).max() > 1e-6
+    assert len(averages) == 4 * SETTINGS.epochs
+    np.testing.assert_allclose(members_of(tmp_path)[0][0], averages[-1], atol=1e-5)
+
+
+def test_a_training_killed_while_it_clears_up_goes_on_and_leaves_no_checkpoint(
+    data: tuple[pd.DataFrame, PackedImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = SETTINGS.model_copy(update={"n_models": 1})
+    monkeypatch.setattr("tasks.members.shutil.rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train_network(*data, one, 7, tmp_path)
+    monkeypatch.undo()
+    facts = train_network(*data, one, 7, tmp_path)
+    assert train_network(*data, one, 7, tmp_path) == facts, "a whole training is taken as it is"
+    files = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert files == ["history.csv", "member_1.json", "member_1.keras"]
+
+
+def test_a_rate_that_is_far_too_high_is_refused_by_name(
+    data: tuple[pd.DataFrame, PackedImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks.members, "run_epoch", lambda *_: float("nan"))
+    with pytest.raises(RunError, match=r"training\.learning_rate: the loss is no number any more in epoch 1"):
+        train_network(*data, SETTINGS, 7, tmp_path)
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
-def test_one_training_step_on_each_installed_backend(backend: str) -> None:
+def test_one_training_step_on_each_installed_backend(backend: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
     done = subprocess.run(
-        [sys.executable, "-c", ONE_STEP],
+        [sys.executable, "-c", ONE_STEP, str(tmp_path)],
         env={**os.environ, "KERAS_BACKEND": backend},
         cwd=Path(__file__).parents[1],
         capture_output=True,
@@ -148,27 +173,27 @@ def test_one_training_step_on_each_installed_backend(backend: str) -> None:
     assert said["backend"] == backend
     assert said["changed"] > 1e-6
     assert 0.2 < said["loss"] < 5
+    assert 0 < said["said"][0] == said["said"][1] < 1
 
 
 ONE_STEP = """
-import json
+import json, sys
+from pathlib import Path
 import numpy as np
 from tasks.keras_backend import keras
-from tasks.epochs import build_optimizer, reseed
-from tasks.members import Lesson, build_trainer, describe_truth, run_epoch, two_questions
-from tasks.networks import build_member
+from tasks.members import Lesson, compile_trainer, train_member
+from tasks.networks import answer, build_member, join_members
 from tasks.settings import TrainingSettings
 pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32), dtype=np.uint8)
 lesson = Lesson(pixels, np.array([0, 1] * 4, np.float32), np.array([np.nan, 1, np.nan, 0] * 2, np.float32))
-member = build_member(TrainingSettings(side_px=32, width=4), 1)
-trainer = build_trainer(member, 8, 1)
-trainer.compile(optimizer=build_optimizer(1e-2, 2, 8, 8), loss=two_questions)
-trainer.get_layer("resident").put(pixels)
-reseed(trainer, 1, 1)
-before = member.get_weights()[0]
-loss = run_epoch(trainer, describe_truth(lesson), np.arange(8, dtype=np.int32), 8)
-changed = float(np.abs(member.get_weights()[0] - before).max())
-print(json.dumps({"backend": keras.backend.backend(), "changed": changed, "loss": loss}))
+settings = TrainingSettings(side_px=32, width=4, epochs=1, batch_size=8, learning_rate=1e-2)
+folder = Path(sys.argv[1])
+trainer = compile_trainer(settings, 8)
+entries = train_member(trainer, lesson, lesson, settings, 1, folder, "member_1", lambda entry: None)
+member = keras.saving.load_model(folder / "member_1.keras", compile=False)
+changed = float(np.abs(member.get_weights()[0] - build_member(settings, 1).get_weights()[0]).max())
+said = answer(join_members([member]), np.zeros((2, 224, 224), np.uint8)).probability.tolist()
+print(json.dumps({"backend": keras.backend.backend(), "changed": changed, "loss": entries[0]["loss"], "said": said}))
 """
 
 
