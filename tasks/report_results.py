@@ -45,7 +45,7 @@ def describe_training(run: Path, settings: TrainingSettings) -> Facts:
     return {
         **{name: facts[name] for name in counts},
         **{name: joined[name] for name in ("n_val", "n_weights", "model_sha256")},
-        "n_changes": joined["n_shifts"] - 1,
+        "n_changes": joined["n_shifts"],
         "slope": f"{joined['slope']:.2f}",
         "offset": f"{'plus' if joined['offset'] >= 0 else 'minus'} {abs(joined['offset']):.2f}",
         "start": say_start(settings),

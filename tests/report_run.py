@@ -220,7 +220,7 @@ def build_run(run: Path) -> None:
         "n_val": 8,
         "n_weights": 1234,
         "model_sha256": "ef" * 32,
-        "n_shifts": 11,
+        "n_shifts": 10,
         "slope": 1.5,
         "offset": -0.25,
     }
