@@ -8,7 +8,7 @@ it.
 A **member** is one network that was trained; the model averages the logits of its members and calibrates the mean.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tasks.backbones import add_backbone
 from tasks.images import SIDE_PX, to_float
+from tasks.initial_weights import draw_kernels
 from tasks.keras_backend import keras
 from tasks.normalisation import LocalContrast, Standardise
 from tasks.settings import TrainingSettings
@@ -71,34 +72,37 @@ def build_member(settings: TrainingSettings, seed: int, name: str = "member_1") 
     Raises:
         SettingsError: If there is no such backbone, or its weights are not to be had.
     """
-    keras.utils.set_random_seed(seed)
+    kernels = draw_kernels(seed)
     pixels = keras.Input((settings.side_px, settings.side_px, 1), name="small_pixels")
     if settings.backbone is None:
         # In single precision whatever the rest computes in: the difference of two means has few digits left.
         x = Standardise(dtype="float32")(LocalContrast(dtype="float32")(pixels))
-        x = _residual_features(x, settings.width)
+        x = _residual_features(x, settings.width, kernels)
     else:
+        keras.utils.set_random_seed(seed)  # a backbone without a file draws its weights itself
         x = add_backbone(pixels, settings.backbone, settings.weights)
     x = layers.Dropout(0.3, seed=seed + 3)(x)
-    logits = layers.Dense(len(OUTPUTS), dtype="float32", name="logits")(x)
+    logits = layers.Dense(len(OUTPUTS), kernel_initializer=next(kernels), dtype="float32", name="logits")(x)
     return keras.Model(pixels, logits, name=name)
 
 
-def _residual_features(x: Any, width: int) -> Any:
+def _residual_features(x: Any, width: int, kernels: Iterator[Any]) -> Any:
     """(n, s, s, c) -> (n, 4 * width)."""
-    x = layers.Conv2D(width, 5, strides=2, padding="same", use_bias=False)(x)
+    x = layers.Conv2D(width, 5, strides=2, padding="same", use_bias=False, kernel_initializer=next(kernels))(x)
     x = layers.BatchNormalization(momentum=0.9)(x)
     x = layers.Activation("relu")(x)
     for multiple in (1, 2, 3, 4):
-        x = _residual_block(x, width * multiple)
+        x = _residual_block(x, width * multiple, kernels)
     return layers.GlobalAveragePooling2D()(x)
 
 
-def _residual_block(x: Any, channels: int) -> Any:
+def _residual_block(x: Any, channels: int, kernels: Iterator[Any]) -> Any:
     """Two 3 x 3 convolutions with a shortcut, then halving: (n, s, s, c) -> (n, s / 2, s / 2, channels)."""
-    shortcut = x if x.shape[-1] == channels else layers.Conv2D(channels, 1, use_bias=False)(x)
+    shortcut = x
+    if x.shape[-1] != channels:
+        shortcut = layers.Conv2D(channels, 1, use_bias=False, kernel_initializer=next(kernels))(x)
     for last in (False, True):
-        x = layers.Conv2D(channels, 3, padding="same", use_bias=False)(x)
+        x = layers.Conv2D(channels, 3, padding="same", use_bias=False, kernel_initializer=next(kernels))(x)
         x = layers.BatchNormalization(momentum=0.9)(x)
         x = layers.Add()([x, shortcut]) if last else x
         x = layers.Activation("relu")(x)

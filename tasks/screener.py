@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.images import SIDE_PX, to_float
+from tasks.initial_weights import draw_kernels
 from tasks.keras_backend import keras
 from tasks.network_files import load_network
 from tasks.normalisation import Standardise
@@ -64,19 +65,21 @@ def build_core(seed: int, widths: tuple[int, ...] = WIDTHS) -> keras.Model:
         float32 ``(n, 224, 224, 1)`` in 0.0 to 1.0 -> logits of the mask ``(n, 112, 112, 1)`` and of the score
         ``(n, 1)``; 1,177,781 weights at the default widths.
     """
-    keras.utils.set_random_seed(seed)
+    kernels = draw_kernels(seed)
     pixels = keras.Input((SIDE_PX, SIDE_PX, 1), name="pixels")
     x = Standardise()(pixels)
-    x = _convolve(x, widths[0], kernel=5, strides=2)
+    x = _convolve(x, widths[0], kernels, kernel=5, strides=2)
     levels = []
     for depth, channels in enumerate(widths):
         x = layers.MaxPooling2D(2)(x) if depth else x
-        x = _residual_block(x, channels)
+        x = _residual_block(x, channels, kernels)
         levels.append(x)
     for skip, channels in zip(levels[-2::-1], widths[-2::-1], strict=True):
-        x = layers.UpSampling2D(2, interpolation="bilinear")(layers.Conv2D(channels, 1, use_bias=False)(x))
-        x = _convolve(layers.Add()([x, skip]), channels)
-    logits = layers.Conv2D(1, 3, padding="same", dtype="float32", name="mask_logit")(x)
+        x = layers.Conv2D(channels, 1, use_bias=False, kernel_initializer=next(kernels))(x)
+        x = layers.Add()([layers.UpSampling2D(2, interpolation="bilinear")(x), skip])
+        x = _convolve(x, channels, kernels)
+    to_logit = layers.Conv2D(1, 3, padding="same", kernel_initializer=next(kernels), dtype="float32", name="mask_logit")
+    logits = to_logit(x)
     evidence = StrongestEvidence(dtype="float32", name="evidence")(logits)
     weigh = layers.Dense(1, kernel_initializer="ones", kernel_constraint="non_neg", dtype="float32", name="score_logit")
     return keras.Model(pixels, [logits, weigh(evidence)], name="core")
@@ -101,17 +104,21 @@ def build_screener(seed: int, widths: tuple[int, ...] = WIDTHS) -> keras.Model:
     return finish_screener(build_core(seed, widths))
 
 
-def _convolve(x: Any, channels: int, kernel: int = 3, strides: int = 1) -> Any:
-    x = layers.Conv2D(channels, kernel, strides=strides, padding="same", use_bias=False)(x)
+def _convolve(x: Any, channels: int, kernels: Iterator[Any], kernel: int = 3, strides: int = 1) -> Any:
+    x = layers.Conv2D(
+        channels, kernel, strides=strides, padding="same", use_bias=False, kernel_initializer=next(kernels)
+    )(x)
     return layers.Activation("relu")(layers.BatchNormalization(momentum=0.95)(x))
 
 
-def _residual_block(x: Any, channels: int) -> Any:
+def _residual_block(x: Any, channels: int, kernels: Iterator[Any]) -> Any:
     """Two 3 x 3 convolutions with a shortcut: (n, s, s, c) -> (n, s, s, channels)."""
-    shortcut = x if x.shape[-1] == channels else layers.Conv2D(channels, 1, use_bias=False)(x)
-    x = _convolve(x, channels)
-    x = layers.BatchNormalization(momentum=0.95)(layers.Conv2D(channels, 3, padding="same", use_bias=False)(x))
-    return layers.Activation("relu")(layers.Add()([x, shortcut]))
+    shortcut = x
+    if x.shape[-1] != channels:
+        shortcut = layers.Conv2D(channels, 1, use_bias=False, kernel_initializer=next(kernels))(x)
+    x = _convolve(x, channels, kernels)
+    x = layers.Conv2D(channels, 3, padding="same", use_bias=False, kernel_initializer=next(kernels))(x)
+    return layers.Activation("relu")(layers.Add()([layers.BatchNormalization(momentum=0.95)(x), shortcut]))
 
 
 def screen_pixels(model: keras.Model, packed: NDArray[np.uint8], batch_size: int = 32) -> Iterator[Screened]:

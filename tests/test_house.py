@@ -39,6 +39,7 @@ ROWS = [
         "tasks.backbones",
         "tasks.augmentation",
         "tasks.normalisation",
+        "tasks.initial_weights",
         "tasks.network_files",
         "data.anatomy",
     },
