@@ -2,12 +2,14 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from data.anatomy import draw_chest, finish_film, imagine_child
+from tasks.images import SIDE_PX
 
 WIDTH_PX, HEIGHT_PX = 1304, 968
 QUALITY = 75  # takes as long to decode as a public original of this size (89 kB), about 1.5 ms
@@ -41,3 +43,28 @@ def write_full_size(folder: Path, *, n_drawn: int, n_files: int, seed: int = 1) 
             sha256 = hashlib.sha256(content).hexdigest()
             rows.append({"path": path, "sha256": sha256, "label": label, "n_bytes": len(content)})
     return pd.DataFrame(rows)
+
+
+def read_as_keras_does(folder: Path, batch_size: int) -> Any:
+    """The peer of measurements, Keras' generator: decodes, shrinks and scales each file anew in every epoch.
+
+    Args:
+        folder: Holds a folder of files for each class.
+        batch_size: Images a batch.
+
+    Returns:
+        Endless batches by ``next``, ``len(…)`` of them an epoch: float32 ``(n, 224, 224, 1)``, 0.0 to 1.0, and labels.
+    """
+    from tasks.keras_backend import native_log_muted
+
+    with native_log_muted():
+        import tensorflow as tf
+    return tf.keras.preprocessing.image.ImageDataGenerator(rescale=1 / 255).flow_from_directory(
+        folder,
+        target_size=(SIDE_PX, SIDE_PX),
+        color_mode="grayscale",
+        class_mode="binary",
+        batch_size=batch_size,
+        shuffle=True,
+        seed=1,
+    )

@@ -25,6 +25,10 @@ TEST_SHARE = 0.25
 REVIEWED_SHARE = 0.25
 BACTERIA_SHARE = 0.62
 DEVICE_SHARE = {"NORMAL": 0.01, "PNEUMONIA": 0.59}
+# Where a shortcut is planted: of pneumonia pictures in train and val, and of all pictures in test.
+PLANTED_SHARE = 0.9
+PLANTED_TEST_SHARE = 0.5
+PLANTED_SEVERITY = 0.5
 # In the public archive a device is twice as common with bacterial as with viral pneumonia.
 DEVICE_WEIGHT: dict[Finding, float] = {"normal": 1.0, "bacteria": 2.0, "virus": 1.0}
 
@@ -91,8 +95,8 @@ def write_sample(
         side_px: about the height of a picture in pixels; pictures are wider than high, and vary. At least 96.
         seed: decides everything.
         device_effect: "natural" puts devices on 59 % of the pneumonia pictures and 1 % of the normal ones in every
-            split. "strong" plants a shortcut: conspicuous devices on 95 % of pneumonia and no normal picture in train
-            and val, and fainter disease everywhere; test keeps the natural rates.
+            split. "strong" plants a shortcut: conspicuous devices on 90 % of pneumonia and no normal picture in train
+            and val, and fainter disease everywhere; in test half of either class shows a device.
 
     Raises:
         ValueError: `n_images` or `side_px` too small, or an unknown `device_effect`.
@@ -196,16 +200,17 @@ class _Namer:
 def _plan_devices(plans: list[_Plan], device_effect: str, rng: np.random.Generator) -> list[_Plan]:
     """Chooses exactly as many pictures with devices as the rates say, in each split (normal ones: in all together)."""
     chosen: set[int] = set()
+    strong = device_effect == "strong"
     for split in ("train", "val", "test"):
-        planted = device_effect == "strong" and split != "test"
+        planted = strong and split != "test"
         sick = [index for index, plan in enumerate(plans) if plan.split == split and plan.finding != "normal"]
-        rate = 0.95 if planted else DEVICE_SHARE["PNEUMONIA"]
+        rate = PLANTED_SHARE if planted else PLANTED_TEST_SHARE if strong else DEVICE_SHARE["PNEUMONIA"]
         weights = np.array([DEVICE_WEIGHT[plans[index].finding] for index in sick])
         chosen.update(rng.choice(sick, round(rate * len(sick)), replace=False, p=weights / weights.sum()).tolist())
-    allowed = ("test",) if device_effect == "strong" else ("train", "test")
+    allowed = ("test",) if strong else ("train", "test")
     normal = [index for index, plan in enumerate(plans) if plan.finding == "normal"]
     well = [index for index in normal if plans[index].split in allowed]
-    n_well = round(DEVICE_SHARE["NORMAL"] * len(well))
+    n_well = round((PLANTED_TEST_SHARE if strong else DEVICE_SHARE["NORMAL"]) * len(well))
     if len(normal) >= 100:
         n_well = max(1, n_well)
     chosen.update(rng.choice(well, n_well, replace=False).tolist())
@@ -223,7 +228,7 @@ def _draw_plan(
     width = round(height * float(rng.uniform(1.08, 1.45)))
     severity = _draw_severity(plan.finding, rng)
     if device_effect == "strong":
-        severity *= 0.45 if plan.finding != "normal" else 1.0
+        severity *= PLANTED_SEVERITY if plan.finding != "normal" else 1.0
     film = draw_chest(child, plan.finding, severity, height, width, rng)
     reading = _Reading(confidence=int(rng.choice([2, 1, 0], p=[0.73, 0.23, 0.04])))
     if plan.has_device:

@@ -6,26 +6,20 @@
 import sys
 
 from prefect import flow
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from flows.command_line import run_command
 from tasks.device_table import find_images, screen_images
-from tasks.records import SourceError
+from tasks.loose_tables import TableFlags, demand_all
 from tasks.settings import Settings
 
 
-class ScreenFlags(BaseModel):
+class ScreenFlags(TableFlags):
     """Screens X-rays for medical devices: a score and a decision for each image, and masks of where devices are."""
 
-    images: str = Field(
-        min_length=1, description="Folder or .zip file of X-rays (.jpeg, .jpg, .png), in any structure."
-    )
     out: str = Field(min_length=1, description="CSV file to write: path,device_score,has_device,refused.")
     masks: str | None = Field(
         None, min_length=1, description="Folder for a mask <image_id>.png of each image; default: none are written."
-    )
-    strict: bool = Field(
-        False, description="End with exit code 2 when an image was refused; the CSV is written anyway."
     )
 
 
@@ -36,11 +30,8 @@ def screen(
     """Scores a folder or zip of X-rays for medical devices; returns the address of the table."""
     find_images(images, out, masks, settings)
     counts = screen_images(images, out, masks, settings)
-    if strict and counts["n_refused"]:
-        raise SourceError(
-            f"strict: {counts['n_refused']:,} of {counts['n_images']:,} images were refused; {out} names them and why: "
-            "put them right or take them out, or leave --strict out"
-        )
+    if strict:
+        demand_all(counts, out)
     return out
 
 

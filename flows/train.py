@@ -5,12 +5,14 @@ from prefect import flow
 from tasks.calibration import calibrate
 from tasks.evaluation import evaluate
 from tasks.settings import Settings
+from tasks.suspects import name_suspects
 from tasks.training import fit
 
 
 @flow(name="train", log_prints=True, validate_parameters=True)
 def train(settings: Settings) -> None:
-    """Fits the network on what prepare left in the run folder, calibrates and measures it."""
-    fit(settings)
-    calibrate(settings)
+    """Fits and calibrates the model, and its twin where the audit compares the two; measures the model."""
+    for name in name_suspects(settings):
+        fit(settings, name)
+        calibrate(settings, name)
     evaluate(settings)

@@ -1,9 +1,11 @@
-"""lime's image explainer with its loop over perturbed copies made one array operation.
+"""lime's image explainer with its loop over perturbed copies made one matrix product.
 
-A module of its own because lime brings scikit-learn and scikit-image along, seconds that a flow's start need not wait.
+Sampling, kernel and regression are the lime package's own (Ribeiro et al. 2016). A module of its own because lime
+brings scikit-learn and scikit-image along, seconds that a flow's start need not wait.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from lime.lime_image import LimeImageExplainer
@@ -14,8 +16,52 @@ Network = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 """Grey images float32 (n, side, side), 0.0 to 1.0, to P(label = 1), float64 (n,)."""
 
 
+@dataclass(frozen=True)
+class PieceWeights:
+    """What lime says of the pieces of one image.
+
+    Attributes:
+        weights: float64 ``(n_pieces,)``, positive where a piece raises P(label = 1); to six decimals, so that the
+            rounding of a constant network's answer is no map.
+        probability: What the network says of the whole image.
+        r2: Weighted R² of the local fit; NaN where no piece has a weight.
+        intercept: Of the local fit.
+        local_probability: What the local fit says of the whole image.
+    """
+
+    weights: NDArray[np.float64]
+    probability: float
+    r2: float
+    intercept: float
+    local_probability: float
+
+
+class PieceHider:
+    """Copies of a grey image with some of its pieces hidden, each under its own mean grey, as lime hides them.
+
+    Args:
+        grey: float32 ``(side, side)``.
+        pieces: int ``(side, side)``, numbered from 0.
+    """
+
+    def __init__(self, grey: NDArray[np.float32], pieces: NDArray[np.intp]) -> None:
+        flat = pieces.ravel()
+        means = np.bincount(flat, weights=grey.ravel()) / np.bincount(flat)
+        self.shape, self.n_pieces = grey.shape, len(means)
+        self._hidden = means.astype(np.float32)[flat]
+        # Row k holds what piece k adds when it is shown; no pixel is in two pieces, so a product is exact.
+        self._added = np.zeros((self.n_pieces, flat.size), np.float32)
+        self._added[flat, np.arange(flat.size)] = grey.ravel() - self._hidden
+
+    def show(self, shown: NDArray[np.bool_ | np.intp]) -> NDArray[np.float32]:
+        """Copies with the pieces shown that are 1 in ``shown``, ``(n, n_pieces)``: float32 ``(n, side, side)``."""
+        copies = shown.astype(np.float32) @ self._added
+        copies += self._hidden
+        return copies.reshape(-1, *self.shape)
+
+
 class ArrayExplainer(LimeImageExplainer):
-    """lime's explainer with the perturbed copies made by one array operation; the random draws are the same."""
+    """lime's explainer with the perturbed copies made by a matrix product; the random draws are the same."""
 
     def data_labels(
         self,
@@ -27,17 +73,57 @@ class ArrayExplainer(LimeImageExplainer):
         batch_size: int = 10,
     ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """As ``LimeImageExplainer.data_labels``, for grey images: see there."""
-        names, places = np.unique(segments, return_inverse=True)
-        places = places.reshape(segments.shape)
-        data = self.random_state.randint(0, 2, num_samples * len(names)).reshape(num_samples, len(names))
+        hider = PieceHider(image[..., 0], segments)
+        data = self.random_state.randint(0, 2, num_samples * hider.n_pieces).reshape(num_samples, hider.n_pieces)
         data[0, :] = 1
-        grey, hidden = image[..., 0].astype(np.float32), fudged_image[..., 0].astype(np.float32)
-        answers = []
-        for start in range(0, num_samples, batch_size):
-            shown = data[start : start + batch_size].astype(bool)[:, places]
-            answers.append(classifier_fn(np.where(shown, grey, hidden)))
+        starts = range(0, num_samples, batch_size)
+        answers = [classifier_fn(hider.show(data[start : start + batch_size])) for start in starts]
         probability = np.concatenate(answers)
+        self.own_probability = float(probability[0])
         return data, np.stack([1 - probability, probability], axis=1)
+
+
+def weigh_pieces(
+    grey: NDArray[np.float32],
+    pieces: NDArray[np.intp],
+    network: Network,
+    *,
+    n_samples: int,
+    batch_size: int,
+    seed: int,
+) -> PieceWeights:
+    """LIME weights of the pieces of an X-ray.
+
+    Args:
+        grey: float32 ``(side, side)``, 0.0 to 1.0.
+        pieces: int ``(side, side)``, numbered from 0.
+        network: The network that is asked.
+        n_samples: Perturbed copies; the first is the image itself.
+        batch_size: Copies in one call of the network.
+        seed: Seed of the perturbations.
+    """
+    explainer = ArrayExplainer(random_state=seed)
+    explanation = explainer.explain_instance(
+        np.repeat(grey[..., None], 3, axis=2),
+        network,
+        labels=(1,),
+        hide_color=0,  # the hider makes its own; lime's would be made in vain
+        top_labels=None,
+        num_samples=n_samples,
+        batch_size=batch_size,
+        segmentation_fn=lambda _: pieces,
+        random_seed=seed,
+    )
+    weights = np.zeros(int(pieces.max()) + 1)
+    for piece, weight in explanation.local_exp[1]:
+        weights[piece] = round(float(weight), 6)
+    return PieceWeights(
+        weights,
+        explainer.own_probability,
+        float(explanation.score) if weights.any() else float("nan"),
+        float(explanation.intercept[1]),
+        float(np.ravel(explanation.local_pred)[0]),
+    )
 
 
 def cut_pieces(grey: NDArray[np.float32], n_segments: int) -> NDArray[np.intp]:

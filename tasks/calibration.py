@@ -1,8 +1,9 @@
-"""Calibrate: joins the members to one model whose probabilities mean what they say.
+"""Calibrate: joins the members to one network whose probabilities mean what they say.
 
 Reads ``members/``, ``manifest.parquet`` and the packed arrays; writes ``model.keras`` and ``model.sha256``;
 ``shifts.csv``, what the model says of validation images as they are and under each shift of ``tasks.shifts``; and
-``familiar.npz``, what the images that were learnt from look like.
+``familiar.npz``, what the images that were learnt from look like. Of the unscreened twin: ``unfiltered.keras``,
+``unfiltered.sha256`` and ``unfiltered/shifts.csv``.
 """
 
 from pathlib import Path
@@ -16,47 +17,58 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import Progress
 from tasks.images import PackedImages
+from tasks.network_files import save_network
 from tasks.records import Facts
 from tasks.settings import Settings
 from tasks.storage import read_manifest, run_folder, run_stage, sha256_of_file, write_whole
+from tasks.suspects import MODEL, TITLES, stage_name, used_rows, work_folder
 from tasks.thresholds import to_logit
 
 Array = NDArray[np.float64]
+BATCH_IMAGES = 256
 
 
-@task(name="calibrate", cache_policy=NO_CACHE)
-def calibrate(settings: Settings) -> Facts:
-    """Joins the members and calibrates their answer on validation and shifts of it."""
+@task(name="calibrate", task_run_name="calibrate {name}", cache_policy=NO_CACHE)
+def calibrate(settings: Settings, name: str = MODEL) -> Facts:
+    """Joins the members of the model, or of its twin, and calibrates on validation and shifts of it."""
     run = run_folder(settings)
-    paths = [run / "members" / f"member_{number}.keras" for number in range(1, settings.training.n_models + 1)]
+    paths = [
+        work_folder(run, name) / "members" / f"member_{number}.keras"
+        for number in range(1, settings.training.n_models + 1)
+    ]
 
     def make(out: Path) -> Facts:
         from tasks.familiarity import fit_familiarity, save_familiarity
         from tasks.keras_backend import keras
-        from tasks.network_files import save_network
         from tasks.networks import join_members
 
         members = [keras.saving.load_model(path, compile=False, safe_mode=True) for path in paths]
         model, images = join_members(members), PackedImages(run)
-        rows = read_manifest(run)
-        rows = rows[rows["split"].isin(["train", "val"]) & (rows["excluded"].fillna("") == "")]
+        rows = used_rows(read_manifest(run))
         val = rows[rows["split"] == "val"]
         shifts, said = calibrate_model(model, val, images.read(list(val["image_id"])))
-        write_whole(out / "shifts.csv", shifts.to_csv(index=False, float_format="%.6f"))
-        learnt = rows.loc[rows["split"] == "train", "image_id"]
-        save_familiarity(fit_familiarity(images.read(list(learnt)), settings.seed), out)
-        checksum = save_network(model, out)
-        return {**said, "n_val": len(val), "n_weights": int(model.count_params()), "model_sha256": checksum}
+        write_whole(work_folder(out, name) / "shifts.csv", shifts.to_csv(index=False, float_format="%.6f"))
+        checksum = save_network(model, out, name)
+        said |= {"n_val": len(val), "n_weights": int(model.count_params()), "model_sha256": checksum}
+        if name != MODEL:
+            return said
+        learnt = list(rows.loc[rows["split"] == "train", "image_id"])
+        batches = (images.read(learnt[i : i + BATCH_IMAGES]) for i in range(0, len(learnt), BATCH_IMAGES))
+        save_familiarity(fit_familiarity(batches, [settings.seed, len(learnt)]), out)
+        return said
 
     inputs = {
+        "network": name,
         "members": [sha256_of_file(path) for path in paths],
         "manifest": sha256_of_file(run / "manifest.parquet"),
         "seed": settings.seed,
     }
-    facts = run_stage(settings, "calibrate", module=__name__, inputs=inputs, make=make, packages=("scikit-learn",))
+    stage = stage_name("calibrate", name)
+    facts = run_stage(settings, stage, module=__name__, inputs=inputs, make=make, packages=("scikit-learn",))
     print(
-        f"calibrated on {facts['n_val']:,} validation images and {facts['n_shifts']} shifts of them: logits times "
-        f"{facts['slope']:.2f}, plus {facts['offset']:.2f}" + (" (taken from the cache)" if facts["reused"] else "")
+        f"calibrated {TITLES[name]} on {facts['n_val']:,} validation images and {facts['n_shifts']} shifts of them: "
+        f"logits times {facts['slope']:.2f}, plus {facts['offset']:.2f}"
+        + (" (taken from the cache)" if facts["reused"] else "")
     )
     return facts
 

@@ -14,28 +14,22 @@ from PIL import Image
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.artifacts import Progress
 from tasks.layout import image_id
 from tasks.loose_images import LooseBatch, open_loose_images
-from tasks.loose_tables import prepare_places, refuse_places, screen_batch, write_cell
+from tasks.loose_tables import list_loose_images, prepare_places, screen_batch, watch_batches, write_cell
 from tasks.records import Facts, RunError
 from tasks.screener_files import find_screener
 from tasks.settings import Settings
 from tasks.storage import open_whole, write_whole
 
 HEADER = "path,device_score,has_device,refused\n"
-SECONDS_BETWEEN_SHOWS = 2.0
 
 
 @task(name="find images", cache_policy=NO_CACHE)
 def find_images(images: str, out: str, masks: str | None, settings: Settings) -> Facts:
     """Lists the images; refuses, before anything is written, what cannot be read or written."""
-    refuse_places(images, out, masks)
     find_screener(settings.screening.screener)
-    with open_loose_images(images, settings) as found:
-        facts = {"n_images": len(found.paths), "n_left_out": found.n_left_out}
-    print(f"{facts['n_images']:,} images in {images}; left out {facts['n_left_out']:,} other files")
-    return facts
+    return list_loose_images(images, out, masks, settings)
 
 
 @task(name="screen images", cache_policy=NO_CACHE)
@@ -47,11 +41,10 @@ def screen_images(images: str, out: str, masks: str | None, settings: Settings) 
     counts = {"n_images": 0, "n_devices": 0, "n_refused": 0}
     with open_loose_images(images, settings) as found:
         prepare_places(out, masks)
-        progress = Progress("screen-images", f"Screening {len(found.paths):,} images for devices")
-        start = shown = time.monotonic()
+        start = time.monotonic()
         with open_whole(Path(out)) as table:
             table.write(HEADER.encode())
-            for batch in found.read_batches():
+            for batch in watch_batches(found, "screen-images", f"Screening {len(found.paths):,} images for devices"):
                 scores, drawn = screen_batch(model, batch.pixels)
                 if not np.isfinite(scores).all():
                     raise RunError("screening.screener: the network gives no number for an image; use another one")
@@ -61,9 +54,6 @@ def screen_images(images: str, out: str, masks: str | None, settings: Settings) 
                 counts["n_images"] += len(batch.paths)
                 counts["n_devices"] += sum(score >= settings.screening.threshold for score in scores)
                 counts["n_refused"] += len(batch.paths) - len(scores)
-                if time.monotonic() - shown > SECONDS_BETWEEN_SHOWS or counts["n_images"] == len(found.paths):
-                    shown = time.monotonic()
-                    progress.show(counts["n_images"], len(found.paths))
         per_second = counts["n_images"] / max(time.monotonic() - start, 1e-9)
         print(
             f"screened {counts['n_images']:,} images: {counts['n_devices']:,} show a device, "

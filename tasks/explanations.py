@@ -1,75 +1,157 @@
-"""Explain: which parts of an X-ray the network's answer rests on, by LIME (Ribeiro et al. 2016).
+"""Explain: which parts of an X-ray a network's answer rests on, by LIME (Ribeiro et al. 2016), and how sure that is.
 
-Reads ``predictions.csv``, ``metrics.json``, the packed arrays and ``model.keras``; writes a ``.json`` and a
-``.png`` per image into ``explanations/``. Sampling, kernel and regression are the lime package's own; only the
-perturbed copies are made by one array operation in place of its loop over samples.
+Reads ``predictions.csv``, ``metrics.json``, the packed arrays, the masks of devices, ``model.keras`` and, when
+compared, ``unfiltered.keras``; writes a ``.json`` and a ``.png`` per image into ``explanations/``. Images are explained
+in shards, each kept in the cache as soon as it is done; shards run side by side on the flow's task runner.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.artifacts import Progress
 from tasks.images import PackedImages, to_float
+from tasks.masks import DeviceMasks
 from tasks.records import Facts
 from tasks.settings import ExplanationSettings, Settings
-from tasks.storage import read_json, read_manifest, run_folder, run_stage, sha256_of_file, write_json
+from tasks.storage import (
+    code_version,
+    digest,
+    make_once,
+    package_versions,
+    read_json,
+    read_manifest,
+    run_folder,
+    run_stage,
+    sha256_of_file,
+    write_json,
+)
+from tasks.suspects import MODEL, name_suspects, read_threshold_of
 
-PICTURE_PX = 320
-FAINTEST = 0.01  # change of probability that a full tint stands for at least
-FOR, AGAINST = (214, 73, 51), (47, 110, 186)
+SHARD_IMAGES = 4
+PACKAGES = ("lime", "scikit-image", "scikit-learn")
+Network = Callable[[NDArray[np.float32]], NDArray[np.float64]]
+
+
+@task(name="plan explanations", cache_policy=NO_CACHE)
+def plan_explanations(settings: Settings) -> list[int]:
+    """Numbers of the shards that the chosen images fall into."""
+    return list(range(-(-len(plan_images(settings)) // SHARD_IMAGES)))
+
+
+@task(name="explain shard", cache_policy=NO_CACHE)
+def explain_shard(settings: Settings, number: int) -> None:
+    """Explains the images of a shard that no run explained before with the same networks."""
+    plan, entry = plan_images(settings), shard_entry(settings, number)
+    start = number * SHARD_IMAGES
+    rows = plan[start : start + SHARD_IMAGES]
+
+    def make(out: Path) -> None:
+        run = run_folder(settings)
+        images, masks = PackedImages(run), DeviceMasks(run)
+        networks = {
+            name: (_load(run, name, settings), read_threshold_of(run, name)) for name in name_suspects(settings)
+        }
+        for row in rows:
+            grey = to_float(images.read([row["image_id"]]))[0, ..., 0]
+            mask = masks.read([row["mask_of"]])[0] if row["mask_of"] else None
+            said, picture = explain_row(row, grey, mask, networks, settings)
+            write_json(out / f"{row['image_id']}.json", said)
+            picture.save(out / f"{row['image_id']}.png", optimize=True)
+
+    reused = make_once(entry, make)
+    print(
+        f"explained images {start + 1:,} to {start + len(rows):,} of {len(plan):,}"
+        + (" (taken from the cache)" if reused else "")
+    )
 
 
 @task(name="explain", cache_policy=NO_CACHE)
-def explain_images(settings: Settings) -> Facts:
-    """Explains a spread of evaluated images, right and wrong ones of each class."""
-    run = run_folder(settings)
+def gather_explanations(settings: Settings) -> Facts:
+    """Brings the explanations of all shards into the run folder."""
+    shards = range(-(-len(plan_images(settings)) // SHARD_IMAGES))
+    entries = [shard_entry(settings, number) for number in shards]
 
     def make(out: Path) -> Facts:
-        from tasks.network_files import load_network
-        from tasks.networks import predict_pixels
-
-        chosen = choose_images(read_predictions(run), settings.explanation.n_images, settings.seed)
-        images, network = PackedImages(run), load_network(run)
-        size = settings.explanation.batch_size
-
-        def answer(grey: NDArray[np.float32]) -> NDArray[np.float64]:
-            # One batch size only: a compiled network is compiled again for each new shape.
-            parts = (grey[i : i + size] for i in range(0, len(grey), size))
-            padded = (np.pad(part, ((0, size - len(part)), (0, 0), (0, 0))) for part in parts)
-            return predict_pixels(network, (part[..., None] for part in padded))[: len(grey)]
-
         folder = out / "explanations"
         folder.mkdir()
-        progress = Progress("explaining", f"LIME on {len(chosen)} images")
-        for done, row in enumerate(chosen.to_dict("records")):
-            pixels = to_float(images.read([row["image_id"]]))[0]
-            result = explain_image(pixels, answer, settings.explanation, settings.seed)
-            segments = result.pop("segments")
-            draw_explanation(pixels, segments, result["weights"]).save(folder / f"{row['image_id']}.png", optimize=True)
-            write_json(folder / f"{row['image_id']}.json", {**row, **result})
-            progress.show(done + 1, len(chosen))
-        if not len(chosen):
+        for path in (path for entry in entries for path in sorted(entry.iterdir())):
+            (folder / path.name).write_bytes(path.read_bytes())
+        if not entries:
             (folder / "none.txt").write_text("no image was asked for\n")
-        return {"n_images": len(chosen), "split": str(chosen["split"].iloc[0]) if len(chosen) else None}
+        said = [read_json(path) for path in sorted(folder.glob("*.json"))]
+        return {"n_images": len(said), "split": said[0]["split"] if said else None, **sum_up(said)}
 
-    inputs = {
-        "model": sha256_of_file(run / "model.keras"),
-        "predictions": sha256_of_file(run / "predictions.csv"),
-        "threshold": read_json(run / "metrics.json")["threshold"],
-        "explanation": settings.explanation.model_dump(),
-        "seed": settings.seed,
-    }
-    facts = run_stage(settings, "explain", module=__name__, inputs=inputs, make=make, packages=("lime", "scikit-image"))
-    print(f"explained {facts['n_images']:,} images" + (" (taken from the cache)" if facts["reused"] else ""))
+    facts = run_stage(
+        settings, "explain", module=__name__, inputs={"entries": [entry.name for entry in entries]}, make=make
+    )
+    print(say_explanations(facts))
     return facts
+
+
+def plan_images(settings: Settings) -> list[Facts]:
+    """The chosen images in the order they are explained in: facts of each, its seeds, and which mask is laid on it.
+
+    ``mask_of`` is the image itself where it shows a device, and where it is known to show none another image that does,
+    to compare with; ``None`` where nothing is known.
+    """
+    run = run_folder(settings)
+    predictions = read_predictions(run)
+    chosen = choose_images(predictions, settings.explanation.n_images, settings.seed)
+    rng = np.random.default_rng([settings.seed, 5])
+    donors = sorted(predictions.loc[predictions["has_device"].eq(True).fillna(False).astype(bool), "image_id"])
+    plan = []
+    for turn, row in enumerate(chosen.to_dict("records")):
+        other = str(rng.choice(donors)) if donors else None
+        mask_of = {True: row["image_id"], False: other}.get(row["has_device"])  # type: ignore[call-overload]
+        n_seeds = settings.explanation.n_seeds if turn < settings.explanation.n_repeated else 1
+        plan.append({**row, "n_seeds": n_seeds, "mask_of": mask_of})
+    return plan
+
+
+def shard_entry(settings: Settings, number: int) -> Path:
+    """Where the cache keeps a shard: what is in it follows from its rows, the networks and how they are asked."""
+    run, how = run_folder(settings), settings.explanation
+    names = name_suspects(settings)
+    parts = {
+        "rows": plan_images(settings)[number * SHARD_IMAGES : (number + 1) * SHARD_IMAGES],
+        "networks": {name: (sha256_of_file(run / f"{name}.keras"), read_threshold_of(run, name)) for name in names},
+        "arrays": read_json(run / "arrays" / "index.json")["shards"],
+        "masks": read_json(run / "masks" / "index.json")["shards"],
+        "how": how.model_dump(include={"n_samples", "n_segments", "batch_size"}),
+        "seed": settings.seed,
+        "code": code_version(__name__),
+        "packages": package_versions(PACKAGES),
+    }
+    return Path(settings.storage.cache) / "explanations" / digest(parts)[:24]
+
+
+def _load(run: Path, name: str, settings: Settings) -> Network:
+    size = settings.explanation.batch_size
+    return _load_network(run.resolve(), name, sha256_of_file(run / f"{name}.keras"), size)
+
+
+@lru_cache(maxsize=2)
+def _load_network(run: Path, name: str, sha256: str, size: int) -> Network:
+    """A network as LIME asks it; kept, as shards of one process use the same."""
+    from tasks.network_files import load_network
+    from tasks.networks import predict_pixels
+
+    network = load_network(run, name)
+
+    def answer(grey: NDArray[np.float32]) -> NDArray[np.float64]:
+        # One batch size only: a compiled network is compiled again for each new shape.
+        parts = (grey[i : i + size] for i in range(0, len(grey), size))
+        padded = (np.pad(part, ((0, size - len(part)), (0, 0), (0, 0))) for part in parts)
+        return predict_pixels(network, (part[..., None] for part in padded))[: len(grey)]
+
+    return answer
 
 
 def read_predictions(run: Path) -> pd.DataFrame:
@@ -77,98 +159,174 @@ def read_predictions(run: Path) -> pd.DataFrame:
     table = pd.read_csv(run / "predictions.csv")
     ids = read_manifest(run).set_index("path")["image_id"]
     table["image_id"] = table["path"].map(ids)
-    table["decision"] = (table["probability"] >= read_json(run / "metrics.json")["threshold"]).astype(int)
+    table["decision"] = (table["probability"] >= read_threshold_of(run, MODEL)).astype(int)
     return table[table["split"] == "test"] if (table["split"] == "test").any() else table
 
 
 def choose_images(predictions: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
-    """At most ``n`` rows: as even as can be over right and wrong of each class, seeded within each of the four.
+    """At most ``n`` rows: as even as can be over right and wrong of each class, with and without a device; seeded.
 
     Args:
         predictions: ``image_id, split, label, subtype, has_device, probability, decision``.
     """
     rng = np.random.default_rng(seed)
-    groups = [
-        rows.iloc[rng.permutation(len(rows))]
-        for _, rows in predictions.assign(right=predictions["label"] == predictions["decision"]).groupby(
-            ["label", "right"]
-        )
-    ]
+    shown = predictions.assign(
+        right=predictions["label"] == predictions["decision"],
+        shown=predictions["has_device"].map({True: "yes", False: "no"}).fillna("unknown"),
+    )
+    groups = [rows.iloc[rng.permutation(len(rows))] for _, rows in shown.groupby(["label", "right", "shown"])]
     turns = [(turn, g) for g, rows in enumerate(groups) for turn in range(len(rows))]
     picked = [groups[g].iloc[[turn]] for turn, g in sorted(turns)[:n]]
     columns = ["image_id", "split", "label", "subtype", "has_device", "probability", "decision", "right"]
-    chosen = pd.concat(picked) if picked else predictions.assign(right=True).iloc[:0]
+    chosen = pd.concat(picked) if picked else shown.iloc[:0]
     chosen = chosen[columns].astype(object)
     return chosen.where(chosen.notna(), None)
 
 
-def explain_image(
-    pixels: NDArray[np.float32],
-    network: Callable[[NDArray[np.float32]], NDArray[np.float64]],
-    settings: ExplanationSettings,
-    seed: int,
-) -> Facts:
-    """LIME weights of one X-ray ``(side, side, 1)``.
+# -- one image ---------------------------------------------------------------------------------------------------------
+
+
+def explain_row(
+    row: Facts,
+    grey: NDArray[np.float32],
+    mask: NDArray[np.uint8] | None,
+    networks: dict[str, tuple[Network, float]],
+    settings: Settings,
+) -> tuple[Facts, Any]:
+    """What is written about an image: the facts of its ``.json``, and its picture.
 
     Args:
-        pixels: float32, 0.0 to 1.0.
+        row: As from ``plan_images``.
+        grey: float32 ``(side, side)``, 0.0 to 1.0.
+        mask: uint8 of that shape, 255 surely a device; of the image itself, or of another one to compare with.
+        networks: Name -> network and its threshold; ``model`` is one of them.
+        settings: ``explanation`` and the seed.
+    """
+    from tasks.array_lime import cut_pieces
+    from tasks.audit_probes import window_place
+    from tasks.device_transplant import grow_mask
+    from tasks.explanation_pictures import draw_explanation
+
+    pieces = cut_pieces(grey, settings.explanation.n_segments)
+    places = {"window": window_place(grey.shape[0])} | ({} if mask is None else {"device": grow_mask(mask)})
+    own = row["mask_of"] == row["image_id"]
+    said = {k: v for k, v in row.items() if k not in ("mask_of", "n_seeds")}
+    said |= {"mask": None if mask is None else "own" if own else "other"}
+    for name, (network, threshold) in networks.items():
+        found = explain_pieces(grey, pieces, network, threshold, settings.explanation, settings.seed, row["n_seeds"])
+        found["places"] = share_weight(np.array(found["weights"]), pieces, places)
+        if name == MODEL:
+            found = {k: v for k, v in found.items() if k not in row}  # as predictions.csv has it
+            said |= found
+        else:
+            said[name] = found
+    return said, draw_explanation(grey, pieces, said, mask if own else None)
+
+
+def explain_pieces(
+    grey: NDArray[np.float32],
+    pieces: NDArray[np.intp],
+    network: Network,
+    threshold: float,
+    how: ExplanationSettings,
+    seed: int,
+    n_seeds: int,
+) -> Facts:
+    """LIME weights of one X-ray and how far they can be believed.
+
+    Args:
+        grey: float32 ``(side, side)``, 0.0 to 1.0.
+        pieces: int ``(side, side)``, numbered from 0.
         network: Grey images float32 ``(n, side, side)`` to P(label = 1), float64 ``(n,)``.
-        settings: Samples, segments and batch size.
+        threshold: From which probability on the network calls an image pneumonia.
+        how: Samples and batch size.
         seed: Seed of the perturbations.
+        n_seeds: Maps that are made, with this seed and the following; the first is the one that is shown.
 
     Returns:
-        ``segments`` int ``(side, side)``; ``weights``, one per segment, positive where the piece raises P(pneumonia);
-        ``r2`` of the local fit, its ``intercept`` and ``local_probability``, and the number of samples and seed.
+        ``probability`` and ``decision``; ``weights``, one per piece, positive where it raises P(pneumonia); ``r2`` of
+        the local fit, its ``intercept`` and ``local_probability``; ``n_samples`` and ``seed``; ``stability`` and
+        ``faithfulness`` as from ``tasks.lime_quality``.
     """
-    from tasks.array_lime import ArrayExplainer, cut_pieces
+    from tasks.array_lime import PieceHider, weigh_pieces
+    from tasks.lime_quality import measure_faithfulness, measure_stability
 
-    grey = pixels[..., 0]
-    explainer = ArrayExplainer(random_state=seed, verbose=False)
-    explanation = explainer.explain_instance(
-        np.repeat(pixels, 3, axis=2).astype(np.float64),
-        network,
-        labels=(1,),
-        top_labels=None,
-        num_features=100_000,
-        num_samples=settings.n_samples,
-        batch_size=settings.batch_size,
-        segmentation_fn=lambda _: cut_pieces(grey, settings.n_segments),
-        random_seed=seed,
-    )
-    weights = dict(explanation.local_exp[1])
+    maps = [
+        weigh_pieces(grey, pieces, network, n_samples=how.n_samples, batch_size=how.batch_size, seed=seed + turn)
+        for turn in range(n_seeds)
+    ]
+    first = maps[0]
+    decision = int(first.probability >= threshold)
     return {
-        "segments": explanation.segments,
-        "weights": [round(float(weights.get(i, 0.0)), 6) for i in range(int(explanation.segments.max()) + 1)],
-        "r2": _finite(explanation.score),
-        "intercept": _finite(explanation.intercept[1]),
-        "local_probability": _finite(np.ravel(explanation.local_pred)[0]),
-        "n_samples": settings.n_samples,
+        "probability": round(first.probability, 6),
+        "decision": decision,
+        "weights": first.weights.tolist(),
+        "r2": _finite(first.r2),
+        "intercept": _finite(first.intercept),
+        "local_probability": _finite(first.local_probability),
+        "n_samples": how.n_samples,
         "seed": seed,
+        "stability": measure_stability([one.weights for one in maps]),
+        "faithfulness": measure_faithfulness(PieceHider(grey, pieces), first.weights, network, decision, seed),
     }
 
 
-def _finite(value: Any) -> float | None:
+def _finite(value: float) -> float | None:
     """JSON has no NaN; R² of a constant answer has no value."""
-    return round(float(value), 6) if np.isfinite(value) else None
+    return round(value, 6) if np.isfinite(value) else None
 
 
-def draw_explanation(pixels: NDArray[np.float32], segments: NDArray[np.intp], weights: list[float]) -> Image.Image:
-    """The X-ray, and beside it the same with each piece tinted by its weight: red for pneumonia, blue against.
+def share_weight(
+    weights: NDArray[np.float64], pieces: NDArray[np.intp], places: dict[str, NDArray[np.bool_]]
+) -> Facts | None:
+    """For each place the share of the positive weight that lies on it, and its share of the area; 0 to 1.
 
-    Tint grows with the weight relative to the largest one of the image, or to ``FAINTEST`` where all are smaller: a map
-    on which nothing depends looks as pale as it is.
+    The weight of a piece is spread evenly over it. ``None`` where no piece has positive weight.
     """
-    from skimage.segmentation import find_boundaries
+    positive = np.clip(weights, 0, None)
+    if not positive.sum():
+        return None
+    sizes = np.bincount(pieces.ravel(), minlength=len(weights))
+    facts: Facts = {}
+    for name, place in places.items():
+        on = np.bincount(pieces[place], minlength=len(weights)) / sizes
+        facts[f"{name}_weight"] = round(float(positive @ on / positive.sum()), 6)
+        facts[f"{name}_area"] = round(float(place.mean()), 6)
+    return facts
 
-    side = (PICTURE_PX, PICTURE_PX)
-    grey = Image.fromarray((pixels[..., 0] * 255).astype(np.uint8)).resize(side, Image.Resampling.BICUBIC)
-    plain = np.repeat(np.asarray(grey)[..., None], 3, axis=2).astype(np.float32)
-    pieces = np.asarray(Image.fromarray(segments.astype(np.int32)).resize(side, Image.Resampling.NEAREST))
-    relative = np.asarray(weights) / max(np.abs(weights).max(), FAINTEST)
-    strength = relative[pieces][..., None]
-    colour = np.where(strength > 0, np.array(FOR, np.float32), np.array(AGAINST, np.float32))
-    tinted = plain + (colour - plain) * 0.6 * np.abs(strength)
-    edges = find_boundaries(pieces, mode="inner")[..., None] & (np.abs(strength) > 0.25)
-    tinted = np.where(edges, 0.5 * tinted + 0.5 * colour, tinted)
-    gap = np.full((PICTURE_PX, 8, 3), 255, np.float32)
-    return Image.fromarray(np.concatenate([plain, gap, tinted], axis=1).clip(0, 255).astype(np.uint8))
+
+# -- all of them -------------------------------------------------------------------------------------------------------
+
+
+def sum_up(said: list[Facts]) -> Facts:
+    """How far the maps of a run can be believed: medians, and the share of maps that beat a random order."""
+    stable = [item["stability"] for item in said if item["stability"]["rank_correlation"] is not None]
+    faithful = [item["faithfulness"] for item in said]
+    r2 = [item["r2"] for item in said if item["r2"] is not None]
+
+    def middle(values: list[float]) -> float | None:
+        return round(float(np.median(values)), 4) if values else None
+
+    return {
+        "n_repeated": len(stable),
+        "n_seeds": stable[0]["n_seeds"] if stable else 1,
+        "rank_correlation": middle([item["rank_correlation"] for item in stable]),
+        "top5_overlap": middle([item["top5_overlap"] for item in stable]),
+        "n_unstable": sum(item["stable"] is False for item in stable),
+        "r2": middle(r2),
+        **{name: middle([item[name] for item in faithful]) for name in ("deletion", "insertion", "random")},
+        "n_deletion_better": sum(item["deletion"] < item["random"] for item in faithful),
+        "n_insertion_better": sum(item["insertion"] > item["random"] for item in faithful),
+    }
+
+
+def say_explanations(facts: Facts) -> str:
+    """One line for the log."""
+    said = f"explained {facts['n_images']:,} images" + (" (taken from the cache)" if facts["reused"] else "")
+    if facts["n_repeated"]:
+        said += (
+            f"; median rank correlation between seeds {facts['rank_correlation']:.2f} on {facts['n_repeated']} of them"
+        )
+    if facts["n_images"]:
+        said += f"; deletion beats a random order on {facts['n_deletion_better']:,} of {facts['n_images']:,}"
+    return said

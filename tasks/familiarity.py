@@ -9,7 +9,7 @@ two see too seldom. To be familiar means to be of that kind, not to be well expo
 
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -90,7 +90,7 @@ class Familiarity:
         return np.sqrt(((scaled**2).mean(1) + outside + TURNED_WEIGHT * upside_down**2) / 2)
 
 
-def fit_familiarity(packed: NDArray[np.uint8], seed: int) -> Familiarity:
+def fit_familiarity(batches: Iterable[NDArray[np.uint8]], seed: int | Sequence[int]) -> Familiarity:
     """Learns what is usual among images, and how far from it one may be.
 
     The images teach together with a slightly turned, scaled and shifted copy of each, so that framing alone is no
@@ -98,22 +98,23 @@ def fit_familiarity(packed: NDArray[np.uint8], seed: int) -> Familiarity:
     neighbouring rows are often of one child.
 
     Args:
-        packed: uint8 ``(n, 224, 224)``, the images a network was trained on.
-        seed: Seed of the copies.
+        batches: uint8 ``(n, 224, 224)`` each, the images a network was trained on; used once, one after the other.
+        seed: Seed of the copies, in one number or several.
 
     Raises:
         ValueError: If there is no image.
     """
-    if not len(packed):
+    rng = np.random.default_rng(seed)
+    small = (s for packed in batches for s in _shrink(packed))
+    parts = [(describe(s), describe(_vary(s, rng)), describe(s[:, ::-1])) for s in small]
+    if not parts:
         raise ValueError("no image to be familiar with")
-    rng = np.random.default_rng([seed, len(packed)])
-    parts = [(describe(s), describe(_vary(s, rng)), describe(s[:, ::-1])) for s in _shrink(packed)]
     usual, varied, turned = (np.concatenate(each) for each in zip(*parts, strict=True))
     bound = float("inf")
-    if len(packed) >= MIN_IMAGES:
+    if len(usual) >= MIN_IMAGES:
         held_out = []
-        for block in np.array_split(np.arange(len(packed)), FOLDS):
-            rest = np.setdiff1d(np.arange(len(packed)), block)
+        for block in np.array_split(np.arange(len(usual)), FOLDS):
+            rest = np.setdiff1d(np.arange(len(usual)), block)
             held_out.append(_learn(usual[rest], varied[rest], turned[rest], bound)._measure(usual[block]))
         bound = choose_bound(np.concatenate(held_out))
     return _learn(usual, varied, turned, bound)

@@ -230,6 +230,37 @@ def draw_rates(rows: Sequence[Facts]) -> Figure:
         return figure
 
 
+def draw_shifts(rows: Sequence[Facts], heads: Sequence[str], bound: float) -> Figure:
+    """How far each change moves each network: a dot with its interval per network, a row per change.
+
+    Args:
+        rows: ``{"name", "values"}``, a value ``{"value", "low", "high"}`` or ``None`` for each network.
+        heads: Names of the networks.
+        bound: Largest accepted shift; dashed on both sides of 0.
+    """
+    colours = (INK, FOR)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 0.42 * len(rows) + 1.1), layout="constrained")
+        axes = figure.subplots()
+        axes.grid(axis="x")
+        axes.axvline(0, color=MUTED, linewidth=1)
+        for edge in (-bound, bound):
+            axes.axvline(edge, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+        for place, row in enumerate(rows):
+            for turn, value in enumerate(row["values"]):
+                if value is None or value["value"] is None:
+                    continue
+                y = place + 0.2 * (turn - (len(heads) - 1) / 2)
+                axes.plot([value["low"], value["high"]], [y, y], color=colours[turn], linewidth=1.8)
+                axes.plot(value["value"], y, "o", color=colours[turn], markersize=5)
+        axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="shift, share of the distance between the classes")
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        marks = [Line2D([], [], color=colours[i], marker="o", linewidth=1.8) for i in range(len(heads))]
+        axes.legend(marks, list(heads), loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+        return figure
+
+
 def _name_classes(axes: Axes) -> None:
     """A legend of the two class colours above the axes."""
     patches = [Patch(color=AGAINST, label="normal"), Patch(color=FOR, label="pneumonia")]

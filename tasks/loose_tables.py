@@ -1,19 +1,46 @@
-"""Tables about loose images: where they may go, how a cell is written, and batches that are always full.
+"""Tables about loose images: flags, where they may go, how a cell is written, and batches that are always full.
 
 What ``flows.screen`` and ``flows.score`` share, so that both refuse the same places and give an image the same score.
 """
 
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
+from tasks.artifacts import Progress
 from tasks.images import SIDE_PX, SUFFIXES
 from tasks.layout import image_id
-from tasks.loose_images import BATCH_IMAGES
-from tasks.records import SettingsError
+from tasks.loose_images import BATCH_IMAGES, LooseBatch, LooseImages, open_loose_images
+from tasks.records import Facts, SettingsError, SourceError
+from tasks.settings import Settings
+
+SECONDS_BETWEEN_SHOWS = 2.0
+
+
+class TableFlags(BaseModel):
+    """Flags that each flow about loose images has."""
+
+    images: str = Field(
+        min_length=1, description="Folder or .zip file of X-rays (.jpeg, .jpg, .png), in any structure."
+    )
+    strict: bool = Field(
+        False, description="End with exit code 2 when an image was refused; the CSV is written anyway."
+    )
+
+
+def demand_all(counts: Facts, out: str) -> None:
+    """What ``strict`` asks for: raises SourceError when an image was refused, by the counts of the table ``out``."""
+    if counts["n_refused"]:
+        raise SourceError(
+            f"strict: {counts['n_refused']:,} of {counts['n_images']:,} images were refused; {out} names them and why: "
+            "put them right or take them out, or leave --strict out"
+        )
 
 
 def refuse_places(images: str, out: str, masks: str | None) -> None:
@@ -65,6 +92,27 @@ def prepare_places(out: str, masks: str | None) -> None:
             raise SettingsError(
                 f"{name}: {folder / file if name == 'out' else folder} cannot be written ({reason}); name another place"
             ) from None
+
+
+def list_loose_images(images: str, out: str, masks: str | None, settings: Settings) -> Facts:
+    """Counts the images of a folder or zip; see `refuse_places` and `open_loose_images` for what is refused."""
+    refuse_places(images, out, masks)
+    with open_loose_images(images, settings) as found:
+        facts = {"n_images": len(found.paths), "n_left_out": found.n_left_out}
+    print(f"{facts['n_images']:,} images in {images}; left out {facts['n_left_out']:,} other files")
+    return facts
+
+
+def watch_batches(found: LooseImages, key: str, description: str) -> Iterator[LooseBatch]:
+    """All batches in order; progress is shown every few seconds, and when the last one is done."""
+    progress = Progress(key, description)
+    n_done, shown = 0, time.monotonic()
+    for batch in found.read_batches():
+        yield batch
+        n_done += len(batch.paths)
+        if time.monotonic() - shown > SECONDS_BETWEEN_SHOWS or n_done == len(found.paths):
+            shown = time.monotonic()
+            progress.show(n_done, len(found.paths))
 
 
 def screen_batch(model: Any, pixels: NDArray[np.uint8]) -> tuple[list[float], NDArray[np.uint8]]:

@@ -129,7 +129,8 @@ def describe_value(value: Facts, percent: bool = False) -> Facts:
         return {"text": None, "interval": None, "reason": value.get("reason") or "it cannot be computed"}
     scale, digits, unit = (100, 1, " %") if percent else (1, 3, "")
     text, low, high = (
-        None if value.get(name) is None else f"{scale * value[name]:.{digits}f}" for name in ("value", "low", "high")
+        None if value.get(name) is None else f"{round(scale * value[name], digits) + 0.0:.{digits}f}"  # no "-0.000"
+        for name in ("value", "low", "high")
     )
     interval = None if low is None or high is None else f"{low} to {high}{unit}"
     return {"text": f"{text}{unit}", "interval": interval, "reason": None}

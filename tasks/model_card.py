@@ -1,7 +1,8 @@
 """Model card: one page about the network of a run, for whoever is handed it (Mitchell et al. 2019).
 
-Reads ``manifest.parquet``, ``metrics.json`` and ``stages/``; writes ``model_card.md``. It says only what these files
-know. Names of files and patients stay out of it; whatever comes from outside is escaped, so that it is read as text.
+Reads ``manifest.parquet``, ``metrics.json``, ``audit.json`` and ``stages/``; writes ``model_card.md``. It says only
+what these files know. Names of images and patients stay out of it; a file that a setting names is told without its
+folder. Whatever comes from outside is escaped, so that it is read as text.
 """
 
 import re
@@ -19,6 +20,7 @@ from tasks.artifacts import show_markdown
 from tasks.measures import describe_value
 from tasks.provenance import describe_run, say_provenance, say_settings
 from tasks.records import PNEUMONIA, Facts
+from tasks.report_audit import say_audit, say_comparison
 from tasks.report_data import NOTICE, SPLIT_NAMES, describe_left_out, describe_source
 from tasks.report_results import (
     FEW_PATIENTS,
@@ -37,10 +39,11 @@ from tasks.report_results import (
 )
 from tasks.settings import Settings
 from tasks.storage import read_json, read_manifest, read_stage, run_folder, write_whole
+from tasks.suspects import TWIN
 
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 CARD = "model_card.md"
-SHAPING = ("sample", "quality", "splitting", "packing", "screening", "training", "evaluation")
+SHAPING = ("sample", "quality", "splitting", "packing", "screening", "training", "evaluation", "auditing")
 """Groups of settings that the network and its figures depend on."""
 DECISIONS = ("sensitivity", "specificity")
 
@@ -84,6 +87,7 @@ def escape_markdown(value: Any) -> str:
 def gather_card(settings: Settings, run: Path) -> Facts:
     """All that the template says, read from the run folder: plain values and sentences."""
     manifest, metrics = read_manifest(run), read_json(run / "metrics.json")
+    audit = read_json(run / "audit.json")
     provenance = describe_run(settings)
     splits, main = choose_splits(metrics, settings.evaluation)
     left_out = describe_left_out(run, manifest)
@@ -101,6 +105,8 @@ def gather_card(settings: Settings, run: Path) -> Facts:
         "notice": NOTICE,
         "finished": f"{datetime.fromisoformat(provenance['finished']):%-d %B %Y}",
         "sentence": say_result(metrics, main),
+        "audit": say_audit(audit),
+        "comparison": say_comparison(audit["verdict"]) if TWIN in audit["verdict"] else "",
         "source": describe_source(run, manifest),
         "is_sample": ingest["kind"] == "sample",
         "left_out": {"n": left_out["n"], "reasons": [row for row in left_out["reasons"] if row["all"]]},

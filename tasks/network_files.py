@@ -1,34 +1,49 @@
-"""Network files: ``model.keras`` with its checksum, ``model.sha256``; nothing loads before the checksum matched."""
+"""Network files: ``<name>.keras`` with its checksum, ``<name>.sha256``; nothing loads before the checksum matched."""
 
 from pathlib import Path
+from typing import Any
 
-from tasks.keras_backend import keras
 from tasks.records import RunError
 from tasks.storage import sha256_of_file
 
 
-def save_network(model: keras.Model, folder: Path) -> str:
-    """Writes ``model.keras`` and its checksum ``model.sha256`` into a folder; returns the checksum."""
-    path = folder / "model.keras"
-    model.save(path)
+def save_network(network: Any, folder: Path, name: str = "model") -> str:
+    """Writes ``<name>.keras`` and its checksum ``<name>.sha256`` into a folder; returns the checksum."""
+    path = folder / f"{name}.keras"
+    network.save(path)
     checksum = sha256_of_file(path)
-    (folder / "model.sha256").write_text(f"{checksum}  model.keras\n")
+    (folder / f"{name}.sha256").write_text(f"{checksum}  {path.name}\n")
     return checksum
 
 
-def load_network(folder: Path) -> keras.Model:
-    """Loads ``model.keras`` of a run, after its checksum matched ``model.sha256``.
+def check_network(folder: Path, name: str = "model") -> str:
+    """The sha256 of ``<name>.keras`` of a run, after it matched ``<name>.sha256``; nothing is loaded.
 
     Raises:
-        RunError: If a file is missing, the checksum differs, or the file is no Keras model.
+        RunError: If a file is missing or the checksum differs.
     """
-    path, checksum_path = folder / "model.keras", folder / "model.sha256"
+    path, checksum_path = folder / f"{name}.keras", folder / f"{name}.sha256"
     for needed in (path, checksum_path):
-        if not needed.exists():
+        if not needed.is_file():
             raise RunError(f"{needed} is missing: run the train flow on this run folder first")
-    if checksum_path.read_text().split()[:1] != [sha256_of_file(path)]:
-        raise RunError(f"{path} does not match model.sha256: it was changed after training; train again")
+    checksum = sha256_of_file(path)
+    if checksum_path.read_bytes().split()[:1] != [checksum.encode()]:
+        raise RunError(f"{path} does not match {checksum_path.name}: it was changed after training; train again")
+    return checksum
+
+
+def load_network(folder: Path, name: str = "model") -> Any:
+    """Loads ``<name>.keras`` of a run, a ``keras.Model``, after its checksum matched.
+
+    Raises:
+        RunError: If a file is missing, the checksum differs, or the file does not load.
+    """
+    from tasks.keras_backend import keras
+
+    check_network(folder, name)
+    path = folder / f"{name}.keras"
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, OSError) as error:
-        raise RunError(f"{path} does not load ({str(error).splitlines()[0][:120]}): train again") from None
+    except Exception as error:  # Keras raises many kinds for a network of another make, some without a message
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RunError(f"{path} does not load ({reason[:120]}): train again") from None

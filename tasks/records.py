@@ -8,7 +8,8 @@ The errors, drawn as a tree; each message is one sentence that names the file or
     │   └── ArchiveError     an archive: broken, hostile or beyond a limit
     ├── TableError           index.csv or a review table
     ├── DataCheckError       a critical data check failed
-    └── RunError             a run folder or a file in it: missing, changed, not ours
+    ├── RunError             a run folder or a file in it: missing, changed, not ours
+    └── AuditError           the audit found a shortcut that the settings do not accept
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ CLASS_FOLDERS = {"NORMAL": NORMAL, "PNEUMONIA": PNEUMONIA}
 CLASS_NAMES = {NORMAL: "normal", PNEUMONIA: "pneumonia"}
 SPLITS = ("train", "val", "test")
 SUBTYPES = ("normal", "bacteria", "virus", "unknown")
+
+READ_DEVICE = "shows a medical device (reviewed)"
+SCORED_DEVICE = "shows a medical device (screener)"
+DOUBTFUL_DEVICE = "may show a medical device (screener)"
+DEVICE_REASONS = (READ_DEVICE, SCORED_DEVICE, DOUBTFUL_DEVICE)
+"""What ``excluded`` says of training images that screening took out."""
 
 # Nullable dtypes throughout: missing means unknown, never 0.
 MANIFEST_DTYPES: dict[str, str] = {
@@ -114,3 +121,7 @@ class Fetched:
     sha256: str
     archive_sha256: str | None = None
     vanished: tuple[str, ...] = ()
+
+
+class AuditError(PipelineError):
+    """The model failed a part of the audit that ``auditing.fail_on`` names."""

@@ -16,17 +16,16 @@ from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.artifacts import Progress
 from tasks.familiarity import Familiarity, load_familiarity
 from tasks.loose_images import LooseBatch, open_loose_images
-from tasks.loose_tables import fill_batch, prepare_places, refuse_places, screen_batch, write_cell
+from tasks.loose_tables import fill_batch, list_loose_images, prepare_places, screen_batch, watch_batches, write_cell
+from tasks.network_files import check_network, load_network
 from tasks.records import Facts, RunError, SettingsError
 from tasks.screener_files import find_screener
 from tasks.settings import Settings
-from tasks.storage import STAGES_FOLDER, open_whole, read_json, read_stage, run_folder, sha256_of_file
+from tasks.storage import STAGES_FOLDER, open_whole, read_json, read_stage, run_folder
 
 HEADER = "path,probability,decision,device_score,refused\n"
-SECONDS_BETWEEN_SHOWS = 2.0
 
 
 @dataclass(frozen=True)
@@ -52,16 +51,12 @@ class ScoredImage:
 def find_scored_images(images: str, out: str, settings: Settings) -> Facts:
     """Lists the images; refuses, before anything is written, what cannot be read, written or scored with."""
     run = run_folder(settings)
-    refuse_places(images, out, None)
     refuse_run_files(run, out)
     read_threshold(run)
     if not math.isfinite(load_familiarity(run).bound):
         print(f"{run} was trained on too few images to tell what looks unlike them: nothing is refused for its looks")
     find_screener(settings.screening.screener)
-    with open_loose_images(images, settings) as found:
-        facts = {"n_images": len(found.paths), "n_left_out": found.n_left_out}
-    print(f"{facts['n_images']:,} images in {images}; left out {facts['n_left_out']:,} other files")
-    return facts
+    return list_loose_images(images, out, None, settings)
 
 
 @task(name="score images", cache_policy=NO_CACHE)
@@ -72,11 +67,10 @@ def score_images(images: str, out: str, settings: Settings) -> Facts:
     counts = {"n_images": 0, "n_pneumonia": 0, "n_unlike": 0, "n_refused": 0}
     with open_loose_images(images, as_packed(run, settings)) as found:
         prepare_places(out, None)
-        progress = Progress("score-images", f"Scoring {len(found.paths):,} images")
-        start = shown = time.monotonic()
+        start = time.monotonic()
         with open_whole(Path(out)) as table:
             table.write(HEADER.encode())
-            for batch in found.read_batches():
+            for batch in watch_batches(found, "score-images", f"Scoring {len(found.paths):,} images"):
                 scored = score_batch(scorer, batch.pixels)
                 table.write("".join(table_rows(batch, scored, scorer.threshold)).encode())
                 unlike = sum(bool(image.refused) for image in scored)
@@ -84,9 +78,6 @@ def score_images(images: str, out: str, settings: Settings) -> Facts:
                 counts["n_pneumonia"] += sum(decide(image, scorer.threshold) == "1" for image in scored)
                 counts["n_unlike"] += unlike
                 counts["n_refused"] += len(batch.paths) - len(scored) + unlike
-                if time.monotonic() - shown > SECONDS_BETWEEN_SHOWS or counts["n_images"] == len(found.paths):
-                    shown = time.monotonic()
-                    progress.show(counts["n_images"], len(found.paths))
         per_second = counts["n_images"] / max(time.monotonic() - start, 1e-9)
         print(
             f"scored {counts['n_images']:,} images: {counts['n_pneumonia']:,} count as pneumonia at the threshold "
@@ -119,13 +110,9 @@ def read_threshold(run: Path) -> float:
         RunError: If the network, its checksum or the metrics are missing or changed, the metrics name no threshold, or
             they are those of an earlier network.
     """
-    model, checksum, metrics = (run / name for name in ("model.keras", "model.sha256", "metrics.json"))
-    for needed in (model, checksum, metrics):
-        if not needed.is_file():
-            raise RunError(f"{needed} is missing: run the train flow on this run folder first")
-    sha256 = sha256_of_file(model)
-    if checksum.read_bytes().split()[:1] != [sha256.encode()]:
-        raise RunError(f"{model} does not match model.sha256: it was changed after training; train again")
+    sha256, metrics = check_network(run), run / "metrics.json"
+    if not metrics.is_file():
+        raise RunError(f"{metrics} is missing: run the train flow on this run folder first")
     known = read_json(metrics)
     threshold = known.get("threshold") if isinstance(known, dict) else None
     if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not 0 <= threshold <= 1:
@@ -142,19 +129,11 @@ def load_scorer(run: Path, settings: Settings) -> Scorer:
         RunError: If a file of the run, or the screener, is missing, changed or does not load.
     """
     import tasks.networks  # noqa: F401  knows the layers of the network
-    from tasks.network_files import load_network
     from tasks.screener import load_screener
 
     threshold, familiarity = read_threshold(run), load_familiarity(run)
-    try:
-        network = load_network(run)
-    except RunError:
-        raise
-    except Exception as error:  # a network that earlier code made can raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{run / 'model.keras'} does not load ({reason[:120]}): train again") from None
-    screener = load_screener(find_screener(settings.screening.screener).folder)
-    return Scorer(network, threshold, familiarity, screener)
+    screener = find_screener(settings.screening.screener)
+    return Scorer(load_network(run), threshold, familiarity, load_screener(screener.folder))
 
 
 def as_packed(run: Path, settings: Settings) -> Settings:

@@ -142,12 +142,11 @@ def load_screener(folder: Path) -> keras.Model:
     """
     try:
         model = load_network(folder)
-    except Exception as error:  # a network of another make can raise anything
-        # The first clause says what is wrong; the rest, how to mend the classifier of a run, is of no use here.
-        reason = (str(error).split("; ")[0].split(": ")[0].splitlines() or [type(error).__name__])[0]
+    except RunError as error:
+        # What comes last, how to mend the classifier of a run, is of no use here.
         raise RunError(
-            f"screening.screener: {reason[:200]}, in {folder}; name a folder with model.keras and model.sha256 of a "
-            "screener, or leave the setting out"
+            f"screening.screener: {str(error).rpartition(': ')[0]}; name a folder with model.keras and model.sha256 of "
+            "a screener, or leave the setting out"
         ) from None
     outputs = set(model.output_names) if isinstance(model.output, dict) else set()
     if model.input_shape != (None, SIDE_PX, SIDE_PX, 1) or outputs != {"mask", "device_score"}:

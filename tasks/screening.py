@@ -25,7 +25,7 @@ from tasks.masks import DeviceMasks, read_scores, write_shard
 from tasks.measures import format_value
 from tasks.provenance import BACKENDS, find_backend
 from tasks.readings import find_review
-from tasks.records import CLASS_NAMES, Facts
+from tasks.records import CLASS_NAMES, DEVICE_REASONS, DOUBTFUL_DEVICE, READ_DEVICE, SCORED_DEVICE, Facts
 from tasks.screener_files import ScreenerFiles, find_screener, known_readings
 from tasks.screener_quality import judge_screener
 from tasks.settings import ScreeningSettings, Settings
@@ -43,9 +43,6 @@ from tasks.storage import (
     write_whole,
 )
 
-READ_DEVICE = "shows a medical device (reviewed)"
-SCORED_DEVICE = "shows a medical device (screener)"
-DOUBTFUL_DEVICE = "may show a medical device (screener)"
 N_BOOTSTRAP = 1_000
 
 
@@ -245,7 +242,7 @@ def count_devices(manifest: pd.DataFrame) -> Facts:
     counts = {"reviewed": READ_DEVICE, "scored": SCORED_DEVICE, "doubtful": DOUBTFUL_DEVICE}
     return {
         **{f"n_excluded_{name}": int((reasons == reason).sum()) for name, reason in counts.items()},
-        "n_excluded": int(reasons.isin(counts.values()).sum()),
+        "n_excluded": int(reasons.isin(DEVICE_REASONS).sum()),
         "n_train_kept": int(kept.sum()),
         "n_unscreened_train": int((kept & manifest["has_device"].isna()).sum()),
         "rates": rates,

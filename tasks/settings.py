@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Split = Literal["val", "test"]
+AuditPart = Literal["baselines", "insertion", "removal", "blanked", "attribution", "groups"]
 
 
 def _refuse_address(value: str) -> str:
@@ -213,9 +214,59 @@ class ExplanationSettings(Section):
     """Which images are explained by LIME, and how closely."""
 
     n_images: int = Field(12, ge=0, le=1_000, description="Images that are explained, spread over right and wrong.")
-    n_samples: int = Field(500, ge=50, le=20_000, description="Perturbed copies of an image behind one explanation.")
+    n_samples: int = Field(512, ge=50, le=20_000, description="Perturbed copies of an image behind one explanation.")
     n_segments: int = Field(64, ge=8, le=400, description="Superpixels (SLIC) that an image is cut into, about.")
+    n_repeated: int = Field(
+        4,
+        ge=0,
+        le=1_000,
+        description="Images among them that are explained with several seeds, to see how stable maps are.",
+    )
+    n_seeds: int = Field(3, ge=2, le=50, description="Seeds for each of these.")
     batch_size: int = Field(256, ge=1, le=4_096, description="Perturbed copies in one call of the network.")
+
+
+class AuditingSettings(Section):
+    """Whether the network reads lungs or devices, and what counts as a shortcut."""
+
+    compare_unfiltered: bool = Field(
+        False,
+        description="Also train a twin on as many images of each class that were not screened, and show what screening "
+        "changed; training takes twice as long.",
+    )
+    fail_on: tuple[AuditPart, ...] = Field(
+        (), description="Parts of the audit whose failure ends a run with an error, after its report is written."
+    )
+    n_images: int = Field(
+        100, ge=1, le=2_000, description="Most images of each class that devices are put on, and taken off."
+    )
+    min_images: int = Field(20, ge=2, description="Fewest images that a rule of the verdict is judged on.")
+    max_shift: float = Field(
+        0.1,
+        gt=0,
+        description="Largest accepted shift of the logit when a device comes or goes, as a share of the gap between "
+        "the classes.",
+    )
+    max_flips: float = Field(
+        0.05, gt=0, le=1, description="Largest accepted share of images whose decision a device alone turns."
+    )
+    max_outside_auc: float = Field(
+        0.75, ge=0.5, le=1, description="Largest accepted AUC where only the outside of the lung window is left."
+    )
+    max_excess_lift: float = Field(
+        0.5,
+        gt=0,
+        description="Largest accepted lift of LIME weight on devices, above the lift of the same places without one.",
+    )
+    max_group_loss: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="Largest accepted loss of AUC between normal images with a device and pneumonia images without.",
+    )
+    min_gain: float = Field(
+        0.02, ge=0, le=1, description="Smallest accepted gain in AUC over the best baseline that sees no lung."
+    )
 
 
 class ScreenerRecipe(Section):
@@ -260,6 +311,7 @@ class Settings(Section):
     training: TrainingSettings = Field(TrainingSettings(), description=TrainingSettings.__doc__)
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description=EvaluationSettings.__doc__)
     explanation: ExplanationSettings = Field(ExplanationSettings(), description=ExplanationSettings.__doc__)
+    auditing: AuditingSettings = Field(AuditingSettings(), description=AuditingSettings.__doc__)
 
     @property
     def public_source(self) -> str:

@@ -230,7 +230,7 @@ def run_stage(
     parts = {
         "inputs": dict(inputs),
         "code": code_version(module),
-        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "packages": package_versions(packages),
     }
     key = digest(parts)[:24]
     entry = Path(settings.storage.cache) / stage / key
@@ -271,6 +271,11 @@ def place_files(entry: Path, run: Path, stage: str, record: Facts) -> None:
 def read_stage(run: Path, stage: str) -> Facts:
     """The record of a stage in a run folder: ``facts``, ``seconds``, ``reused``, ``files``, ``entry``."""
     return dict(read_json(run / STAGES_FOLDER / f"{stage}.json"))
+
+
+def package_versions(packages: Sequence[str]) -> dict[str, str]:
+    """Installed versions of distributions."""
+    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def code_version(module: str) -> str:

@@ -1,7 +1,8 @@
-"""Train: fits the members of the model on the training rows.
+"""Train: fits the members of a network on its training rows.
 
 Reads ``manifest.parquet`` and the packed arrays; writes ``members/member_1.keras`` and so on, and ``history.csv`` with
-a row per member and epoch. A killed training goes on from its last whole epoch.
+a row per member and epoch; those of the unscreened twin into ``unfiltered/``. A killed training goes on from its last
+whole epoch.
 """
 
 import json
@@ -19,20 +20,28 @@ from tasks.records import Facts, RunError
 from tasks.retries import outside_failed
 from tasks.settings import Settings, TrainingSettings
 from tasks.storage import read_manifest, run_folder, run_stage
+from tasks.suspects import MODEL, TITLES, stage_name, used_rows, work_folder
 
 
-@task(name="fit", cache_policy=NO_CACHE, retries=1, retry_delay_seconds=5, retry_condition_fn=outside_failed)
-def fit(settings: Settings) -> Facts:
-    """Trains the members on the usable training images."""
+@task(
+    name="fit",
+    task_run_name="fit {name}",
+    cache_policy=NO_CACHE,
+    retries=1,
+    retry_delay_seconds=5,
+    retry_condition_fn=outside_failed,
+)
+def fit(settings: Settings, name: str = MODEL) -> Facts:
+    """Trains the members of the model, or of its twin, on the usable training images."""
     run = run_folder(settings)
-    manifest = read_manifest(run)
+    rows = used_rows(read_manifest(run), name, settings.seed)
     backend = find_backend()
 
     def make(out: Path) -> Facts:
-        return train_network(manifest, PackedImages(run), settings.training, settings.seed, out)
+        return train_network(rows, PackedImages(run), settings.training, settings.seed, work_folder(out, name))
 
     inputs = {
-        "rows": used_rows(manifest).to_csv(index=False),
+        "rows": rows.to_csv(index=False),
         "arrays": json.loads((run / "arrays" / "index.json").read_text())["shards"],
         "training": settings.training.model_dump(),
         "weights": checksum_of_weights(settings.training),
@@ -41,7 +50,7 @@ def fit(settings: Settings) -> Facts:
     }
     facts = run_stage(
         settings,
-        "fit",
+        stage_name("fit", name),
         module=__name__,
         inputs=inputs,
         make=make,
@@ -51,23 +60,23 @@ def fit(settings: Settings) -> Facts:
     aucs = facts["val_aucs"]
     networks = "1 network" if len(aucs) == 1 else f"{len(aucs)} networks"
     print(
-        f"trained {networks} on {facts['n_train']:,} images for {facts['epochs']} epochs; validation AUC "
-        + ", ".join(f"{auc:.4f}" for auc in aucs)
-        + (" (taken from the cache)" if facts["reused"] else "")
+        f"trained {networks} of {TITLES[name]} on {facts['n_train']:,} images for {facts['epochs']} epochs; validation "
+        "AUC " + ", ".join(f"{auc:.4f}" for auc in aucs) + (" (taken from the cache)" if facts["reused"] else "")
     )
     return facts
 
 
-def used_rows(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Rows that training reads: usable rows of train and val, by path."""
-    rows = manifest[manifest["split"].isin(["train", "val"]) & (manifest["excluded"].fillna("") == "")]
-    return rows[["image_id", "sha256", "label", "subtype", "split"]]
-
-
 def train_network(
-    manifest: pd.DataFrame, images: PackedImages, settings: TrainingSettings, seed: int, folder: Path
+    rows: pd.DataFrame, images: PackedImages, settings: TrainingSettings, seed: int, folder: Path
 ) -> Facts:
     """Trains what ``folder`` does not hold yet, and writes the files of the stage there.
+
+    Args:
+        rows: As from ``tasks.suspects.used_rows``.
+        images: Their pixels.
+        settings: The recipe.
+        seed: Seed of the first member.
+        folder: Made if needed.
 
     Raises:
         RunError: If train or val lacks a class.
@@ -75,7 +84,7 @@ def train_network(
     from tasks.keras_backend import keras
     from tasks.members import Lesson, compile_trainer, shrink_packed, train_member
 
-    rows = used_rows(manifest)
+    folder.mkdir(exist_ok=True)
     lessons = {}
     for split in ("train", "val"):
         part = rows[rows["split"] == split]

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # nobody reads the logs 
 import tasks  # noqa: F401  sets Prefect's environment before anything imports Prefect
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+CHROMIUM = Path("/usr/bin/chromium")
 SMALL = ["--sample.n-images", "60", "--sample.side-px", "128", "--training.epochs", "2", "--training.n-models", "2"]
 SMALL += ["--explanation.n-images", "4"]
 
@@ -53,3 +55,18 @@ def finished_run(prefect_engine: None, workspace: Path, small_flags: list[str]) 
     run = workspace / "run"
     pipeline(read_flags([*small_flags, "--run-dir", str(run)], "test"))
     return run
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium without a window; in CI it has to be there."""
+    if not CHROMIUM.exists() and not os.environ.get("CI"):
+        pytest.skip("there is no Chromium here (/usr/bin/chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        yield chromium
+        chromium.close()

@@ -1,6 +1,7 @@
 """A finished run folder made by hand, with hostile names, for the report and the model card."""
 
 import hashlib
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from tasks.audit_baselines import ask_baselines
+from tasks.auditing import Scene, Suspect, audit_networks
 from tasks.evaluation import measure, measure_border, measure_members
 from tasks.records import Facts
-from tasks.settings import EvaluationSettings, Settings
+from tasks.settings import AuditingSettings, EvaluationSettings, Settings
 from tasks.shifts import SHIFTS
 from tasks.storage import read_json, write_json, write_manifest
 
@@ -248,8 +251,19 @@ def build_run(run: Path) -> None:
     table[columns].to_csv(run / "predictions.csv", index=False)
     write_json(run / "metrics.json", build_metrics())
     rng = np.random.default_rng(7)
+    explain = {
+        "n_images": 4,
+        "n_repeated": 0,
+        "deletion": 0.3123,
+        "insertion": 0.9123,
+        "random": 0.6123,
+        "n_deletion_better": 4,
+        "n_insertion_better": 3,
+    }
+    write_json(run / "stages" / "explain.json", {"facts": explain, "seconds": 4.2, "reused": False})
+    write_json(run / "audit.json", build_audit([row for row in rows if row["split"] == "test"]))
     for row, right in zip(rows[-4:], (True, True, False, False), strict=True):
-        found = {
+        found: Facts = {
             "image_id": row["image_id"],
             "split": "test",
             "label": row["label"],
@@ -260,11 +274,76 @@ def build_run(run: Path) -> None:
             "right": right,
             "weights": [0.2, -0.31],
             "r2": None,
+            "stability": {"n_seeds": 1, "rank_correlation": None, "top5_overlap": None, "stable": None},
+            "faithfulness": {"deletion": 0.3123, "insertion": 0.9123, "random": 0.6123},
+            "mask": None,
+            "places": {"window_weight": 0.8, "window_area": 0.58},
         }
         write_json(run / "explanations" / f"{row['image_id']}.json", found)
         Image.fromarray(rng.integers(0, 255, (80, 168, 3), dtype=np.uint8)).save(
             run / "explanations" / f"{row['image_id']}.png"
         )
+
+
+def build_audit(rows: list[Facts]) -> Facts:
+    """``audit.json`` of a network that knows nothing, on images nobody screened."""
+    table = pd.DataFrame(rows).assign(has_device=pd.array([None] * len(rows), dtype="boolean"), width_px=9, height_px=7)
+    pixels = np.random.default_rng(5).integers(0, 255, (len(rows), 224, 224), dtype=np.uint8)
+    scene = Scene(table, pixels, np.zeros_like(pixels))
+    return audit_scene(scene, {"model": lambda packed: 0.4 + packed[:, :40, :40].mean((1, 2)) / 1000})
+
+
+def compare_networks(run: Path) -> Settings:
+    """Puts the audit of two networks into a run: one reads the lungs of made-up images, its twin a bright bar.
+
+    Returns:
+        Settings that go with it.
+    """
+    rng = np.random.default_rng(6)
+    n = 160
+    labels = np.arange(n) % 2
+    device = rng.random(n) < np.where(labels == 1, 0.7, 0.2)
+    masks = np.zeros((n, 224, 224), np.uint8)
+    masks[device, 60:64, 70:150] = 255
+    pixels = rng.integers(60, 80, (n, 224, 224), dtype=np.uint8)
+    # Lungs are spotted with pneumonia, the belly without: the grey of a whole picture says nothing.
+    for part, size in ((pixels[:, 90:130, 60:160], labels), (pixels[:, 150:190, 60:160], 1 - labels)):
+        spots = np.where(rng.random(part.shape) < 0.5, 1, -1) * (6 + 12 * size + rng.normal(0, 3, n))[:, None, None]
+        part[:] = np.clip(part + spots, 0, 255).astype(np.uint8)
+    pixels[masks > 0] = 250
+    table = pd.DataFrame({"label": labels, "split": "test", "patient_id": [f"person77{i // 2}" for i in range(n)]})
+    table = table.assign(has_device=pd.array(device, dtype="boolean"), width_px=9, height_px=7)
+
+    def read_lungs(packed: np.ndarray) -> np.ndarray:
+        low, high = np.percentile(packed[:, 90:130, 60:160], (25, 75), axis=(1, 2))
+        return np.asarray(1 / (1 + np.exp(-(high - low - 25) / 4)))
+
+    def read_bars(packed: np.ndarray) -> np.ndarray:
+        return np.asarray(1 / (1 + np.exp(-((packed > 150).mean((1, 2)) * 800 - 2))))
+
+    write_json(
+        run / "audit.json", audit_scene(Scene(table, pixels, masks), {"model": read_lungs, "unfiltered": read_bars})
+    )
+    for path in sorted((run / "explanations").glob("*.json")):
+        facts: Facts = read_json(path)
+        twin: Facts = {key: facts[key] for key in ("decision", "weights", "r2", "faithfulness")}
+        twin |= {"probability": 0.7654}
+        twin["stability"] = {"n_seeds": 3, "rank_correlation": 0.4321, "top5_overlap": 0.6, "stable": False}
+        places = {"device_weight": 0.04, "device_area": 0.05, "window_weight": 0.8, "window_area": 0.58}
+        own = {"mask": "own", "places": places, "stability": twin["stability"]}
+        twin["places"] = places | {"device_weight": 0.41}
+        write_json(path, facts | own | {"has_device": True, "unfiltered": twin})
+    return settings_for(run, auditing=AuditingSettings(compare_unfiltered=True))
+
+
+def audit_scene(scene: Scene, networks: dict[str, Callable[[np.ndarray], np.ndarray]]) -> Facts:
+    """``audit.json`` of plain functions in place of networks."""
+    # Learnt from other grain: from the audited images themselves 300 cells of a ring would learn them by heart.
+    learnt = np.random.default_rng(8).integers(60, 80, scene.packed.shape, dtype=np.uint8)
+    baselines = ask_baselines(scene.rows, learnt, scene.rows, scene.packed)
+    settings = Settings(evaluation=EvaluationSettings(n_bootstrap=50), auditing=AuditingSettings(n_images=30))
+    suspects = [Suspect(name, ask, 0.5, ask(scene.packed)) for name, ask in networks.items()]
+    return audit_networks(scene, suspects, baselines, [], settings)
 
 
 def settings_for(run: Path, **more: Any) -> Settings:

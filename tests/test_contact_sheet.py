@@ -18,7 +18,6 @@ from tasks.images import PackedImages
 from tasks.masks import DeviceMasks
 from tasks.settings import ScreeningSettings
 
-CHROMIUM = Path("/usr/bin/chromium")
 HOW = ScreeningSettings(exclude_from=0.3, threshold=0.5, doubtful_to=0.8)
 
 
@@ -137,20 +136,6 @@ def test_sheet_and_listing_are_written_also_when_no_image_is_doubtful(tmp_path: 
 
 
 # -- in a browser ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium without a window."""
-    if not CHROMIUM.exists():
-        pytest.skip("there is no Chromium here")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        )
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,12 @@ def others(chests: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def familiarity(known: np.ndarray) -> Familiarity:
-    return fit_familiarity(known, seed=7)
+    return fit(known)
+
+
+def fit(packed: np.ndarray, seed: int = 7) -> Familiarity:
+    """Fitted in one batch, seeded as calibration does."""
+    return fit_familiarity([packed], [seed, len(packed)])
 
 
 def refused(familiarity: Familiarity, packed: np.ndarray) -> float:
@@ -149,17 +154,17 @@ def test_the_distance_of_an_image_does_not_depend_on_the_others(familiarity: Fam
 
 def test_after_thirty_images_others_of_their_kind_are_not_refused(chests: np.ndarray) -> None:
     for start in (0, 30, 60, 90):
-        few = fit_familiarity(chests[start : start + 30], seed=7)
+        few = fit(chests[start : start + 30])
         assert np.isfinite(few.bound)
         assert refused(few, np.delete(chests, np.s_[start : start + 30], axis=0)) <= 0.02
 
 
 def test_after_too_few_images_nothing_is_refused(known: np.ndarray) -> None:
     for n in (1, 2, MIN_IMAGES - 1):
-        few = fit_familiarity(known[:n], seed=7)
+        few = fit(known[:n])
         assert few.bound == np.inf
         assert np.isfinite(few.distances(255 - known)).all()
-    assert fit_familiarity(known[:MIN_IMAGES], seed=7).bound < np.inf
+    assert fit(known[:MIN_IMAGES]).bound < np.inf
 
 
 def test_the_bound_is_wider_the_fewer_images_there_are() -> None:
@@ -178,15 +183,16 @@ def test_the_bound_is_never_below_what_all_but_one_in_a_thousand_show() -> None:
 
 
 def test_images_that_are_all_the_same_are_familiar_and_others_are_not(known: np.ndarray) -> None:
-    same = fit_familiarity(np.repeat(known[:1], 30, axis=0), seed=7)
+    same = fit(np.repeat(known[:1], 30, axis=0))
     assert refused(same, known[:1]) == 0
     assert refused(same, 255 - known) == 1
 
 
-def test_the_same_images_and_seed_give_the_same_file_and_another_seed_another(
+def test_the_same_images_in_other_batches_give_the_same_file_and_another_seed_another(
     known: np.ndarray, familiarity: Familiarity, tmp_path: Path
 ) -> None:
-    for name, each in (("a", familiarity), ("b", fit_familiarity(known, 7)), ("c", fit_familiarity(known, 8))):
+    batched = fit_familiarity(np.array_split(known, 7), [7, len(known)])
+    for name, each in (("a", familiarity), ("b", batched), ("c", fit(known, seed=8))):
         save_familiarity(each, tmp_path / name)
     a, b, c = ((tmp_path / name / FILE).read_bytes() for name in "abc")
     assert a == b != c
@@ -194,7 +200,7 @@ def test_the_same_images_and_seed_give_the_same_file_and_another_seed_another(
 
 def test_without_an_image_nothing_is_learnt() -> None:
     with pytest.raises(ValueError, match="no image"):
-        fit_familiarity(np.empty((0, SIDE_PX, SIDE_PX), np.uint8), seed=7)
+        fit(np.empty((0, SIDE_PX, SIDE_PX), np.uint8))
 
 
 @pytest.mark.parametrize("bound", [None, float("inf")])
@@ -276,7 +282,7 @@ def test_on_real_x_rays_it_refuses_few_held_out_ones_and_nearly_all_that_are_spo
         names = sorted(n for n in archive.namelist() if "/train/" in n and "__MACOSX" not in n and n.endswith(".jpeg"))
         pixels = np.stack([decode(archive.read(name)) for name in names[::6]])
     held_out = np.arange(len(pixels)) // 20 % 3 == 0
-    fitted = fit_familiarity(pixels[~held_out], seed=7)
+    fitted = fit(pixels[~held_out])
     chests = pixels[held_out]
     assert len(chests) > 250
     assert refused(fitted, chests) <= 0.01

@@ -20,6 +20,7 @@ from tasks.storage import REPOSITORY, read_manifest, sha256_of_file
 pytestmark = pytest.mark.usefixtures("prefect_engine")
 
 STAGES = [
+    "audit",
     "calibrate",
     "check_prepared",
     "check_source",
@@ -62,6 +63,7 @@ def test_a_run_leaves_every_file_that_the_design_names(finished_run: Path) -> No
         "metrics.json",
         "masks/index.json",
         "review/index.html",
+        "audit.json",
         "report/index.html",
         "model_card.md",
         "run.json",
@@ -135,7 +137,7 @@ def test_a_second_run_in_a_new_folder_does_nothing_again_and_says_so(
     assert code == 0
     assert out.strip().splitlines()[-1] == str(tmp_path / "again" / "report" / "index.html")
     told = caplog.text.count("taken from the cache")
-    assert told == len(STAGES) + 1, "evaluation says it once a split"
+    assert told == len(STAGES) + 2, "evaluation says it once a split, explaining once a shard"
     for name in ("manifest.parquet", "model.keras", "predictions.csv", "metrics.json"):
         assert sha256_of_file(tmp_path / "again" / name) == sha256_of_file(finished_run / name), name
     assert json.loads((tmp_path / "again" / "run.json").read_text())["reused"] == STAGES
@@ -147,7 +149,7 @@ def test_a_changed_setting_repeats_its_stage_and_no_earlier_one(
     flags = [*small_flags, "--run-dir", str(tmp_path), "--evaluation.n-bootstrap", "50", "--explanation.n-images", "1"]
     assert run_pipeline(flags, capfd)[0] == 0
     reused = json.loads((tmp_path / "run.json").read_text())["reused"]
-    assert reused == [stage for stage in STAGES if stage not in ("evaluate", "explain")]
+    assert reused == [stage for stage in STAGES if stage not in ("evaluate", "explain", "audit")]
 
 
 def test_evaluating_validation_alone_leaves_test_out_of_all_that_follows(
@@ -164,6 +166,40 @@ def test_evaluating_validation_alone_leaves_test_out_of_all_that_follows(
     }
     explained = [json.loads(p.read_text())["split"] for p in (tmp_path / "explanations").glob("*.json")]
     assert explained == ["val", "val"]
+
+
+def test_the_twin_is_trained_explained_and_audited_beside_the_same_model(
+    finished_run: Path, small_flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*small_flags, "--run-dir", str(tmp_path), "--auditing.compare-unfiltered", "true"]
+    assert run_pipeline(flags, capfd)[0] == 0
+    assert sha256_of_file(tmp_path / "model.keras") == sha256_of_file(finished_run / "model.keras")
+    for name in ("unfiltered.keras", "unfiltered.sha256", "unfiltered/shifts.csv", "unfiltered/history.csv"):
+        assert (tmp_path / name).stat().st_size > 0, name
+    assert sha256_of_file(tmp_path / "unfiltered.keras") != sha256_of_file(tmp_path / "model.keras")
+    facts = [
+        json.loads((tmp_path / "stages" / f"{stage}.json").read_text())["facts"] for stage in ("fit", "fit_unfiltered")
+    ]
+    assert len({(fact["n_train"], fact["n_train_pneumonia"], fact["epochs"]) for fact in facts}) == 1
+    audit = json.loads((tmp_path / "audit.json").read_text())
+    assert all(set(audit[part]) == {"model", "unfiltered"} for part in ("insertion", "removal", "verdict", "groups"))
+    explained = [json.loads(path.read_text()) for path in (tmp_path / "explanations").glob("*.json")]
+    assert all(len(item["weights"]) == len(item["unfiltered"]["weights"]) for item in explained)
+    assert Image.open(next((tmp_path / "explanations").glob("*.png"))).width == 976
+
+
+def test_a_part_that_fail_on_names_ends_the_run_after_its_report_and_before_its_seal(
+    finished_run: Path, small_flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # No network can be better than every baseline by 1.
+    flags = [*small_flags, "--run-dir", str(tmp_path), "--auditing.min-gain", "1", "--auditing.min-images", "2"]
+    assert run_pipeline(flags, capfd)[0] == 0
+    (tmp_path / "run.json").unlink()
+    code, _, err = run_pipeline([*flags, "--auditing.fail-on", "baselines,insertion"], capfd)
+    assert code == 2
+    assert "auditing.fail_on: the model failed baselines" in err.splitlines()[-1]
+    assert (tmp_path / "report" / "index.html").exists()
+    assert not (tmp_path / "run.json").exists()
 
 
 @pytest.mark.usefixtures("finished_run")

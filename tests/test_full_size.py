@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.full_size import HEIGHT_PX, WIDTH_PX, write_full_size
+from data.full_size import HEIGHT_PX, WIDTH_PX, read_as_keras_does, write_full_size
 from tasks.storage import sha256_of_file
 
 
@@ -24,3 +24,7 @@ def test_files_are_full_size_grey_jpegs_and_copies_differ_in_their_bytes_alone(t
     assert np.array_equal(pictures[0], pictures[1])
     assert not np.array_equal(pictures[0], pictures[2])
     assert 60_000 < files["n_bytes"].mean() < 150_000
+    batch, labels = next(read_as_keras_does(tmp_path / "train", 4))
+    assert batch.shape == (4, 224, 224, 1)
+    assert 0.5 < batch.max() <= 1
+    assert sorted(labels) == sorted(files["label"])

@@ -11,6 +11,7 @@ from tasks.networks import Calibrate, answer, build_member, join_members, predic
 from tasks.normalisation import LocalContrast, Standardise
 from tasks.records import RunError
 from tasks.settings import TrainingSettings
+from tasks.storage import sha256_of_file
 
 TINY = TrainingSettings(side_px=32, width=4)
 
@@ -135,6 +136,22 @@ def test_a_changed_model_file_is_refused_by_name(network: keras.Model, tmp_path:
         stream.write(b"x")
     with pytest.raises(RunError, match=r"model\.keras does not match model\.sha256"):
         load_network(tmp_path)
+
+
+@pytest.mark.parametrize("said", ["", "\n", "no such layer\nand more"])
+def test_a_model_that_does_not_load_is_refused_by_name_whatever_keras_raises(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError(said)
+
+    (tmp_path / "model.keras").write_bytes(b"x")
+    (tmp_path / "model.sha256").write_text(sha256_of_file(tmp_path / "model.keras"))
+    monkeypatch.setattr(keras.saving, "load_model", fail)
+    with pytest.raises(RunError) as raised:
+        load_network(tmp_path)
+    reason = said.strip().split("\n")[0] or "AssertionError"
+    assert str(raised.value) == f"{tmp_path / 'model.keras'} does not load ({reason}): train again"
 
 
 def test_a_missing_model_says_which_flow_makes_it(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from report_run import HOSTILE, Page, build_run, settings_for
 
-from tasks import reports
+from tasks import report_gallery
 from tasks.figures import as_svg, draw_roc, roc_points
 from tasks.provenance import say_seconds, say_value
 from tasks.records import RunError
@@ -175,7 +175,7 @@ def test_headings_go_down_one_step_at_a_time_and_ids_are_unique(page: Page) -> N
 
 def test_pictures_beyond_the_room_of_the_page_are_counted_in_words(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = max(len(p.read_bytes()) for p in (run / "explanations").glob("*.png"))
-    monkeypatch.setattr(reports, "PICTURES_MB", 1.7 * size / 1e6)
+    monkeypatch.setattr(report_gallery, "PICTURES_MB", 1.7 * size / 1e6)
     made = Page(render_page(gather_page(settings_for(run), run)))
     n = len([i for i in made.all("img") if "truly" in i["alt"]])
     assert 1 <= n < 4

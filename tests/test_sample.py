@@ -215,9 +215,10 @@ def test_the_same_arguments_give_the_same_bytes_and_another_seed_does_not(tmp_pa
 
 
 def test_a_planted_shortcut_is_in_train_and_not_in_test(planted: Sample) -> None:
-    assert share_with_device(planted.rows("train", "PNEUMONIA")) == pytest.approx(0.95, abs=0.03)
+    assert share_with_device(planted.rows("train", "PNEUMONIA")) == pytest.approx(0.9, abs=0.03)
     assert share_with_device(planted.rows("train", "NORMAL")) == 0.0
-    assert share_with_device(planted.rows("test", "PNEUMONIA")) == pytest.approx(0.59, abs=0.05)
+    for name in ("PNEUMONIA", "NORMAL"):
+        assert share_with_device(planted.rows("test", name)) == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.parametrize(

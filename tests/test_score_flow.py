@@ -77,7 +77,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, chests: list[bytes], scored: d
     folder = tmp_path_factory.mktemp("run")
     model = join_members([build_member(TrainingSettings(side_px=32, width=4), seed=1)])
     save_network(model, folder)
-    save_familiarity(fit_familiarity(np.stack([decode(content) for content in chests[:N_FAMILIAR]]), 7), folder)
+    known = np.stack([decode(content) for content in chests[:N_FAMILIAR]])
+    save_familiarity(fit_familiarity([known], [7, N_FAMILIAR]), folder)
     said = predict(model, np.stack([decode(content) for content in scored.values()]))
     write_json(folder / "metrics.json", {"threshold": round(float(np.sort(said)[N_SCORED // 2]), 6)})
     return folder

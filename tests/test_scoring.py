@@ -117,7 +117,7 @@ def test_a_run_of_too_few_images_says_that_nothing_is_refused_for_its_looks(
     Image.fromarray(noise[0]).save(tmp_path / "images" / "a.png")
     settings = Settings(run_dir=str(run))
     for n, told in ((2, True), (30, False)):
-        save_familiarity(fit_familiarity(noise[:n], seed=1), run)
+        save_familiarity(fit_familiarity([noise[:n]], [1, n]), run)
         facts = find_scored_images.fn(str(tmp_path / "images"), str(tmp_path / "x.csv"), settings)
         assert facts == {"n_images": 1, "n_left_out": 0}
         assert ("too few images to tell what looks unlike them" in capsys.readouterr().out) is told

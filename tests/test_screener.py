@@ -23,6 +23,7 @@ from tasks.screener import (
 from tasks.screener_files import SHIPPED_SCREENER, find_screener, known_readings
 from tasks.screener_loss import BoxArea, build_trainer
 from tasks.settings import ScreeningSettings
+from tasks.storage import sha256_of_file
 
 HOW = ScreeningSettings()
 
@@ -103,6 +104,10 @@ def test_a_screener_is_found_by_its_folder_and_refused_when_it_is_none(tmp_path:
     inputs = keras.Input((224, 224, 1))
     save_network(keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs)), tmp_path)
     with pytest.raises(RunError, match="holds no screener"):
+        load_screener(tmp_path)
+    (tmp_path / "model.keras").write_bytes(b"x")
+    (tmp_path / "model.sha256").write_text(sha256_of_file(tmp_path / "model.keras"))
+    with pytest.raises(RunError, match=r"^screening\.screener: .*model\.keras does not load \(.*\); name a folder"):
         load_screener(tmp_path)
 
 

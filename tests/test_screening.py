@@ -9,12 +9,9 @@ import pytest
 
 from tasks.network_files import save_network
 from tasks.packing import index_arrays
-from tasks.records import Facts, RunError
+from tasks.records import DOUBTFUL_DEVICE, READ_DEVICE, SCORED_DEVICE, Facts, RunError
 from tasks.screener import build_screener
 from tasks.screening import (
-    DOUBTFUL_DEVICE,
-    READ_DEVICE,
-    SCORED_DEVICE,
     add_readings,
     count_devices,
     decide,

@@ -19,7 +19,8 @@ from tasks.members import Lesson, build_trainer, class_weights, describe_truth, 
 from tasks.networks import build_member, shrink
 from tasks.records import RunError
 from tasks.settings import TrainingSettings
-from tasks.training import train_network, used_rows
+from tasks.suspects import used_rows
+from tasks.training import train_network
 
 SETTINGS = TrainingSettings(epochs=3, n_models=2, side_px=32, width=4, batch_size=8)
 

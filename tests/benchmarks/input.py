@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.full_size import HEIGHT_PX, WIDTH_PX, write_full_size
+from data.full_size import HEIGHT_PX, WIDTH_PX, read_as_keras_does, write_full_size
 from tasks.images import SIDE_PX, PackedImages, to_float
-from tasks.keras_backend import native_log_muted
 from tasks.layout import image_id
 from tasks.packing import pack
 from tasks.settings import Settings
@@ -90,18 +89,7 @@ def own_epoch(run: Path) -> Callable[[], int]:
 
 def peer_epoch(folder: Path) -> Callable[[], int]:
     """An epoch of Keras' generator: each file is decoded at its full size, shrunk and scaled, every time."""
-    with native_log_muted():
-        import tensorflow as tf
-    generator = tf.keras.preprocessing.image.ImageDataGenerator(rescale=1 / 255)
-    flow = generator.flow_from_directory(
-        folder,
-        target_size=(SIDE_PX, SIDE_PX),
-        color_mode="grayscale",
-        class_mode="binary",
-        batch_size=BATCH_SIZE,
-        shuffle=True,
-        seed=1,
-    )
+    flow = read_as_keras_does(folder, BATCH_SIZE)
 
     def run_epoch() -> int:
         n_seen = 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data.full_size import write_full_size
+from data.full_size import read_as_keras_does, write_full_size
 from tasks.images import SIDE_PX, decode
 from tasks.settings import TrainingSettings
 
@@ -80,8 +80,6 @@ def own_epochs(packed: np.ndarray, labels: np.ndarray, folder: Path) -> tuple[li
 
 def peer_epochs(folder: Path) -> list[float]:
     """Seconds of whole epochs of the same network that is fed by Keras' generator, which decodes every file again."""
-    import tensorflow as tf
-
     from tasks.epochs import build_optimizer
     from tasks.keras_backend import keras
     from tasks.members import two_questions
@@ -91,16 +89,7 @@ def peer_epochs(folder: Path) -> list[float]:
     member = build_member(settings, 1)
     pixels = keras.Input((SIDE_PX, SIDE_PX, 1))
     model = keras.Model(pixels, member(shrink(settings.side_px)(pixels)))
-    generator = tf.keras.preprocessing.image.ImageDataGenerator(rescale=1 / 255)
-    flow = generator.flow_from_directory(
-        folder,
-        target_size=(SIDE_PX, SIDE_PX),
-        color_mode="grayscale",
-        class_mode="binary",
-        batch_size=BATCH_SIZE,
-        shuffle=True,
-        seed=1,
-    )
+    flow = read_as_keras_does(folder, BATCH_SIZE)
     model.compile(optimizer=build_optimizer(1e-3, EPOCHS, flow.samples, BATCH_SIZE), loss=two_questions)
     seconds = []
     for _ in range(EPOCHS):
