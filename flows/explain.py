@@ -9,6 +9,7 @@ from tasks.auditing import audit, require_passed
 from tasks.explanations import explain_shard, gather_explanations, plan_explanations
 from tasks.model_card import write_card
 from tasks.reports import write_report
+from tasks.run_copies import fetch_run
 from tasks.sealing import seal
 from tasks.settings import Settings
 
@@ -21,6 +22,7 @@ from tasks.settings import Settings
 )
 def explain(settings: Settings) -> str:
     """Explains single answers, audits, writes report and model card, seals the run; returns the report's address."""
+    fetch_run(settings)
     shards = plan_explanations(settings)
     explain_shard.map(unmapped(settings), shards).result()
     gather_explanations(settings)

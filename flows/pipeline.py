@@ -11,6 +11,7 @@ from prefect.states import Completed
 from flows.command_line import run_command
 from flows.explain import explain
 from flows.prepare import prepare
+from flows.remote_training import train_elsewhere
 from flows.review import can_wait, wait_for_answers
 from flows.run_folders import with_run_folder
 from flows.train import train
@@ -35,7 +36,10 @@ def pipeline(settings: Settings = Settings()) -> "str | State[str]":
     if settings.screening.wait_for_review and count_doubtful(settings):
         wait_for_answers(settings)
         prepare(settings)
-    train(settings)
+    if settings.train_on:
+        train_elsewhere(settings)
+    else:
+        train(settings)
     return explain(settings)
 
 

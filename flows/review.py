@@ -14,9 +14,10 @@ from prefect.input import RunInput
 from pydantic import BaseModel, Field
 
 from flows.command_line import run_command
-from tasks.answers import answers_address, default_reviewer, keep_answers, name_images, take_answers
+from tasks.answers import answers_address, default_reviewer, keep_answers, name_images, send_answers, take_answers
 from tasks.contact_sheet import SHEET, count_doubtful
 from tasks.records import Facts, PipelineError, SettingsError, TableError
+from tasks.run_copies import address_of, fetch_run
 from tasks.settings import Settings
 from tasks.storage import read_manifest, run_folder
 
@@ -48,6 +49,7 @@ def review(settings: Settings = Settings(), answers: str | None = None, reviewer
         SettingsError: Without answers, if this run cannot wait for them.
         TableError: If the answers do not fit the run.
     """
+    fetch_run(settings)
     manifest = read_manifest(run_folder(settings))
     address = answers_address(settings)
     if answers is None:
@@ -60,6 +62,7 @@ def review(settings: Settings = Settings(), answers: str | None = None, reviewer
             take_answers(Path(answers), manifest, address, reviewer=name, setting="answers", now=datetime.now(UTC)),
             address,
         )
+        send_answers(settings)
     print(f"the same pipeline command with --run-dir {settings.run_dir} now uses them")
     return str(address)
 
@@ -77,7 +80,7 @@ def wait_for_answers(settings: Settings) -> None:
     A resumed run starts again from the top and comes here once more; Prefect then hands over the forms filled in so
     far, one after the other. One that is of no use costs a sentence in the log, not the run: it waits for the next.
     """
-    address, sheet = answers_address(settings), (run_folder(settings) / SHEET).resolve()
+    address, sheet = answers_address(settings), address_of(settings, SHEET)
     for turn in count(1):
         n = count_doubtful(settings)
         waiting = "1 doubtful image waits" if n == 1 else f"{n:,} doubtful images wait"
@@ -94,6 +97,7 @@ def wait_for_answers(settings: Settings) -> None:
             continue
         if taken is not None:
             say_taken(taken, address)
+            send_answers(settings)
         return
 
 

@@ -1,23 +1,26 @@
 """Where a run is kept when its command does not say."""
 
 from datetime import UTC, datetime
-from pathlib import Path
 
 from prefect.context import FlowRunContext
 
 from tasks.settings import Settings
 from tasks.sources import source_name
+from tasks.storage import is_in_bucket
 
 
 def with_run_folder(settings: Settings) -> Settings:
-    """The settings with a run folder: the one named, else ``data/runs/<UTC time>-<source>``.
+    """The settings with a run folder: the one named, else ``<UTC time>-<source>`` in the folder of runs.
+
+    That is ``data/runs``, or the address in a bucket that ends in a slash.
 
     The time is when the run was due, which stays the same when it starts again from the top: resumed after a person
     answered, or restarted after its worker died.
     """
-    if settings.run_dir is not None:
+    runs = "data/runs/" if settings.run_dir is None else settings.run_dir
+    if not (settings.run_dir is None or (is_in_bucket(settings) and runs.endswith("/"))):
         return settings
     context = FlowRunContext.get()
     due = context.flow_run.expected_start_time if context and context.flow_run else None
     name = f"{(due or datetime.now(UTC)).astimezone(UTC):%Y%m%dT%H%M%SZ}-{source_name(settings.public_source)}"
-    return settings.model_copy(update={"run_dir": str(Path("data/runs") / name)})
+    return settings.model_copy(update={"run_dir": runs + name})

@@ -4,6 +4,7 @@ from prefect import flow
 
 from tasks.calibration import calibrate
 from tasks.evaluation import evaluate
+from tasks.run_copies import fetch_run
 from tasks.settings import Settings
 from tasks.suspects import name_suspects
 from tasks.training import fit
@@ -12,6 +13,7 @@ from tasks.training import fit
 @flow(name="train", log_prints=True, validate_parameters=True)
 def train(settings: Settings) -> None:
     """Fits and calibrates the model, and its twin where the audit compares the two; measures the model."""
+    fetch_run(settings)
     for name in name_suspects(settings):
         fit(settings, name)
         calibrate(settings, name)

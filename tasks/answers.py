@@ -17,10 +17,12 @@ from pathlib import Path
 import pandas as pd
 
 from tasks.records import Facts, SettingsError, TableError
+from tasks.run_copies import fetch_beside, send_beside
 from tasks.settings import Settings
-from tasks.storage import locked, write_whole
+from tasks.storage import locked, run_folder, write_whole
 from tasks.tables import read_table, refuse_values
 
+ANSWERS = "device_answers.csv"
 COLUMNS = ("path", "sha256", "device", "reviewer", "time")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet takes a cell that starts with one of these for a formula, and runs it."""
@@ -50,11 +52,22 @@ def answers_address(settings: Settings) -> Path:
     named = settings.screening.answers
     if named is not None and "://" in named:
         raise SettingsError(f"screening.answers: {named} is not on this machine; name a CSV file here")
-    return (
-        Path(named)
-        if named is not None
-        else Path(settings.run_dir or "data/runs/run").resolve().parent / "device_answers.csv"
-    )
+    if named is not None:
+        return Path(named)
+    run = Path("data/runs/run") if settings.run_dir is None else run_folder(settings)
+    return run.resolve().parent / ANSWERS
+
+
+def fetch_answers(settings: Settings) -> None:
+    """Brings the answers that lie beside a run in a bucket."""
+    if settings.screening.answers is None:
+        fetch_beside(settings, ANSWERS)
+
+
+def send_answers(settings: Settings) -> None:
+    """Sends the answers that lie beside a run in a bucket."""
+    if settings.screening.answers is None:
+        send_beside(settings, ANSWERS)
 
 
 def read_answered(settings: Settings) -> dict[str, int]:

@@ -37,15 +37,10 @@ from tasks.images import PackedImages
 from tasks.masks import DeviceMasks
 from tasks.measures import draw_patients, measure_group, summarise
 from tasks.records import AuditError, Facts
+from tasks.run_copies import address_of
 from tasks.settings import AuditingSettings, Settings
-from tasks.storage import (
-    read_json,
-    read_manifest,
-    run_folder,
-    run_stage,
-    sha256_of_file,
-    write_json,
-)
+from tasks.stages import run_stage
+from tasks.storage import cache_folder, read_json, read_manifest, run_folder, sha256_of_file, write_json
 from tasks.suspects import MODEL, TITLES, name_suspects, read_threshold_of, used_rows
 
 Array = NDArray[np.float64]
@@ -85,8 +80,8 @@ def audit(settings: Settings) -> Facts:
         from tasks.network_files import load_network
         from tasks.networks import predict
 
-        manifest, images = read_manifest(run), PackedImages(run)
-        scene = gather_scene(run, manifest, images)
+        manifest, images = read_manifest(run), PackedImages(run, cache_folder(settings))
+        scene = gather_scene(settings, manifest, images)
         suspects = []
         for name in names:
             network = load_network(run, name)
@@ -137,17 +132,18 @@ def require_passed(settings: Settings) -> None:
     if failed:
         raise AuditError(
             f"auditing.fail_on: the model failed {' and '.join(failed)}; the report in "
-            f"{run_folder(settings) / 'report' / 'index.html'} says by how much, and the run is not sealed"
+            f"{address_of(settings, 'report/index.html')} says by how much, and the run is not sealed"
         )
 
 
-def gather_scene(run: Path, manifest: pd.DataFrame, images: PackedImages) -> Scene:
+def gather_scene(settings: Settings, manifest: pd.DataFrame, images: PackedImages) -> Scene:
     """The evaluated test images, or those of validation where test is left unread."""
+    run = run_folder(settings)
     evaluated = pd.read_csv(run / "predictions.csv", usecols=["path", "split"])
     main = "test" if (evaluated["split"] == "test").any() else "val"
     rows = manifest[manifest["path"].isin(evaluated.loc[evaluated["split"] == main, "path"])].reset_index(drop=True)
     ids = list(rows["image_id"])
-    return Scene(rows, images.read(ids), DeviceMasks(run).read(ids))
+    return Scene(rows, images.read(ids), DeviceMasks(run, cache_folder(settings)).read(ids))
 
 
 def audit_networks(

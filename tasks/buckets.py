@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from botocore import UNSIGNED  # type: ignore[import-untyped]
-from botocore import exceptions as boto  # type: ignore[import-untyped]
-
+from tasks.bucket_folder import make_client
 from tasks.bucket_requests import LARGE, Bucket, ChangedError, Tally, Version, explained, has_size
 from tasks.records import SourceError
 from tasks.settings import IngestionSettings
@@ -65,7 +63,7 @@ def fetch_bucket(
             the folder, a limit is passed, or the server keeps failing.
     """
     with explained(address, folder):
-        bucket = Bucket(address, settings, make_client(settings))
+        bucket = Bucket(address, settings, make_client(settings, "source"))
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_name(f".{folder.name}.lock")):
             listing = _list_folder(bucket)
@@ -91,7 +89,7 @@ def fetch_archive_object(address: str, folder: Path, settings: IngestionSettings
             keeps failing.
     """
     with explained(address, folder):
-        bucket = Bucket(address, settings, make_client(settings))
+        bucket = Bucket(address, settings, make_client(settings, "source"))
         name = bucket.key.rpartition("/")[2]
         _refuse_name(name, address)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -99,58 +97,6 @@ def fetch_archive_object(address: str, folder: Path, settings: IngestionSettings
             version = bucket.look(bucket.key)
             _refuse_size(version.size, address, settings)
             return _mirror(bucket, folder, {name: version}, [name]).folder / name
-
-
-def make_client(settings: IngestionSettings) -> Any:
-    """A boto3 client for S3; endpoint and credentials by boto3's standard chain or from a prefect-aws block.
-
-    Args:
-        settings: ``aws_block`` names the block; ``tries``, ``timeout_s`` and ``n_connections`` shape the client.
-
-    Raises:
-        SourceError: If there are no credentials, or the block or the AWS settings cannot be used.
-    """
-    import boto3  # type: ignore[import-untyped]
-    from botocore.config import Config  # type: ignore[import-untyped]
-
-    shape = Config(
-        retries={"mode": "standard", "total_max_attempts": settings.tries},
-        connect_timeout=settings.timeout_s,
-        read_timeout=settings.timeout_s,
-        max_pool_connections=settings.n_connections,
-    )
-    try:
-        session, options = _open_block(settings.aws_block) if settings.aws_block else (boto3.Session(), {})
-        config = options.pop("config", Config()).merge(shape)
-        # Looked at now: boto3 itself would complain at the first request only, and in other words.
-        if config.signature_version is not UNSIGNED and session.get_credentials() is None:
-            raise SourceError(
-                "source: there are no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, "
-                "or name a prefect-aws block with ingestion.aws_block"
-            )
-        return session.client("s3", config=config, **options)
-    except (boto.BotoCoreError, boto.ClientError, ValueError) as error:  # only its kind: the text may hold a secret
-        raise SourceError(
-            f"source: the AWS settings cannot be used ({type(error).__name__}); look at the AWS_… variables, the "
-            "profile, or the block that ingestion.aws_block names"
-        ) from None
-
-
-def _open_block(name: str) -> tuple[Any, dict[str, Any]]:
-    from prefect_aws import AwsCredentials
-
-    load: Callable[[str], Any] = AwsCredentials.load
-    try:
-        block = load(name)
-    except ValueError:
-        raise SourceError(
-            f"ingestion.aws_block: there is no usable AwsCredentials block {name!r}; create it in Prefect, or leave "
-            "the setting out and use the AWS_… variables"
-        ) from None
-    return block.get_boto3_session(), block.aws_client_parameters.get_params_override()
-
-
-# -- the mirror --------------------------------------------------------------------------------------------------------
 
 
 def _list_folder(bucket: Bucket) -> dict[str, Version]:

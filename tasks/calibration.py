@@ -20,7 +20,8 @@ from tasks.images import PackedImages
 from tasks.network_files import save_network
 from tasks.records import Facts
 from tasks.settings import Settings
-from tasks.storage import read_manifest, run_folder, run_stage, sha256_of_file, write_whole
+from tasks.stages import run_stage
+from tasks.storage import cache_folder, read_manifest, run_folder, sha256_of_file, write_whole
 from tasks.suspects import MODEL, TITLES, stage_name, used_rows, work_folder
 from tasks.thresholds import to_logit
 
@@ -43,7 +44,7 @@ def calibrate(settings: Settings, name: str = MODEL) -> Facts:
         from tasks.networks import join_members
 
         members = [keras.saving.load_model(path, compile=False, safe_mode=True) for path in paths]
-        model, images = join_members(members), PackedImages(run)
+        model, images = join_members(members), PackedImages(run, cache_folder(settings))
         rows = used_rows(read_manifest(run))
         val = rows[rows["split"] == "val"]
         shifts, said = calibrate_model(model, val, images.read(list(val["image_id"])))

@@ -21,6 +21,7 @@ from tasks.answers import safe_path
 from tasks.artifacts import show_markdown
 from tasks.images import SIDE_PX, PackedImages
 from tasks.masks import DeviceMasks
+from tasks.run_copies import address_of
 from tasks.settings import ScreeningSettings, Settings
 from tasks.storage import read_manifest, run_folder, write_whole
 
@@ -157,16 +158,16 @@ def draw_outline(mask: NDArray[np.uint8]) -> tuple[str, bool]:
     return "".join(pieces), peak > SURE
 
 
-def show_sheet(run: Path, n: int) -> None:
+def show_sheet(settings: Settings, n: int) -> None:
     """Shows in Prefect's web page where the sheet is and how many images wait for a person on it."""
     images = "1 doubtful image waits" if n == 1 else f"{n:,} doubtful images wait"
     lines = [
         f"**{images if n else 'No doubtful image waits'} for a person.**",
         "",
-        f"Sheet: `{(run / SHEET).resolve()}`",
+        f"Sheet: `{address_of(settings, SHEET)}`",
         "",
         "Open it in a browser, save the answers, and give them back:",
         "",
-        f"```\n.venv/bin/python -m flows.review --run-dir {run} --answers answers.csv\n```",
+        f"```\n.venv/bin/python -m flows.review --run-dir {settings.run_dir} --answers answers.csv\n```",
     ]
     show_markdown("review sheet", "\n".join(lines[: None if n else 3]) + "\n", "Doubtful images for a person")

@@ -26,7 +26,8 @@ from tasks.measures import (
 )
 from tasks.records import Facts
 from tasks.settings import EvaluationSettings, Settings
-from tasks.storage import read_manifest, run_folder, run_stage, sha256_of_file, write_json, write_whole
+from tasks.stages import run_stage
+from tasks.storage import cache_folder, read_manifest, run_folder, sha256_of_file, write_json, write_whole
 from tasks.thresholds import choose_sensitive_threshold, choose_threshold
 
 GROUPS = ("val", "test", "test_device_free", "test_with_device", "val_device_free", "val_with_device")
@@ -46,7 +47,7 @@ def evaluate(settings: Settings) -> Facts:
 
         manifest = read_manifest(run)
         rows = evaluated_rows(manifest, settings.evaluation.splits)
-        model, packed = load_network(run), PackedImages(run).read(list(rows["image_id"]))
+        model, packed = load_network(run), PackedImages(run, cache_folder(settings)).read(list(rows["image_id"]))
         said = answer(model, packed)
         table = rows.assign(probability=said.probability, bacteria=said.bacteria)
         columns = ["path", "split", "label", "subtype", "has_device", "probability", "bacteria"]

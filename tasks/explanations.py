@@ -20,15 +20,14 @@ from tasks.images import PackedImages, to_float
 from tasks.masks import DeviceMasks
 from tasks.records import Facts
 from tasks.settings import ExplanationSettings, Settings
+from tasks.stages import code_version, package_versions, run_stage
 from tasks.storage import (
-    code_version,
+    cache_folder,
     digest,
     make_once,
-    package_versions,
     read_json,
     read_manifest,
     run_folder,
-    run_stage,
     sha256_of_file,
     write_json,
 )
@@ -54,7 +53,7 @@ def explain_shard(settings: Settings, number: int) -> None:
 
     def make(out: Path) -> None:
         run = run_folder(settings)
-        images, masks = PackedImages(run), DeviceMasks(run)
+        images, masks = PackedImages(run, cache_folder(settings)), DeviceMasks(run, cache_folder(settings))
         networks = {
             name: (_load(run, name, settings), read_threshold_of(run, name)) for name in name_suspects(settings)
         }
@@ -129,7 +128,7 @@ def shard_entry(settings: Settings, number: int) -> Path:
         "code": code_version(__name__),
         "packages": package_versions(PACKAGES),
     }
-    return Path(settings.storage.cache) / "explanations" / digest(parts)[:24]
+    return cache_folder(settings) / "explanations" / digest(parts)[:24]
 
 
 def _load(run: Path, name: str, settings: Settings) -> Network:

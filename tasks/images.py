@@ -143,10 +143,10 @@ def _reason(error: Exception) -> str:
 class PackedImages:
     """The packed pixels of a run: shards that stay on disk until rows of them are asked for.
 
-    ``arrays/index.json`` holds the addresses of the shards and, for each image id, its shard and row.
+    ``arrays/index.json`` holds the names of the shards in the cache and, for each image id, its shard and row.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, cache: Path) -> None:
         path = run / "arrays" / "index.json"
         if not path.exists():
             raise RunError(f"{path} is missing: run the prepare flow on this run folder first")
@@ -154,9 +154,10 @@ class PackedImages:
         self._rows: dict[str, tuple[int, int]] = {k: (v[0], v[1]) for k, v in index["images"].items()}
         self._shards: list[NDArray[np.uint8]] = []
         for shard in index["shards"]:
-            if not Path(shard["address"]).exists():
-                raise RunError(f"{shard['address']} is gone from the cache: run the prepare flow again")
-            self._shards.append(np.load(shard["address"], mmap_mode="r"))
+            path = cache / shard["name"]
+            if not path.exists():
+                raise RunError(f"{path} is gone from the cache: run the prepare flow again")
+            self._shards.append(np.load(path, mmap_mode="r"))
 
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._rows

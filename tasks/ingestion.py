@@ -21,7 +21,8 @@ from tasks.records import CLASS_FOLDERS, SPLITS, SUBTYPES, Facts, Fetched, Table
 from tasks.retries import outside_failed
 from tasks.settings import Settings
 from tasks.sources import fetch_source
-from tasks.storage import read_bytes, run_stage, write_manifest
+from tasks.stages import run_stage
+from tasks.storage import read_bytes, write_manifest
 from tasks.tables import read_table, refuse_values
 
 READERS = 4

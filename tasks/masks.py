@@ -29,9 +29,9 @@ def read_scores(path: Path) -> NDArray[np.float32]:
 class DeviceMasks:
     """The masks of a run; ``masks/index.json`` holds the shards and, for each image id, its shard and row."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, cache: Path) -> None:
         index = read_json(run / "masks" / "index.json")
-        self._shards = [Path(shard["address"]) for shard in index["shards"]]
+        self._shards = [cache / shard["name"] for shard in index["shards"]]
         self._rows: dict[str, tuple[int, int]] = {
             image: (place[0], place[1]) for image, place in index["images"].items()
         }

@@ -37,8 +37,10 @@ from tasks.report_results import (
     say_share,
     say_threshold,
 )
+from tasks.run_copies import address_of, send
 from tasks.settings import Settings
-from tasks.storage import read_json, read_manifest, read_stage, run_folder, write_whole
+from tasks.stages import read_stage
+from tasks.storage import read_json, read_manifest, run_folder, write_whole
 from tasks.suspects import TWIN
 
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
@@ -50,18 +52,19 @@ DECISIONS = ("sensitivity", "specificity")
 
 @task(name="model card", cache_policy=NO_CACHE)
 def write_card(settings: Settings) -> str:
-    """Writes ``model_card.md`` of a run that is trained and evaluated; returns its path.
+    """Writes ``model_card.md`` of a run that is trained and evaluated; returns its address.
 
     Raises:
         RunError: If the run folder lacks a file of an earlier stage.
     """
     run = run_folder(settings)
     card = render_card(gather_card(settings, run))
-    path = run / CARD
-    write_whole(path, card)
+    write_whole(run / CARD, card)
+    send(settings, [CARD])
+    address = address_of(settings, CARD)
     show_markdown("model card", card, "What the network of this run is for, how good it is and where it fails")
-    print(f"the model card is {path}")
-    return str(path)
+    print(f"the model card is {address}")
+    return address
 
 
 def render_card(card: Facts) -> str:

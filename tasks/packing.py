@@ -1,6 +1,6 @@
 """Pack: every decodable image once to uint8 at 224 px, in shards that later stages map into memory.
 
-Reads the files of the source; writes shards into the cache, ``arrays/index.json`` with their addresses into the run
+Reads the files of the source; writes shards into the cache, ``arrays/index.json`` with their names into the run
 folder, and marks files that do not decode in ``manifest.parquet``. Shards are found by the checksums of the files in
 them, so that next week only new images are packed.
 """
@@ -20,14 +20,15 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.images import SIDE_PX, UndecodableError, decode
 from tasks.records import Facts, SourceError
+from tasks.run_copies import fetch_below
 from tasks.settings import Settings
+from tasks.stages import code_version, run_stage
 from tasks.storage import (
-    code_version,
+    cache_folder,
     digest,
     read_bytes,
     read_manifest,
     run_folder,
-    run_stage,
     sha256_of_file,
     shards_exist,
     write_json,
@@ -45,10 +46,11 @@ def pack(settings: Settings, folder: str) -> Facts:
     run = run_folder(settings)
     decoding: dict[str, Any] = {"padding": settings.packing.padding, "max_side_px": settings.ingestion.max_side_px}
     decoder = {"code": code_version("tasks.images"), "pillow": importlib.metadata.version("pillow"), **decoding}
-    shelf = Path(settings.storage.cache) / "arrays" / digest(decoder)[:16]
+    shelf = cache_folder(settings) / "arrays" / digest(decoder)[:16]
 
     def make(out: Path) -> Facts:
         manifest = read_manifest(run)
+        fetch_below(settings, f"arrays/{shelf.name}/")
         known = known_files(shelf)
         waiting = manifest[(manifest["excluded"].fillna("").str.startswith("undecodable")).ne(True)]
         waiting = waiting[~waiting["sha256"].isin(list(known))].drop_duplicates("sha256")
@@ -70,7 +72,7 @@ def pack(settings: Settings, folder: str) -> Facts:
             "n_undecodable": int(manifest["excluded"].fillna("").str.startswith("undecodable").sum()),
         }
 
-    inputs = {"manifest": sha256_of_file(run / "manifest.parquet"), "shelf": str(shelf.resolve()), **decoding}
+    inputs = {"manifest": sha256_of_file(run / "manifest.parquet"), "shelf": shelf.name, **decoding}
     facts = run_stage(
         settings,
         "pack",
@@ -78,7 +80,7 @@ def pack(settings: Settings, folder: str) -> Facts:
         inputs=inputs,
         make=make,
         packages=("pillow", "numpy"),
-        is_valid=lambda entry: shards_exist(entry / "arrays" / "index.json"),
+        is_valid=lambda entry: shards_exist(entry / "arrays" / "index.json", cache_folder(settings)),
     )
     told = " (taken from the cache)" if facts["reused"] else f", {facts['n_new']:,} of them new"
     print(
@@ -118,14 +120,14 @@ def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: boo
 
 
 def known_files(shelf: Path) -> dict[str, tuple[str, int, str]]:
-    """What the shelf holds: sha256 -> (address of the shard, row, "") or ("", -1, why it did not decode)."""
+    """What the shelf holds: sha256 -> (name of the shard in the cache, row, "") or ("", -1, why it did not decode)."""
     known: dict[str, tuple[str, int, str]] = {}
     for listing in sorted(shelf.glob("[!.]*.json")):
         shard = listing.with_suffix(".npy")
         if not shard.exists():
             continue
         content = json.loads(listing.read_text())
-        known |= {sha: (str(shard.resolve()), row, "") for row, sha in enumerate(content["rows"])}
+        known |= {sha: (f"arrays/{shelf.name}/{shard.name}", row, "") for row, sha in enumerate(content["rows"])}
         known |= {sha: ("", -1, reason) for sha, reason in content["failed"].items()}
     return known
 
@@ -140,11 +142,11 @@ def mark_undecodable(manifest: pd.DataFrame, reasons: dict[str, str]) -> pd.Data
 
 
 def index_arrays(manifest: pd.DataFrame, known: dict[str, tuple[str, int, str]]) -> Facts:
-    """``{"side_px", "shards": [{"address"}], "images": {image_id: [shard, row]}}`` for the decodable rows."""
+    """``{"side_px", "shards": [{"name"}], "images": {image_id: [shard, row]}}`` for the decodable rows."""
     shards: dict[str, int] = {}
     images = {}
     for image, sha in zip(manifest["image_id"], manifest["sha256"], strict=True):
-        address, row, reason = known.get(sha, ("", -1, "not packed"))
+        shard, row, reason = known.get(sha, ("", -1, "not packed"))
         if not reason:
-            images[image] = [shards.setdefault(address, len(shards)), row]
-    return {"side_px": SIDE_PX, "shards": [{"address": address} for address in shards], "images": images}
+            images[image] = [shards.setdefault(shard, len(shards)), row]
+    return {"side_px": SIDE_PX, "shards": [{"name": shard} for shard in shards], "images": images}

@@ -17,7 +17,8 @@ from pydantic.fields import FieldInfo
 
 from tasks.records import Facts, SettingsError
 from tasks.settings import Settings, TrainingSettings
-from tasks.storage import REPOSITORY, STAGES_FOLDER, read_json, read_stage, run_folder, sha256_of_file
+from tasks.stages import STAGES_FOLDER, read_stage
+from tasks.storage import REPOSITORY, read_json, run_folder, sha256_of_file
 
 PACKAGES = (
     "prefect",

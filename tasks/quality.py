@@ -17,7 +17,8 @@ from prefect.cache_policies import NO_CACHE
 from tasks.artifacts import show_table
 from tasks.records import SPLITS, SUBTYPES, DataCheckError, Facts
 from tasks.settings import QualitySettings, Settings
-from tasks.storage import STAGES_FOLDER, read_json, read_manifest, run_folder, run_stage, sha256_of_file, write_json
+from tasks.stages import STAGES_FOLDER, run_stage
+from tasks.storage import read_json, read_manifest, run_folder, sha256_of_file, write_json
 
 Checkpoint = Literal["source", "prepared"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from tasks.records import CLASS_NAMES, SPLITS, Facts
-from tasks.storage import read_stage
+from tasks.stages import read_stage
 
 NOTICE = "Research software. Not a medical device, not for clinical use."
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}

@@ -10,8 +10,9 @@ from tasks.images import PackedImages
 from tasks.masks import DeviceMasks
 from tasks.measures import describe_value
 from tasks.records import CLASS_NAMES, Facts
-from tasks.settings import ScreeningSettings
-from tasks.storage import read_stage
+from tasks.settings import Settings
+from tasks.stages import read_stage
+from tasks.storage import cache_folder
 
 RATE_NAMES = {
     "train before": "Training, before screening",
@@ -25,10 +26,11 @@ QUALITY_GROUPS = {"all": "All readings", **{name: f"{name.capitalize()} images a
 N_EXAMPLES = 4
 
 
-def describe_devices(run: Path, manifest: pd.DataFrame, splits: Sequence[str], how: ScreeningSettings) -> Facts:
+def describe_devices(run: Path, manifest: pd.DataFrame, splits: Sequence[str], settings: Settings) -> Facts:
     """How often a device is seen, by class, before and after screening; of test only when test is evaluated."""
     from tasks.figures import as_svg, draw_rates
 
+    how = settings.screening
     facts = read_stage(run, "screen")["facts"]
     rows = [
         {**row, "name": RATE_NAMES[row["split"]]}
@@ -56,15 +58,16 @@ def describe_devices(run: Path, manifest: pd.DataFrame, splits: Sequence[str], h
         "exclude_from": f"{how.leaves_from:g}",
         "doubtful_to": f"{how.doubtful_to:g}",
         "quality": describe_quality(facts["quality"]),
-        "examples": describe_examples(run, manifest, how),
+        "examples": describe_examples(run, manifest, settings),
         **{name: facts[name] for name in (*counts, *excluded)},
     }
 
 
-def describe_examples(run: Path, manifest: pd.DataFrame, how: ScreeningSettings) -> list[Facts]:
+def describe_examples(run: Path, manifest: pd.DataFrame, settings: Settings) -> list[Facts]:
     """Training images the screener is surest about, and those it doubts most, with an outline of what it saw."""
     if not (run / "masks" / "index.json").exists():
         return []
+    how = settings.screening
     rows = manifest[(manifest["split"] == "train") & (manifest["device_score"] >= how.leaves_from).fillna(False)]
     rows = rows.drop_duplicates("sha256").sort_values(["device_score", "path"], ascending=[False, True])
     surest = rows.head(N_EXAMPLES)
@@ -72,7 +75,10 @@ def describe_examples(run: Path, manifest: pd.DataFrame, how: ScreeningSettings)
     nearest = (others["device_score"] - how.threshold).abs().sort_values(kind="stable").index[:N_EXAMPLES]
     chosen = pd.concat([surest, others.loc[nearest]])
     ids = list(chosen["image_id"])
-    pixels, masks = PackedImages(run).read(ids), DeviceMasks(run).read(ids)
+    pixels, masks = (
+        PackedImages(run, cache_folder(settings)).read(ids),
+        DeviceMasks(run, cache_folder(settings)).read(ids),
+    )
     examples = []
     for i, (image_id, score) in enumerate(zip(ids, chosen["device_score"], strict=True)):
         outline, sure = draw_outline(masks[i])

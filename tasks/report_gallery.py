@@ -6,7 +6,8 @@ from pathlib import Path
 from tasks.records import CLASS_NAMES, Facts
 from tasks.report_data import SPLIT_NAMES
 from tasks.settings import ExplanationSettings
-from tasks.storage import read_json, read_stage
+from tasks.stages import read_stage
+from tasks.storage import read_json
 from tasks.suspects import TWIN
 
 PICTURES_MB = 12.0

@@ -14,7 +14,7 @@ from tasks.provenance import say_seconds
 from tasks.records import Facts
 from tasks.report_data import SPLIT_NAMES
 from tasks.settings import EvaluationSettings, Settings, TrainingSettings
-from tasks.storage import read_stage
+from tasks.stages import read_stage
 
 FEW_PATIENTS = 30
 DECISIONS = ("sensitivity", "specificity", "accuracy")

@@ -22,16 +22,18 @@ from tasks.report_data import NOTICE, SPLIT_NAMES, describe_left_out, describe_s
 from tasks.report_devices import describe_devices
 from tasks.report_gallery import describe_gallery
 from tasks.report_results import choose_splits, describe_results, describe_training, draw_history, say_result
+from tasks.run_copies import address_of, send
 from tasks.settings import Settings
 from tasks.storage import read_json, read_manifest, run_folder, write_whole
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
+REPORT = "report/index.html"
 CHECKPOINTS = {"source": "The data set as it came", "prepared": "What training and evaluation use"}
 
 
 @task(name="report", cache_policy=NO_CACHE)
 def write_report(settings: Settings) -> str:
-    """Writes ``report/index.html`` of a run that is trained and evaluated; returns its path.
+    """Writes ``report/index.html`` of a run that is trained and evaluated; returns its address.
 
     Raises:
         RunError: If the run folder lacks a file of an earlier stage.
@@ -39,12 +41,13 @@ def write_report(settings: Settings) -> str:
     run = run_folder(settings)
     page = gather_page(settings, run)
     html = render_page(page)
-    path = run / "report" / "index.html"
-    write_whole(path, html)
+    write_whole(run / REPORT, html)
+    send(settings, [REPORT])
+    address = address_of(settings, REPORT)
     show_table("left out", page["left_out"]["reasons"], "Images that were left out, by reason and split")
-    show_markdown("report", summarise_page(page, path), "Result of the run and where its report is")
-    print(f"{page['sentence']} The report is {path} ({len(html.encode()) / 1e6:.1f} MB)")
-    return str(path)
+    show_markdown("report", summarise_page(page, address), "Result of the run and where its report is")
+    print(f"{page['sentence']} The report is {address} ({len(html.encode()) / 1e6:.1f} MB)")
+    return address
 
 
 def render_page(page: Facts) -> str:
@@ -81,7 +84,7 @@ def gather_page(settings: Settings, run: Path) -> Facts:
         "source": describe_source(run, manifest),
         "left_out": describe_left_out(run, manifest),
         "checks": describe_checks(run),
-        "devices": describe_devices(run, manifest, splits, settings.screening),
+        "devices": describe_devices(run, manifest, splits, settings),
         "training": {**describe_training(run, settings.training), "figure": draw_history(run)},
         "results": results,
         "audit": describe_audit(run),
@@ -114,9 +117,9 @@ def describe_checks(run: Path) -> list[Facts]:
     return found
 
 
-def summarise_page(page: Facts, path: Path) -> str:
+def summarise_page(page: Facts, address: str) -> str:
     """The report in short, as Markdown for Prefect's page: sentence, metrics, ROC curve and one LIME picture."""
-    lines = [f"**{page['notice']}**", "", page["sentence"], "", f"Report: `{path}`", ""]
+    lines = [f"**{page['notice']}**", "", page["sentence"], "", f"Report: `{address}`", ""]
     lines += ["| group | images | AUC | sensitivity | specificity |", "| --- | ---: | --- | --- | --- |"]
     for row in page["results"]["groups"]:
         cells = [row["values"].get(name) for name in ("auc", "sensitivity", "specificity")]

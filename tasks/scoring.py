@@ -23,7 +23,8 @@ from tasks.network_files import check_network, load_network
 from tasks.records import Facts, RunError, SettingsError
 from tasks.screener_files import find_screener
 from tasks.settings import Settings
-from tasks.storage import STAGES_FOLDER, open_whole, read_json, read_stage, run_folder
+from tasks.stages import STAGES_FOLDER, read_stage
+from tasks.storage import open_whole, read_json, run_folder
 
 HEADER = "path,probability,decision,device_score,refused\n"
 

@@ -29,7 +29,8 @@ from tasks.records import CLASS_NAMES, Facts, SettingsError, TableError
 from tasks.screener_files import find_screener
 from tasks.screener_quality import judge_screener
 from tasks.settings import ScreenerRecipe, ScreeningSettings, Settings
-from tasks.storage import read_manifest, run_folder, run_stage, sha256_of_file, write_json
+from tasks.stages import run_stage
+from tasks.storage import cache_folder, read_manifest, run_folder, sha256_of_file, write_json
 from tasks.tables import read_table, refuse_values
 
 PARTS = {"fit": 0.7, "tune": 0.1, "report": 0.2}
@@ -57,7 +58,9 @@ def fit_screener(settings: Settings, folder: str, recipe: ScreenerRecipe) -> Fac
     rows = join_readings(manifest, table)
 
     def make(out: Path) -> Facts:
-        return train_screener(rows, manifest, PackedImages(run), recipe, settings.seed, out / "screener")
+        return train_screener(
+            rows, manifest, PackedImages(run, cache_folder(settings)), recipe, settings.seed, out / "screener"
+        )
 
     inputs = {
         "rows": rows.to_csv(index=False),

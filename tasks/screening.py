@@ -26,16 +26,17 @@ from tasks.measures import format_value
 from tasks.provenance import BACKENDS, find_backend
 from tasks.readings import find_review
 from tasks.records import CLASS_NAMES, DEVICE_REASONS, DOUBTFUL_DEVICE, READ_DEVICE, SCORED_DEVICE, Facts
+from tasks.run_copies import fetch_below
 from tasks.screener_files import ScreenerFiles, find_screener, known_readings
 from tasks.screener_quality import judge_screener
 from tasks.settings import ScreeningSettings, Settings
+from tasks.stages import code_version, run_stage
 from tasks.storage import (
-    code_version,
+    cache_folder,
     digest,
     read_json,
     read_manifest,
     run_folder,
-    run_stage,
     sha256_of_file,
     shards_exist,
     write_json,
@@ -56,18 +57,24 @@ def screen(settings: Settings, folder: str) -> Facts:
     answered = {sha: device for sha, device in read_answered(settings).items() if sha in present}
     screener = find_screener(settings.screening.screener)
     known = known_readings(screener.folder)
-    index = screen_shards(run, Path(settings.storage.cache), screener)
+    index = screen_shards(settings, screener)
     how = settings.screening
 
     def make(out: Path) -> Facts:
         write_json(out / "masks" / "index.json", index)
-        scored = add_scores(read_manifest(run), index)
+        scored = add_scores(read_manifest(run), index, cache_folder(settings))
         decided = decide(add_readings(scored, review.readings, answered), how)
         write_manifest(out, decided)
         left = decided.loc[decided["excluded"].fillna("") != "", ["path", "excluded"]]
         write_whole(out / "excluded.csv", left.rename(columns={"excluded": "reason"}).to_csv(index=False))
         doubtful = doubtful_rows(decided, how)
-        write_sheet(out, doubtful, PackedImages(run), DeviceMasks(out), settings.public_source)
+        write_sheet(
+            out,
+            doubtful,
+            PackedImages(run, cache_folder(settings)),
+            DeviceMasks(out, cache_folder(settings)),
+            settings.public_source,
+        )
         judged = keep_fair_readings(decided, review.readings, known)
         quality = judge_screener(judged, known or (), how.threshold, how.leaves_from, N_BOOTSTRAP, settings.seed)
         return {
@@ -100,31 +107,36 @@ def screen(settings: Settings, folder: str) -> Facts:
         module=__name__,
         inputs=inputs,
         make=make,
-        is_valid=lambda entry: shards_exist(entry / "masks" / "index.json"),
+        is_valid=lambda entry: shards_exist(entry / "masks" / "index.json", cache_folder(settings)),
     )
     for line in describe(facts):
         print(line)
     show_table("devices", facts["rates"], "Share of images that show a device, by class, before and after screening")
-    show_sheet(run, facts["n_on_sheet"])
+    show_sheet(settings, facts["n_on_sheet"])
     return facts
 
 
 # -- scores and masks --------------------------------------------------------------------------------------------------
 
 
-def screen_shards(run: Path, cache: Path, screener: ScreenerFiles) -> Facts:
+def screen_shards(settings: Settings, screener: ScreenerFiles) -> Facts:
     """Screens the packed shards of a run that no run screened before with this screener.
 
     Returns:
-        ``masks/index.json``: ``{"shards": [{"address"}], "images": {image_id: [shard, row]}}``, as of the arrays.
+        ``masks/index.json``: ``{"shards": [{"name"}], "images": {image_id: [shard, row]}}``, as of the arrays.
     """
-    arrays = read_json(run / "arrays" / "index.json")
-    sources = [Path(shard["address"]) for shard in arrays["shards"]]
+    arrays, cache = read_json(run_folder(settings) / "arrays" / "index.json"), cache_folder(settings)
+    sources = [Path(shard["name"]) for shard in arrays["shards"]]
     code = [code_version(name) for name in ("tasks.screener", "tasks.masks")]
     runs_on = [importlib.metadata.version(name) for name in ("keras", BACKENDS[find_backend()])]
     how = digest({"screener": screener.sha256, "code": code, "runs_on": runs_on})[:16]
-    targets = [cache.resolve() / "masks" / how / source.parent.name / f"{source.stem}.npz" for source in sources]
-    waiting = [(source, target) for source, target in zip(sources, targets, strict=True) if not target.exists()]
+    targets = [f"masks/{how}/{source.parent.name}/{source.stem}.npz" for source in sources]
+    fetch_below(settings, f"masks/{how}/")
+    waiting = [
+        (cache / source, cache / target)
+        for source, target in zip(sources, targets, strict=True)
+        if not (cache / target).exists()
+    ]
     if waiting:
         from tasks.screener import load_screener
 
@@ -135,7 +147,7 @@ def screen_shards(run: Path, cache: Path, screener: ScreenerFiles) -> Facts:
             progress.show(done, len(waiting))
             if done % 10 == 0 or done == len(waiting):
                 print(f"screened {done} of {len(waiting)} new shards")
-    return {"shards": [{"address": str(target)} for target in targets], "images": arrays["images"]}
+    return {"shards": [{"name": target} for target in targets], "images": arrays["images"]}
 
 
 def screen_shard(model: Any, source: Path, target: Path) -> None:
@@ -148,9 +160,9 @@ def screen_shard(model: Any, source: Path, target: Path) -> None:
     write_shard(target, scores, masks)
 
 
-def add_scores(manifest: pd.DataFrame, index: Facts) -> pd.DataFrame:
+def add_scores(manifest: pd.DataFrame, index: Facts, cache: Path) -> pd.DataFrame:
     """Fills ``device_score`` of all images that have pixels; the others stay unknown."""
-    shards = [read_scores(Path(shard["address"])) for shard in index["shards"]]
+    shards = [read_scores(cache / shard["name"]) for shard in index["shards"]]
     places = index["images"]
     scores = [shards[places[i][0]][places[i][1]] if i in places else pd.NA for i in manifest["image_id"]]
     return manifest.assign(device_score=pd.array(scores, dtype="Float32"))

@@ -7,21 +7,24 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.answers import read_answered
+from tasks.answers import fetch_answers, read_answered
 from tasks.provenance import PACKAGES, checksum_of_weights, describe_run
 from tasks.records import Facts
 from tasks.retries import outside_failed
+from tasks.run_copies import address_of, fetch_note, keep_note, read_seal, send
 from tasks.screener_files import find_screener, known_readings
 from tasks.settings import Settings
 from tasks.sources import fetch_source
+from tasks.stages import read_stage
 from tasks.storage import (
     REPOSITORY,
     SEAL,
     SHIPPED_REVIEW,
+    cache_folder,
     digest,
+    is_in_bucket,
     read_json,
     read_manifest,
-    read_stage,
     run_folder,
     sha256_of_file,
     write_json,
@@ -35,36 +38,35 @@ def seal(settings: Settings) -> Facts:
     record = describe_run(settings)
     path = _finished_path(settings, record["source"]["sha256"])
     write_json(run / SEAL, {**record, "news": path.stem})
-    finished = {"run_dir": str(run.resolve()), "report": str((run / "report" / "index.html").resolve())}
+    send(settings, [SEAL])
+    finished = {"run_dir": address_of(settings), "report": address_of(settings, "report/index.html")}
     used = dict(read_stage(run, "screen")["parts"]["inputs"]["answers"])
     contents = set(read_manifest(run)["sha256"])
     if used == {sha: device for sha, device in read_answered(settings).items() if sha in contents}:
         write_json(path, finished)  # else an answer came in while it trained, and the next run has news
-    runs = Path("data/runs")
-    runs.mkdir(parents=True, exist_ok=True)
-    beside = runs / f".latest.{os.getpid()}"
-    beside.unlink(missing_ok=True)
-    beside.symlink_to(os.path.relpath(run.resolve(), runs.resolve()))
-    os.replace(beside, runs / "latest")
+        keep_note(settings, f"finished/{path.name}")
+    if not is_in_bucket(settings):
+        _lead_to(run)
     return record
 
 
 @task(name="look for news", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5, retry_condition_fn=outside_failed)
 def find_finished(settings: Settings) -> str | None:
     """The report of a finished run of the same source, readings, answers, screener, settings and code, if any."""
+    fetch_answers(settings)
     path = _finished_path(settings, fetch_source(settings).sha256)
+    fetch_note(settings, f"finished/{path.name}")
     if not path.exists():
         return None
     finished = read_json(path)
-    seal_path = Path(finished["run_dir"]) / SEAL
+    sealed = read_seal(settings.model_copy(update={"run_dir": finished["run_dir"]}))
     # The folder may hold another run by now: what it was sealed for counts.
-    same = seal_path.exists() and read_json(seal_path).get("news") == path.stem
-    return str(finished["report"]) if same and Path(finished["report"]).exists() else None
+    return str(finished["report"]) if sealed and sealed.get("news") == path.stem else None
 
 
 def _finished_path(settings: Settings, source_sha256: str) -> Path:
     """Where the cache keeps the address of the finished run of this source with these settings and this code."""
-    chosen = settings.model_dump(mode="json", exclude={"run_dir", "storage", "ingestion"})
+    chosen = settings.model_dump(mode="json", exclude={"run_dir", "train_on", "storage", "ingestion"})
     review = Path(settings.screening.review) if settings.screening.review else SHIPPED_REVIEW
     screener = find_screener(settings.screening.screener)
     known = known_readings(screener.folder)
@@ -86,4 +88,14 @@ def _finished_path(settings: Settings, source_sha256: str) -> Path:
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "backend": os.environ.get("KERAS_BACKEND"),
     }
-    return Path(settings.storage.cache) / "finished" / f"{digest(parts)[:24]}.json"
+    return cache_folder(settings) / "finished" / f"{digest(parts)[:24]}.json"
+
+
+def _lead_to(run: Path) -> None:
+    """Makes ``data/runs/latest`` lead to a run."""
+    runs = Path("data/runs")
+    runs.mkdir(parents=True, exist_ok=True)
+    beside = runs / f".latest.{os.getpid()}"
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(os.path.relpath(run.resolve(), runs.resolve()))
+    os.replace(beside, runs / "latest")

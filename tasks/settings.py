@@ -4,6 +4,7 @@
 field is a flag of the command line: ``--training.epochs 3``.
 """
 
+import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -19,7 +20,14 @@ def _refuse_address(value: str) -> str:
     return value
 
 
+def _refuse_other_buckets(value: str) -> str:
+    if "://" in value and not re.fullmatch(r"s3://[A-Za-z0-9][A-Za-z0-9._-]{1,254}(/[A-Za-z0-9._=+@-]+)+/?", value):
+        raise ValueError("should be a folder on this machine, or s3://bucket/prefix/run")
+    return value
+
+
 Folder = Annotated[str, AfterValidator(_refuse_address)]
+RunFolder = Annotated[str, AfterValidator(_refuse_other_buckets)]
 
 
 class Section(BaseModel):
@@ -297,9 +305,13 @@ class Settings(Section):
         min_length=1,
         description="'sample', a folder, a .zip file, s3://bucket/prefix, a Dropbox link or dropbox:/folder.",
     )
-    run_dir: Folder | None = Field(
-        None, min_length=1, description="The run folder, used exactly as given; default data/runs/<UTC time>-<source>."
+    run_dir: RunFolder | None = Field(
+        None,
+        min_length=1,
+        description="The run folder, used exactly as given: here, or s3://bucket/prefix/run, where machines share it; "
+        "an address that ends in / names the folder of runs. Default data/runs/<UTC time>-<source>.",
     )
+    train_on: str | None = Field(None, description="Deployment that trains, such as train/gpu; default: this process.")
     seed: int = Field(7, ge=0, le=2**31 - 1, description="Seed of every random choice.")
     storage: StorageSettings = Field(StorageSettings(), description=StorageSettings.__doc__)
     ingestion: IngestionSettings = Field(IngestionSettings(), description=IngestionSettings.__doc__)

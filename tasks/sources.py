@@ -19,7 +19,8 @@ from tasks.archives import list_members, open_archive, unpack_members
 from tasks.layout import plan_layout
 from tasks.records import Fetched, Layout, SourceError
 from tasks.settings import Settings
-from tasks.storage import code_version, digest, make_once, read_bytes, read_json, sha256_of_file, write_json
+from tasks.stages import code_version
+from tasks.storage import digest, make_once, read_bytes, read_json, sha256_of_file, write_json
 
 READERS = 4
 KINDS = "give 'sample', a folder, a .zip file, an https link, s3://bucket/prefix or dropbox:/folder"

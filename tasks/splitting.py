@@ -13,7 +13,8 @@ from prefect.cache_policies import NO_CACHE
 from tasks.artifacts import show_table
 from tasks.records import Facts
 from tasks.settings import Settings, SplittingSettings
-from tasks.storage import read_manifest, run_folder, run_stage, sha256_of_file, write_manifest
+from tasks.stages import run_stage
+from tasks.storage import read_manifest, run_folder, sha256_of_file, write_manifest
 
 
 @task(name="split", cache_policy=NO_CACHE)

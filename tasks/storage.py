@@ -1,37 +1,43 @@
-"""Where runs and finished work live: files that appear whole or not at all, and stages cached by content.
+"""Files that appear whole or not at all, run folders, and the manifest."""
 
-A stage is described by its inputs, its settings and the text of its code. Their hash names an entry in the cache; an
-entry holds the files that the stage made, and copies of them are placed in the run folder. A stage whose entry exists
-is not done again, in the same run folder or another one.
-"""
-
-import ast
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pandas as pd
 
-from tasks.records import MANIFEST_DTYPES, Facts, RunError, SourceError
+from tasks.records import MANIFEST_DTYPES, RunError, SourceError
 from tasks.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED_REVIEW = REPOSITORY / "data" / "device_review.csv"
-STAGES_FOLDER = "stages"
 SEAL = "run.json"
 
 
+def cache_folder(settings: Settings) -> Path:
+    """Where this machine keeps finished work."""
+    return Path(settings.storage.cache)
+
+
+def is_in_bucket(settings: Settings) -> bool:
+    """Whether the run is kept in a bucket, with a working copy on this machine."""
+    return str(settings.run_dir).startswith("s3://")
+
+
+def runs_address(settings: Settings) -> str:
+    """Where the runs lie that this one belongs to, in a bucket."""
+    address = str(settings.run_dir)
+    return address.rstrip("/") if address.endswith("/") else address.rpartition("/")[0]
+
+
 def run_folder(settings: Settings) -> Path:
-    """The run folder that the settings name.
+    """The run folder that the settings name, or for one in a bucket its working copy, in the cache.
 
     Raises:
         RunError: If no run folder is named, or a file is in its place.
@@ -39,6 +45,8 @@ def run_folder(settings: Settings) -> Path:
     if settings.run_dir is None:
         raise RunError("run_dir: no run folder is named; give --run-dir DIR")
     folder = Path(settings.run_dir)
+    if is_in_bucket(settings):
+        folder = cache_folder(settings) / "runs" / digest(runs_address(settings))[:16] / folder.name
     for part in (folder, *folder.parents):
         if part.exists() and not part.is_dir():
             raise RunError(f"run_dir: {part} is a file; name a folder, or one that does not exist yet")
@@ -165,9 +173,9 @@ def locked(path: Path) -> Iterator[None]:
             return
 
 
-def shards_exist(index: Path) -> bool:
-    """Whether all shards are there that an index (``{"shards": [{"address"}], …}``) names."""
-    return all(Path(shard["address"]).exists() for shard in read_json(index)["shards"])
+def shards_exist(index: Path, cache: Path) -> bool:
+    """Whether the cache holds all shards that an index (``{"shards": [{"name"}], …}``) names."""
+    return all((cache / shard["name"]).exists() for shard in read_json(index)["shards"])
 
 
 # -- the manifest ------------------------------------------------------------------------------------------------------
@@ -196,117 +204,3 @@ def write_manifest(folder: Path, manifest: pd.DataFrame) -> None:
     beside = path.with_name(path.name + ".partial")
     table.to_parquet(beside, index=False)
     os.replace(beside, path)
-
-
-# -- stages, cached by content -----------------------------------------------------------------------------------------
-
-
-def run_stage(
-    settings: Settings,
-    stage: str,
-    *,
-    module: str,
-    inputs: Mapping[str, object],
-    make: Callable[[Path], Facts],
-    packages: Sequence[str] = (),
-    resumable: bool = False,
-    is_valid: Callable[[Path], bool] = lambda entry: True,
-) -> Facts:
-    """Does a stage, or takes it from the cache, and places its files in the run folder.
-
-    Args:
-        settings: Names the run folder and the cache.
-        stage: Name of the stage.
-        module: Name of the module whose code (and imports from this repository) does the work.
-        inputs: All that the result depends on: hashes of what is read, and settings.
-        make: Writes the stage's files into the empty folder it is given and returns counts for log and report.
-        packages: Installed distributions whose version matters to the result.
-        resumable: Whether ``make`` can go on from what an interrupted attempt left in its folder.
-        is_valid: Whether an entry of the cache still holds; one that does not is made again.
-
-    Returns:
-        The facts of the stage with ``reused`` (from the cache or not) and ``seconds`` (that the work took when done).
-    """
-    parts = {
-        "inputs": dict(inputs),
-        "code": code_version(module),
-        "packages": package_versions(packages),
-    }
-    key = digest(parts)[:24]
-    entry = Path(settings.storage.cache) / stage / key
-
-    def make_entry(folder: Path) -> None:
-        start = time.perf_counter()
-        facts = make(folder)
-        seconds = round(time.perf_counter() - start, 2)
-        write_json(folder / "stage.json", {"facts": facts, "seconds": seconds, "parts": parts})
-
-    def is_whole(folder: Path) -> bool:
-        return (folder / "stage.json").exists() and is_valid(folder)
-
-    reused = make_once(entry, make_entry, is_valid=is_whole, resumable=resumable)
-    sealed = read_json(entry / "stage.json")
-    place_files(entry, run_folder(settings), stage, {**sealed, "reused": reused, "entry": str(entry.resolve())})
-    return {**sealed["facts"], "reused": reused, "seconds": sealed["seconds"]}
-
-
-def place_files(entry: Path, run: Path, stage: str, record: Facts) -> None:
-    """Copies a stage's files into the run folder, removes those of an earlier try, and breaks the run's seal."""
-    run.mkdir(parents=True, exist_ok=True)
-    (run / SEAL).unlink(missing_ok=True)
-    names = sorted(p.relative_to(entry).as_posix() for p in entry.rglob("*") if p.is_file() and p.name != "stage.json")
-    record_path = run / STAGES_FOLDER / f"{stage}.json"
-    earlier = set(read_json(record_path).get("files", [])) if record_path.exists() else set()
-    for name in earlier - set(names):
-        (run / name).unlink(missing_ok=True)
-    for name in names:
-        target = run / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(target.name + ".partial")
-        shutil.copyfile(entry / name, beside)
-        os.replace(beside, target)
-    write_json(record_path, {**record, "files": names})
-
-
-def read_stage(run: Path, stage: str) -> Facts:
-    """The record of a stage in a run folder: ``facts``, ``seconds``, ``reused``, ``files``, ``entry``."""
-    return dict(read_json(run / STAGES_FOLDER / f"{stage}.json"))
-
-
-def package_versions(packages: Sequence[str]) -> dict[str, str]:
-    """Installed versions of distributions."""
-    return {name: importlib.metadata.version(name) for name in packages}
-
-
-def code_version(module: str) -> str:
-    """A hash of the text of a module and of all modules of this repository that it imports, however deep.
-
-    Settings are left out (their values are in the key), as are flows and other stages, which no stage imports.
-    """
-    return digest({name: source_of(name) for name in sorted(imported_modules(module) - {"tasks.settings"})})
-
-
-@cache
-def source_of(module: str) -> str:
-    """The text of a module of this repository; empty for a package or a name in a module."""
-    path = REPOSITORY.joinpath(*module.split(".")).with_suffix(".py")
-    return path.read_text() if path.exists() else ""
-
-
-def imported_modules(module: str) -> set[str]:
-    """The module and the modules under ``tasks`` and ``data`` that it imports, directly or through others."""
-    found: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        if name in found:
-            continue
-        found.add(name)
-        for node in ast.walk(ast.parse(source_of(name))):
-            names: list[str] = []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            waiting += [n for n in names if n.split(".")[0] in ("tasks", "data") and source_of(n)]
-    return found

@@ -19,7 +19,8 @@ from tasks.provenance import BACKENDS, checksum_of_weights, find_backend
 from tasks.records import Facts, RunError
 from tasks.retries import outside_failed
 from tasks.settings import Settings, TrainingSettings
-from tasks.storage import read_manifest, run_folder, run_stage
+from tasks.stages import run_stage
+from tasks.storage import cache_folder, read_manifest, run_folder
 from tasks.suspects import MODEL, TITLES, stage_name, used_rows, work_folder
 
 
@@ -38,7 +39,13 @@ def fit(settings: Settings, name: str = MODEL) -> Facts:
     backend = find_backend()
 
     def make(out: Path) -> Facts:
-        return train_network(rows, PackedImages(run), settings.training, settings.seed, work_folder(out, name))
+        return train_network(
+            rows,
+            PackedImages(run, cache_folder(settings)),
+            settings.training,
+            settings.seed,
+            work_folder(out, name),
+        )
 
     inputs = {
         "rows": rows.to_csv(index=False),

@@ -40,8 +40,8 @@ def write_run(run: Path, scores: Sequence[float], cache: Path) -> pd.DataFrame:
     write_shard(cache / "shard.npz", np.array(scores, np.float32), masks)
     places = {image: [0, row] for row, image in enumerate(manifest["image_id"])}
     for name in ("arrays", "masks"):
-        address = str(cache / ("shard.npy" if name == "arrays" else "shard.npz"))
-        (run / name / "index.json").write_text(json.dumps({"shards": [{"address": address}], "images": places}))
+        shard = "shard.npy" if name == "arrays" else "shard.npz"
+        (run / name / "index.json").write_text(json.dumps({"shards": [{"name": shard}], "images": places}))
     return manifest
 
 

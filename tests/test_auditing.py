@@ -413,8 +413,10 @@ def test_test_images_are_audited_and_those_of_validation_where_test_is_left_unre
     manifest = manifest.assign(split=manifest["split"].replace("train", "val"))
     evaluated = manifest[manifest["split"].isin(splits.values())].sort_values("path")
     evaluated[["path", "split"]].assign(probability=0.5).to_csv(tmp_path / "run" / "predictions.csv", index=False)
-    images = PackedImages(tmp_path / "run")
-    scene = gather_scene(tmp_path / "run", manifest, images)
+    images = PackedImages(tmp_path / "run", tmp_path / "cache")
+    storage = {"cache": str(tmp_path / "cache")}
+    settings = Settings.model_validate({"run_dir": str(tmp_path / "run"), "storage": storage})
+    scene = gather_scene(settings, manifest, images)
     expected = manifest[manifest["split"] == main]
     assert list(scene.rows["path"]) == list(expected["path"]) and len(scene.rows)
     assert np.array_equal(scene.packed, images.read(list(expected["image_id"])))

@@ -16,7 +16,8 @@ import boto3  # type: ignore[import-untyped]
 import pytest
 from s3_server import AWS, FaultyProxy, faulty_proxy, running_s3, set_aws
 
-from tasks.buckets import BucketCopy, fetch_archive_object, fetch_bucket, is_archive_address, make_client
+from tasks.bucket_folder import make_client
+from tasks.buckets import BucketCopy, fetch_archive_object, fetch_bucket, is_archive_address
 from tasks.layout import plan_layout
 from tasks.records import SourceError
 from tasks.settings import IngestionSettings
@@ -380,6 +381,7 @@ def test_an_object_that_was_uploaded_in_parts_is_held_against_its_checksum(
 FETCH = r"""
 import re, sys
 from pathlib import Path
+from tasks.bucket_folder import make_client
 from tasks.buckets import fetch_archive_object, fetch_bucket
 from tasks.settings import IngestionSettings
 address, folder, n = sys.argv[1:]
@@ -494,9 +496,9 @@ def test_credentials_and_endpoint_may_come_from_a_block(
         aws_client_parameters=AwsClientParameters(endpoint_url=server),
     )
     block.save("xrays", overwrite=True)
-    client = make_client(settings(aws_block="xrays", tries=3))
+    client = make_client(settings(aws_block="xrays", tries=3), "source")
     assert (client.meta.endpoint_url, client.meta.region_name) == (server, "eu-west-1")
     assert client.meta.config.retries["total_max_attempts"] == 3
     assert client.list_objects_v2(Bucket="many", MaxKeys=1)["KeyCount"] == 1
     with pytest.raises(SourceError, match=r"ingestion\.aws_block: .*'no-such-block'"):
-        make_client(settings(aws_block="no-such-block"))
+        make_client(settings(aws_block="no-such-block"), "source")

@@ -124,7 +124,8 @@ def test_a_faint_trace_is_outlined_as_such_and_noise_is_not() -> None:
 
 def test_sheet_and_listing_are_written_also_when_no_image_is_doubtful(tmp_path: Path) -> None:
     manifest = write_run(tmp_path / "run", [0.1, 0.4], tmp_path / "cache")
-    images, masks = PackedImages(tmp_path / "run"), DeviceMasks(tmp_path / "run")
+    images = PackedImages(tmp_path / "run", tmp_path / "cache")
+    masks = DeviceMasks(tmp_path / "run", tmp_path / "cache")
     write_sheet(tmp_path / "one", doubtful_rows(manifest, HOW), images, masks, "r")
     listing = pd.read_csv(tmp_path / "one" / "review" / "doubtful.csv")
     assert listing.to_dict("records") == [
@@ -144,7 +145,9 @@ def sheet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]
     folder = tmp_path_factory.mktemp("sheet")
     manifest = write_run(folder / "run", [0.5, 0.55, 0.6, 0.7, 0.9], folder / "cache")
     rows = doubtful_rows(manifest, HOW)
-    write_sheet(folder / "run", rows, PackedImages(folder / "run"), DeviceMasks(folder / "run"), "a run")
+    images = PackedImages(folder / "run", folder / "cache")
+    masks = DeviceMasks(folder / "run", folder / "cache")
+    write_sheet(folder / "run", rows, images, masks, "a run")
     return folder / "run" / "review" / "index.html", manifest
 
 
@@ -285,5 +288,5 @@ def test_the_picture_on_the_page_is_the_packed_one(opened: Any, sheet: tuple[Pat
 
     uri = opened.locator(".case:visible img").get_attribute("src")
     pixels = decode(base64.b64decode(uri.split(",")[1]))
-    packed = PackedImages(sheet[0].parents[1]).read([sheet[1]["image_id"][0]])[0]
+    packed = PackedImages(sheet[0].parents[1], sheet[0].parents[2] / "cache").read([sheet[1]["image_id"][0]])[0]
     assert np.abs(pixels.astype(int) - packed.astype(int)).mean() < 2

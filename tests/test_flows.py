@@ -313,7 +313,7 @@ def test_probabilities_of_a_run_come_from_its_model_file(finished_run: Path) -> 
 
     predictions = pd.read_csv(finished_run / "predictions.csv").head(5)
     ids = read_manifest(finished_run).set_index("path")["image_id"]
-    pixels = PackedImages(finished_run).read([ids[path] for path in predictions["path"]])
+    pixels = PackedImages(finished_run, finished_run.parent / "cache").read([ids[path] for path in predictions["path"]])
     np.testing.assert_allclose(predict(load_network(finished_run), pixels), predictions["probability"], atol=1e-5)
 
 

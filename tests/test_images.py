@@ -220,25 +220,25 @@ def test_packed_images_come_in_the_order_asked_for_from_any_shard(tmp_path: Path
     for k in range(2):
         address = tmp_path / f"{k}.npy"
         np.save(address, np.stack([np.full((SIDE_PX, SIDE_PX), 10 * k + row, np.uint8) for row in range(2)]))
-        shards.append({"address": str(address)})
+        shards.append({"name": address.name})
     index = {"shards": shards, "images": {"a": [0, 0], "b": [0, 1], "c": [1, 0], "d": [1, 1]}}
     (tmp_path / "arrays").mkdir()
     (tmp_path / "arrays" / "index.json").write_text(json.dumps(index))
-    images = PackedImages(tmp_path)
+    images = PackedImages(tmp_path, tmp_path)
     assert images.read(["d", "a", "c", "d"])[:, 0, 0].tolist() == [11, 0, 10, 11]
     assert images.read([]).shape == (0, SIDE_PX, SIDE_PX)
     assert "a" in images
     assert "z" not in images
     with pytest.raises(KeyError):
         images.read(["z"])
-    Path(shards[1]["address"]).unlink()
+    (tmp_path / shards[1]["name"]).unlink()
     with pytest.raises(RunError, match=r"1\.npy is gone from the cache"):
-        PackedImages(tmp_path)
+        PackedImages(tmp_path, tmp_path)
 
 
 def test_a_run_folder_without_arrays_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="run the prepare flow"):
-        PackedImages(tmp_path)
+        PackedImages(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["person109_bacteria_519.jpeg", "person3_virus_15.jpeg"])

@@ -17,16 +17,16 @@ def write_run(run: Path) -> np.ndarray:
         scores = np.array([0.25, 0.75], np.float32) + shard / 8
         write_shard(run / f"{shard}.npz", scores, masks[2 * shard : 2 * shard + 2])
     images = {"a": [0, 0], "b": [0, 1], "c": [1, 0], "d": [1, 1]}
-    shards = [{"address": str(run / f"{shard}.npz")} for shard in (0, 1)]
+    shards = [{"name": f"{shard}.npz"} for shard in (0, 1)]
     write_json(run / "masks" / "index.json", {"shards": shards, "images": images})
     return masks
 
 
 def test_masks_come_in_the_order_asked_for_over_all_shards(tmp_path: Path) -> None:
     masks = write_run(tmp_path)
-    found = DeviceMasks(tmp_path).read(["d", "a", "c", "a"])
+    found = DeviceMasks(tmp_path, tmp_path).read(["d", "a", "c", "a"])
     np.testing.assert_array_equal(found, masks[[3, 0, 2, 0]])
-    assert "a" in DeviceMasks(tmp_path) and "x" not in DeviceMasks(tmp_path)
+    assert "a" in DeviceMasks(tmp_path, tmp_path) and "x" not in DeviceMasks(tmp_path, tmp_path)
 
 
 def test_scores_are_read_without_the_masks(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_scores_are_read_without_the_masks(tmp_path: Path) -> None:
 def test_an_image_that_was_not_screened_and_a_shard_that_is_gone_are_named(tmp_path: Path) -> None:
     write_run(tmp_path)
     with pytest.raises(KeyError):
-        DeviceMasks(tmp_path).read(["x"])
+        DeviceMasks(tmp_path, tmp_path).read(["x"])
     (tmp_path / "1.npz").unlink()
     with pytest.raises(RunError, match=r"1\.npz is gone from the cache"):
-        DeviceMasks(tmp_path).read(["d"])
+        DeviceMasks(tmp_path, tmp_path).read(["d"])

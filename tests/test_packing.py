@@ -52,7 +52,7 @@ def excluded_in(tmp_path: Path) -> dict[str, str]:
 def test_every_image_comes_back_as_it_decodes_excluded_ones_too(tmp_path: Path) -> None:
     files = {f"{i}.png": picture(i) for i in range(5)}
     facts = pack.fn(settings(tmp_path), str(put(tmp_path, files, {"3.png": "duplicate of x"})))
-    packed = PackedImages(tmp_path / "run").read([image_id(name) for name in files])
+    packed = PackedImages(tmp_path / "run", tmp_path / "cache").read([image_id(name) for name in files])
     assert (facts["n_packed"], facts["n_new"], facts["n_undecodable"]) == (5, 5, 0)
     assert np.array_equal(packed, np.stack([decode(content) for content in files.values()]))
     assert excluded_in(tmp_path)["3.png"] == "duplicate of x"
@@ -60,7 +60,7 @@ def test_every_image_comes_back_as_it_decodes_excluded_ones_too(tmp_path: Path) 
 
 def test_the_same_content_is_packed_once_and_found_under_each_name(tmp_path: Path) -> None:
     facts = pack.fn(settings(tmp_path), str(put(tmp_path, {"a.png": picture(1), "b.png": picture(1)})))
-    images = PackedImages(tmp_path / "run")
+    images = PackedImages(tmp_path / "run", tmp_path / "cache")
     (shard,) = json.loads((tmp_path / "run/arrays/index.json").read_text())["shards"]
     assert (facts["n_packed"], facts["n_new"]) == (2, 1)
     assert np.load(shard["address"]).shape == (1, SIDE_PX, SIDE_PX)
@@ -72,7 +72,7 @@ def test_a_second_run_with_three_more_files_packs_only_these(tmp_path: Path) -> 
     pack.fn(settings(tmp_path), str(put(tmp_path, files)))
     files |= {f"{i}.png": picture(i) for i in range(4, 7)}
     facts = pack.fn(settings(tmp_path), str(put(tmp_path, files)))
-    packed = PackedImages(tmp_path / "run").read([image_id(name) for name in files])
+    packed = PackedImages(tmp_path / "run", tmp_path / "cache").read([image_id(name) for name in files])
     assert (facts["reused"], facts["n_new"], facts["n_packed"], facts["n_shards"]) == (False, 3, 7, 2)
     assert np.array_equal(packed, np.stack([decode(content) for content in files.values()]))
 
@@ -81,7 +81,7 @@ def test_more_files_than_fit_in_a_shard_fill_several(tmp_path: Path, monkeypatch
     monkeypatch.setattr("tasks.packing.SHARD_IMAGES", 2)
     files = {f"{i}.png": picture(i) for i in range(5)}
     assert pack.fn(settings(tmp_path), str(put(tmp_path, files)))["n_shards"] == 3
-    packed = PackedImages(tmp_path / "run").read([image_id("4.png"), image_id("0.png")])
+    packed = PackedImages(tmp_path / "run", tmp_path / "cache").read([image_id("4.png"), image_id("0.png")])
     assert np.array_equal(packed, np.stack([decode(picture(4)), decode(picture(0))]))
 
 
@@ -93,7 +93,7 @@ def test_a_file_that_does_not_decode_is_excluded_with_the_reason_and_has_no_pixe
         "cut.png": "undecodable: does not decode (image file is truncated)",
     }
     assert (facts["n_packed"], facts["n_undecodable"]) == (1, 1)
-    assert image_id("cut.png") not in PackedImages(tmp_path / "run")
+    assert image_id("cut.png") not in PackedImages(tmp_path / "run", tmp_path / "cache")
 
 
 def test_a_file_that_did_not_decode_is_not_tried_again_but_still_marked(tmp_path: Path) -> None:
@@ -123,15 +123,15 @@ def test_packing_is_reused_while_its_shards_are_there_and_done_again_when_they_a
         shard.unlink()
     facts = pack.fn(settings(tmp_path), str(put(tmp_path, files)))
     assert (facts["reused"], facts["n_new"]) == (False, 1)
-    assert image_id("a.png") in PackedImages(tmp_path / "run")
+    assert image_id("a.png") in PackedImages(tmp_path / "run", tmp_path / "cache")
 
 
 def test_another_preprocessing_has_a_shelf_of_its_own(tmp_path: Path) -> None:
     source = put(tmp_path, {"a.png": picture(1)})
     stretched = pack.fn(settings(tmp_path), str(source))
-    first = PackedImages(tmp_path / "run").read([image_id("a.png")])
+    first = PackedImages(tmp_path / "run", tmp_path / "cache").read([image_id("a.png")])
     padded = pack.fn(settings(tmp_path, packing={"padding": True}), str(put(tmp_path, {"a.png": picture(1)})))
-    second = PackedImages(tmp_path / "run").read([image_id("a.png")])
+    second = PackedImages(tmp_path / "run", tmp_path / "cache").read([image_id("a.png")])
     assert (stretched["n_new"], padded["n_new"]) == (1, 1)
     assert first[:, 0].any()
     assert not second[:, 0].any()

@@ -151,7 +151,7 @@ def test_a_run_keeps_the_name_of_its_folder_however_often_it_starts_from_the_top
 def test_the_sheet_is_linked_in_the_web_page(tmp_path: Path) -> None:
     @flow
     def show() -> None:
-        show_sheet(tmp_path / "run", 3)
+        show_sheet(Settings(run_dir=str(tmp_path / "run")), 3)
 
     show()
     with get_client(sync_client=True) as client:

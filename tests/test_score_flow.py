@@ -245,7 +245,7 @@ def test_a_finished_run_gives_its_images_the_probabilities_of_its_predictions(
     from tasks.layout import image_id
 
     known = pd.read_csv(finished_run / "predictions.csv").set_index("path")["probability"]
-    packed = PackedImages(finished_run)
+    packed = PackedImages(finished_run, finished_run.parent / "cache")
     files = {f"{path}.png": encode(packed.read([image_id(path)])[0]) for path in known.index}
     said = read_scores(finished_run, write_files(tmp_path / "images", files), screener)
     assert len(said) == len(known) > 0

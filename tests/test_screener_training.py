@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, pd.Dat
             picture[100:104, 60:180] = 240
     np.save(folder / "one.npy", pixels)
     ids = [f"{i:016x}" for i in range(n)]
-    index = {"shards": [{"address": str(folder / "one.npy")}], "images": {image: [0, i] for i, image in enumerate(ids)}}
+    index = {"shards": [{"name": "one.npy"}], "images": {image: [0, i] for i, image in enumerate(ids)}}
     (folder / "arrays").mkdir()
     (folder / "arrays" / "index.json").write_text(json.dumps(index))
     manifest = pd.DataFrame(
@@ -50,7 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, pd.Dat
     table = pd.DataFrame({"path": manifest["path"], "device": devices.astype(str)})
     for name, place in zip(("x0", "y0", "x1", "y1"), ("0.25", "0.44", "0.8", "0.47"), strict=True):
         table[name] = np.where(devices == 1, place, "")
-    return join_readings(manifest, table), manifest, PackedImages(folder)
+    return join_readings(manifest, table), manifest, PackedImages(folder, folder)
 
 
 def test_a_patient_is_always_in_one_part_and_the_parts_have_their_shares() -> None:

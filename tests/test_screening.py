@@ -168,7 +168,7 @@ def prepare_run(tmp_path: Path, screener: Path, manifest: pd.DataFrame) -> Setti
     shelf.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(0).integers(0, 255, (len(manifest), 224, 224), dtype=np.uint8)
     np.save(shelf / "one.npy", pixels)
-    known = {sha: (str(shelf / "one.npy"), i, "") for i, sha in enumerate(manifest["sha256"])}
+    known = {sha: ("arrays/shelf/one.npy", i, "") for i, sha in enumerate(manifest["sha256"])}
     write_json(run / "arrays" / "index.json", index_arrays(manifest, known))
     write_manifest(run, manifest)
     values: Facts = {"run_dir": str(run), "storage": {"cache": str(tmp_path / "cache")}}
@@ -190,7 +190,7 @@ def test_every_image_with_pixels_gets_a_score_and_a_mask_and_a_verdict(tmp_path:
     found = read_manifest(run)
     assert found["has_device"].notna().all() and found["device_score"].between(0, 1).all()
     assert not found["device_reviewed"].any()
-    masks = DeviceMasks(run).read(list(found["image_id"]))
+    masks = DeviceMasks(run, tmp_path / "cache").read(list(found["image_id"]))
     assert masks.shape == (4, 224, 224) and masks.dtype == np.uint8
     assert (run / "review" / "index.html").exists() and (run / "excluded.csv").exists()
 
@@ -206,7 +206,7 @@ def test_scores_are_taken_from_the_cache_and_the_decision_is_done_again_when_a_r
         write_manifest(tmp_path / "run", manifest)
         facts = screen.fn(settings, str(tmp_path))
         shards = read_json(tmp_path / "run" / "masks" / "index.json")["shards"]
-        seen.append((facts["reused"], facts["n_excluded"], Path(shards[0]["address"]).stat().st_mtime_ns))
+        seen.append((facts["reused"], facts["n_excluded"], (tmp_path / "cache" / shards[0]["name"]).stat().st_mtime_ns))
     assert [(reused, n) for reused, n, _ in seen] == [(False, 1), (True, 1), (False, 2)]
     assert len({written for _, _, written in seen}) == 1
     text = (tmp_path / "run" / "excluded.csv").read_text()

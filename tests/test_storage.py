@@ -11,22 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import storage
+from tasks import stages
 from tasks.records import MANIFEST_DTYPES, Facts, RunError, SourceError
 from tasks.settings import Settings
+from tasks.stages import code_version, imported_modules, place_files, read_stage, run_stage
 from tasks.storage import (
     REPOSITORY,
-    code_version,
     digest,
-    imported_modules,
     make_once,
-    place_files,
     read_bytes,
     read_json,
     read_manifest,
-    read_stage,
     run_folder,
-    run_stage,
     sha256_of_file,
     write_json,
     write_manifest,
@@ -277,10 +273,10 @@ def test_a_stage_is_done_again_when_other_code_or_packages_do_it(work: Work) -> 
 
 def test_a_stage_is_done_again_when_code_that_it_imports_changes(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     work.do(module="tasks.ingestion")
-    honest = storage.source_of
-    monkeypatch.setattr(storage, "source_of", lambda name: honest(name) + "# x" * (name == "tasks.settings"))
+    honest = stages.source_of
+    monkeypatch.setattr(stages, "source_of", lambda name: honest(name) + "# x" * (name == "tasks.settings"))
     assert work.do(module="tasks.ingestion")["reused"] is True
-    monkeypatch.setattr(storage, "source_of", lambda name: honest(name) + "# x" * (name == "tasks.layout"))
+    monkeypatch.setattr(stages, "source_of", lambda name: honest(name) + "# x" * (name == "tasks.layout"))
     assert work.do(module="tasks.ingestion")["reused"] is False
 
 
@@ -362,9 +358,9 @@ def test_placing_files_writes_the_record_last(tmp_path: Path, monkeypatch: pytes
     def killed(path: Path, value: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(storage, "write_json", killed)
+    monkeypatch.setattr(stages, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
-        place_files(tmp_path / "entry", tmp_path / "run", "work", {})
+        place_files(Settings(run_dir=str(tmp_path / "run")), tmp_path / "entry", "work", {})
     assert names_in(tmp_path / "run") == ["a.txt"]
 
 

@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Packed
     ids = [f"{i:016x}" for i in range(40)]
     (folder / "arrays").mkdir()
     index = {
-        "shards": [{"address": str(folder / "shard.npy")}],
+        "shards": [{"name": "shard.npy"}],
         "images": {image: [0, i] for i, image in enumerate(ids)},
     }
     (folder / "arrays" / "index.json").write_text(json.dumps(index))
@@ -52,7 +52,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Packed
             "excluded": ["" if i != 3 else "shows a medical device (reviewed)" for i in range(40)],
         }
     )
-    return manifest, PackedImages(folder)
+    return manifest, PackedImages(folder, folder)
 
 
 def members_of(folder: Path) -> list[list[np.ndarray]]:

@@ -41,7 +41,7 @@ def main() -> None:
         (folder / "run").mkdir()
         write_manifest(folder / "run", manifest)
         pack.fn(settings, settings.source)
-        own, peer = own_epoch(folder / "run"), peer_epoch(folder / "set" / "train")
+        own, peer = own_epoch(folder / "run", Path(settings.storage.cache)), peer_epoch(folder / "set" / "train")
         own(), peer()  # files in memory, code loaded
         rates: dict[str, list[float]] = {"own": [], "peer": []}
         for _ in range(ROUNDS):
@@ -67,11 +67,11 @@ def main() -> None:
     print(json.dumps(result), flush=True)
 
 
-def own_epoch(run: Path) -> Callable[[], int]:
+def own_epoch(run: Path, cache: Path) -> Callable[[], int]:
     """An epoch of the product: all rows out of the mapped shards, then shuffled float batches and their labels."""
     manifest = read_manifest(run)
     image_ids, labels = list(manifest["image_id"]), manifest["label"].to_numpy(np.float32)
-    images, rng = PackedImages(run), np.random.default_rng(1)
+    images, rng = PackedImages(run, cache), np.random.default_rng(1)
 
     def run_epoch() -> int:
         pixels = images.read(image_ids)

@@ -1,0 +1,145 @@
+"""Stages, cached by content: what was done once, in whatever run, is not done again.
+
+A stage is described by its inputs, its settings and the text of its code. Their hash names an entry in the cache; an
+entry holds the files that the stage made, and copies of them are placed in the run folder. A stage whose entry exists
+is not done again, in the same run folder or another one.
+"""
+
+import ast
+import importlib.metadata
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from tasks.records import Facts
+from tasks.run_copies import fetch_below, fetch_shards, keep_below, send
+from tasks.settings import Settings
+from tasks.storage import REPOSITORY, SEAL, cache_folder, digest, make_once, read_json, run_folder, write_json
+
+STAGES_FOLDER = "stages"
+SHAPES_NOTHING = {"tasks.settings", "tasks.run_copies", "tasks.bucket_folder"}
+
+
+def run_stage(
+    settings: Settings,
+    stage: str,
+    *,
+    module: str,
+    inputs: Mapping[str, object],
+    make: Callable[[Path], Facts],
+    packages: Sequence[str] = (),
+    resumable: bool = False,
+    is_valid: Callable[[Path], bool] = lambda entry: True,
+) -> Facts:
+    """Does a stage, or takes it from the cache, and places its files in the run folder.
+
+    Args:
+        settings: Names the run folder and the cache.
+        stage: Name of the stage.
+        module: Name of the module whose code (and imports from this repository) does the work.
+        inputs: All that the result depends on: hashes of what is read, and settings.
+        make: Writes the stage's files into the empty folder it is given and returns counts for log and report.
+        packages: Installed distributions whose version matters to the result.
+        resumable: Whether ``make`` can go on from what an interrupted attempt left in its folder.
+        is_valid: Whether an entry of the cache still holds; one that does not is made again.
+
+    Returns:
+        The facts of the stage with ``reused`` (from the cache or not) and ``seconds`` (that the work took when done).
+    """
+    parts = {
+        "inputs": dict(inputs),
+        "code": code_version(module),
+        "packages": package_versions(packages),
+    }
+    key = digest(parts)[:24]
+    entry = cache_folder(settings) / stage / key
+
+    name = f"{stage}/{key}/"
+
+    def make_entry(folder: Path) -> None:
+        start = time.perf_counter()
+        facts = make(folder)
+        seconds = round(time.perf_counter() - start, 2)
+        write_json(folder / "stage.json", {"facts": facts, "seconds": seconds, "parts": parts})
+
+    def is_whole(folder: Path) -> bool:
+        return (folder / "stage.json").exists() and is_valid(folder)
+
+    if not entry.exists() and fetch_below(settings, name, last="stage.json"):
+        fetch_shards(settings, entry)
+    reused = make_once(entry, make_entry, is_valid=is_whole, resumable=resumable)
+    sealed = read_json(entry / "stage.json")
+    place_files(settings, entry, stage, {**sealed, "reused": reused, "entry": name.rstrip("/")})
+    if not reused:
+        keep_below(settings, name, last="stage.json")
+    return {**sealed["facts"], "reused": reused, "seconds": sealed["seconds"]}
+
+
+def place_files(settings: Settings, entry: Path, stage: str, record: Facts) -> None:
+    """Copies a stage's files into the run folder, removes those of an earlier try, and breaks the run's seal."""
+    run = run_folder(settings)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / SEAL).unlink(missing_ok=True)
+    send(settings, [], gone=[SEAL])
+    names = sorted(p.relative_to(entry).as_posix() for p in entry.rglob("*") if p.is_file() and p.name != "stage.json")
+    record_path = run / STAGES_FOLDER / f"{stage}.json"
+    earlier = set(read_json(record_path).get("files", [])) if record_path.exists() else set()
+    for name in earlier - set(names):
+        (run / name).unlink(missing_ok=True)
+    for name in names:
+        target = run / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(target.name + ".partial")
+        shutil.copyfile(entry / name, beside)
+        os.replace(beside, target)
+    send(settings, names, gone=earlier - set(names))
+    write_json(record_path, {**record, "files": names})
+    send(settings, [f"{STAGES_FOLDER}/{stage}.json"])
+
+
+def read_stage(run: Path, stage: str) -> Facts:
+    """The record of a stage in a run folder: ``facts``, ``seconds``, ``reused``, ``files``, ``entry``."""
+    return dict(read_json(run / STAGES_FOLDER / f"{stage}.json"))
+
+
+def package_versions(packages: Sequence[str]) -> dict[str, str]:
+    """Installed versions of distributions."""
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
+def code_version(module: str) -> str:
+    """A hash of the text of a module and of all modules of this repository that it imports, however deep.
+
+    Settings are left out (their values are in the key), as are flows and other stages, which no stage imports, and what
+    carries files to a bucket and back.
+    """
+    return digest({name: source_of(name) for name in sorted(imported_modules(module) - SHAPES_NOTHING)})
+
+
+@cache
+def source_of(module: str) -> str:
+    """The text of a module of this repository; empty for a package or a name in a module."""
+    path = REPOSITORY.joinpath(*module.split(".")).with_suffix(".py")
+    return path.read_text() if path.exists() else ""
+
+
+def imported_modules(module: str) -> set[str]:
+    """The module and the modules under ``tasks`` and ``data`` that it imports, directly or through others."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        for node in ast.walk(ast.parse(source_of(name))):
+            names: list[str] = []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            waiting += [n for n in names if n.split(".")[0] in ("tasks", "data") and source_of(n)]
+    return found
