@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.anatomy import Finding, draw_chest, finish_film, imagine_child
-from tasks.device_drawing import draw_devices, pick_kinds
+from tasks.device_drawing import CONSPICUOUS, draw_devices, pick_kinds
 
 DEVICE_EFFECTS = ("natural", "strong")
 MIN_IMAGES = 24
@@ -233,7 +233,7 @@ def _draw_plan(
     reading = _Reading(confidence=int(rng.choice([2, 1, 0], p=[0.73, 0.23, 0.04])))
     if plan.has_device:
         kinds = pick_kinds(rng)
-        strength = 1.7 if device_effect == "strong" and plan.split != "test" else 1.0
+        strength = CONSPICUOUS if device_effect == "strong" and plan.split != "test" else 1.0
         drawn, mask = _draw_seen(film[:, :, np.newaxis], kinds, rng, strength)
         reading = _read_device(film, drawn[:, :, 0], mask, kinds)
         film = drawn[:, :, 0]

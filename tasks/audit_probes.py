@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tasks.device_drawing import KINDS, draw_devices, pick_kinds
+from tasks.device_drawing import CONSPICUOUS, KINDS, draw_devices, pick_kinds
 from tasks.device_transplant import fill_place, grow_mask, lift_density, put_density
 from tasks.images import to_float
 from tasks.measures import draw_patients, summarise, weighted_measures
@@ -22,9 +22,6 @@ from tasks.thresholds import to_logit
 WINDOW = (0.10, 0.86, 0.12, 0.88)
 """The lung window: top, bottom, left, right as shares of the side. A chest film of a child has its lungs in there, and
 shoulders, arms, neck, belly, side letters and the edges of the film outside."""
-
-CONSPICUOUS = 1.7
-"""Contrast of a conspicuous device, as a multiple."""
 
 Array = NDArray[np.float64]
 Packed = NDArray[np.uint8]

@@ -19,6 +19,9 @@ from scipy.ndimage import gaussian_filter
 KINDS: tuple[str, ...] = ("electrode", "line", "tube", "clip")
 
 MIN_SIDE_PX = 64
+CONSPICUOUS = 2.5
+"""Strength of devices that nobody can miss."""
+
 MASKED_DENSITY = 0.03
 """A pixel whose brightness a device may change by more than this belongs to the mask."""
 

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tasks.audit_baselines import SAYS
 from tasks.audit_probes import WINDOW
+from tasks.explanation_pictures import FAINTEST
 from tasks.measures import describe_value
 from tasks.records import Facts, RunError
 from tasks.report_data import SPLIT_NAMES
@@ -259,6 +262,8 @@ def find_pair(run: Path) -> Facts | None:
 
     found = [read_json(path) for path in sorted((run / "explanations").glob("*.json"))]
     found = [item for item in found if item["mask"] == "own" and item["places"] and item[TWIN]["places"]]
+    # Of an answer that no piece changes, a map is pale, and shows nobody anything.
+    found = [item for item in found if all(np.abs(one["weights"]).max() >= FAINTEST for one in (item, item[TWIN]))]
     if not found:
         return None
     item = max(found, key=lambda one: one[TWIN]["places"]["device_weight"] - one["places"]["device_weight"])

@@ -1,4 +1,4 @@
-"""LIME with its copies made by one array product and large batches, against the stock library on the same X-ray."""
+"""LIME with its copies made by one array operation and large batches, against the stock library on the same X-ray."""
 
 import json
 import statistics
