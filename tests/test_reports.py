@@ -214,7 +214,7 @@ def test_a_run_folder_without_metrics_is_refused_by_name(tmp_path: Path) -> None
 
 def test_the_artifact_holds_sentence_metrics_and_two_pictures_below_300_kb(run: Path) -> None:
     page = gather_page(settings_for(run), run)
-    text = summarise_page(page, run / "report" / "index.html")
+    text = summarise_page(page, str(run / "report" / "index.html"))
     assert page["sentence"] in text and "| Test, with a device | 0 |" in text
     assert text.count("](data:image/") == 2
     assert len(text.encode()) < 300_000
