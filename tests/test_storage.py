@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from tasks.storage import (
     digest,
     imported_modules,
     make_once,
+    names_imported,
     place_files,
     read_bytes,
     read_json,
@@ -374,6 +376,18 @@ def test_the_key_and_parts_of_an_entry_can_be_read_by_a_person(work: Work, tmp_p
     parts = json.loads(path.read_text())["parts"]
     assert (parts["inputs"], list(parts["packages"])) == ({"x": 1}, ["pandas"])
     assert path.parent.name == digest(parts)[:24]
+
+
+def test_threads_that_ask_at_once_are_told_the_same() -> None:
+    modules = ["tasks.explanations", "tasks.auditing", "tasks.ingestion", "tasks.training"] * 8
+
+    def ask(module: str) -> set[str]:
+        names_imported.cache_clear()
+        return imported_modules(module)
+
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(ask, modules))
+    assert said == [imported_modules(module) for module in modules]
 
 
 def test_the_code_of_a_stage_is_its_module_and_what_that_imports_however_deep() -> None:
