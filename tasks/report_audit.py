@@ -98,6 +98,9 @@ def say_audit(audit: Facts) -> str:
 
 def say_comparison(verdicts: Facts) -> str:
     """What screening changed, of what the rules look at: only what both intervals tell apart counts."""
+    verdict = verdicts[TWIN]
+    outcome = {True: "passed", False: f"failed ({', '.join(verdict['failed'])})", None: "came to no verdict"}
+    twin_said = f"Its twin, trained without screening, {outcome[verdict['passed']]}. "
     better, worse, same = [], [], 0
     for own, twin in zip(verdicts[MODEL]["rules"], verdicts[TWIN]["rules"], strict=True):
         if own["value"] is None or twin["value"] is None:
@@ -110,13 +113,13 @@ def say_comparison(verdicts: Facts) -> str:
         else:
             same += 1
     if not better and not worse:
-        return f"Screening made no difference that the intervals can show, in any of {same} figures."
+        return twin_said + f"Screening made no difference that the intervals can show, in any of {same} figures."
     said = []
     if better:
         said.append(f"Better with screening: {', '.join(better)}.")
     if worse:
         said.append(f"Worse with screening: {', '.join(worse)}.")
-    return " ".join(said) + f" In {same} other figures the intervals overlap, so they show no difference."
+    return twin_said + " ".join(said) + f" In {same} other figures the intervals overlap, so they show no difference."
 
 
 def describe_rules(verdicts: Facts) -> list[Facts]:

@@ -5,7 +5,7 @@ entry holds the files that the stage made, and copies of them are placed in the 
 is not done again, in the same run folder or another one.
 """
 
-import ast
+import dis
 import importlib.metadata
 import os
 import shutil
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import CodeType
 
 from tasks.records import Facts
 from tasks.run_copies import fetch_below, fetch_shards, keep_below, send
@@ -135,11 +136,27 @@ def imported_modules(module: str) -> set[str]:
         if name in found:
             continue
         found.add(name)
-        for node in ast.walk(ast.parse(source_of(name))):
-            names: list[str] = []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            waiting += [n for n in names if n.split(".")[0] in ("tasks", "data") and source_of(n)]
+        named = names_imported(source_of(name))
+        waiting += [n for n in named if n.split(".")[0] in ("tasks", "data") and source_of(n)]
     return found
+
+
+@cache
+def names_imported(text: str) -> frozenset[str]:
+    """What a module's text imports, anywhere in it, as ``module`` and ``module.name``.
+
+    Read from the compiled code: in Python 3.11 ``ast.parse`` fails now and then when threads call it at once.
+    """
+    found: set[str] = set()
+    waiting = [compile(text, "module", "exec", dont_inherit=True)]
+    while waiting:
+        code = waiting.pop()
+        waiting += [part for part in code.co_consts if isinstance(part, CodeType)]
+        module = ""
+        for step in dis.get_instructions(code):
+            if step.opname == "IMPORT_NAME":
+                module = step.argval
+                found.add(module)
+            elif step.opname == "IMPORT_FROM":
+                found.add(f"{module}.{step.argval}")
+    return frozenset(found)

@@ -84,12 +84,15 @@ def test_a_difference_counts_only_where_the_intervals_are_apart() -> None:
         return {"says": "a figure", "value": (low + high) / 2, "low": low, "high": high, "at_most": at_most}
 
     def compare(own: dict[str, Any], twin: dict[str, Any]) -> str:
-        return say_comparison({"model": {"rules": [own]}, "unfiltered": {"rules": [twin]}})
+        verdicts = {"model": {"rules": [own]}, "unfiltered": {"passed": None, "failed": [], "rules": [twin]}}
+        return say_comparison(verdicts)
 
-    assert compare(rule(0.0, 0.1), rule(0.2, 0.3)).startswith("Better with screening: a figure.")
-    assert compare(rule(0.2, 0.3), rule(0.0, 0.1)).startswith("Worse with screening: a figure.")
-    assert compare(rule(0.0, 0.2), rule(0.1, 0.3)).startswith("Screening made no difference")
-    assert compare(rule(0.8, 0.9, False), rule(0.6, 0.7, False)).startswith("Better with screening: a figure.")
+    start = "Its twin, trained without screening, came to no verdict. "
+
+    assert compare(rule(0.0, 0.1), rule(0.2, 0.3)).startswith(f"{start}Better with screening: a figure.")
+    assert compare(rule(0.2, 0.3), rule(0.0, 0.1)).startswith(f"{start}Worse with screening: a figure.")
+    assert compare(rule(0.0, 0.2), rule(0.1, 0.3)).startswith(f"{start}Screening made no difference")
+    assert compare(rule(0.8, 0.9, False), rule(0.6, 0.7, False)).startswith(f"{start}Better with screening: a figure.")
 
 
 def test_the_gallery_is_filtered_by_what_its_cards_differ_in(opened: Any) -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from tasks import stages
 from tasks.records import MANIFEST_DTYPES, Facts, RunError, SourceError
 from tasks.settings import Settings
-from tasks.stages import code_version, imported_modules, place_files, read_stage, run_stage
+from tasks.stages import code_version, imported_modules, names_imported, place_files, read_stage, run_stage
 from tasks.storage import (
     REPOSITORY,
     digest,
@@ -247,7 +248,7 @@ def test_a_stage_places_its_files_and_its_record_in_the_run_folder(work: Work, t
     assert names_in(tmp_path / "run") == ["a.txt", "deep/b.txt", "stages/work.json"]
     record = read_stage(tmp_path / "run", "work")
     assert (record["facts"], record["files"]) == ({"n": 1}, ["a.txt", "deep/b.txt"])
-    assert Path(record["entry"]).is_dir()
+    assert (tmp_path / "cache" / record["entry"]).is_dir()
 
 
 def test_a_stage_is_not_done_again_in_the_same_run_folder_or_a_new_one(work: Work, tmp_path: Path) -> None:
@@ -370,6 +371,18 @@ def test_the_key_and_parts_of_an_entry_can_be_read_by_a_person(work: Work, tmp_p
     parts = json.loads(path.read_text())["parts"]
     assert (parts["inputs"], list(parts["packages"])) == ({"x": 1}, ["pandas"])
     assert path.parent.name == digest(parts)[:24]
+
+
+def test_threads_that_ask_at_once_are_told_the_same() -> None:
+    modules = ["tasks.explanations", "tasks.auditing", "tasks.ingestion", "tasks.training"] * 8
+
+    def ask(module: str) -> set[str]:
+        names_imported.cache_clear()
+        return imported_modules(module)
+
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(ask, modules))
+    assert said == [imported_modules(module) for module in modules]
 
 
 def test_the_code_of_a_stage_is_its_module_and_what_that_imports_however_deep() -> None:
