@@ -57,7 +57,8 @@ def finished_run(prefect_engine: None, workspace: Path, small_flags: list[str]) 
     return run
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: while Playwright's loop runs in this thread, Prefect takes every call for one from a loop.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium without a window; in CI it has to be there."""
     if not CHROMIUM.exists() and not os.environ.get("CI"):
