@@ -164,13 +164,20 @@ def locked(path: Path) -> Iterator[None]:
                 print(f"another run is making {path.name.removeprefix('.').removesuffix('.lock')}; waiting for it")
                 fcntl.flock(stream, fcntl.LOCK_EX)
             # The one before us removed the file as it left: what we hold then is no longer what others lock.
-            if not path.exists() or path.stat().st_ino != os.fstat(stream.fileno()).st_ino:
+            if not _names(path, stream.fileno()):
                 continue
             try:
                 yield
             finally:
                 path.unlink()
             return
+
+
+def _names(path: Path, descriptor: int) -> bool:
+    try:
+        return path.stat().st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def shards_exist(index: Path, cache: Path) -> bool:

@@ -19,6 +19,7 @@ from tasks.stages import code_version, imported_modules, names_imported, place_f
 from tasks.storage import (
     REPOSITORY,
     digest,
+    locked,
     make_once,
     read_bytes,
     read_json,
@@ -146,6 +147,21 @@ def test_two_processes_never_make_the_same_folder_at_once(tmp_path: Path) -> Non
     said = sorted(process.communicate(timeout=60)[0].strip().splitlines()[-1] for process in started)
     assert said == ["False", "True"], "one makes it, the other finds it"
     assert len(names_in(tmp_path)) == 1
+
+
+def test_of_many_threads_that_want_a_lock_each_gets_it_alone(tmp_path: Path) -> None:
+    inside: list[int] = []
+
+    def count(_: int) -> int:
+        with locked(tmp_path / "lock"):
+            inside.append(1)
+            n_inside = len(inside)
+            inside.pop()
+        return n_inside
+
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(count, range(2_000))) == {1}
+    assert not (tmp_path / "lock").exists()
 
 
 def test_the_checksum_of_a_file_is_its_sha256(tmp_path: Path) -> None:
