@@ -96,16 +96,18 @@ def test_a_difference_counts_only_where_the_intervals_are_apart() -> None:
 
 
 def test_the_gallery_is_filtered_by_what_its_cards_differ_in(opened: Any) -> None:
+    from playwright.sync_api import expect
+
     cards = opened.locator(".card:visible")
-    assert cards.count() == 4
+    expect(cards).to_have_count(4)
     opened.locator("select[name=answer]").select_option("wrong")
-    assert cards.count() == 2
-    assert opened.locator("#filter output").inner_text() == "2 of 4 shown"
+    expect(cards).to_have_count(2)
+    expect(opened.locator("#filter output")).to_have_text("2 of 4 shown")
     opened.locator("select[name=class]").select_option("normal")
-    assert cards.count() == 1
+    expect(cards).to_have_count(1)
     assert opened.locator(".group:visible").count() == 1
     opened.get_by_role("button", name="Show all").click()
-    assert cards.count() == 4
+    expect(cards).to_have_count(4)
     assert opened.locator("select[name=device]").count() == 0, "all cards are alike in it"
 
 
