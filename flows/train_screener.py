@@ -7,8 +7,8 @@ from pydantic import BaseModel, Field
 
 from flows.command_line import run_command
 from flows.run_folders import with_run_folder
+from flows.shards import open_runner, pack_images
 from tasks.ingestion import ingest
-from tasks.packing import pack
 from tasks.quality import check
 from tasks.screener_training import fit_screener
 from tasks.settings import ScreenerRecipe, Settings
@@ -31,10 +31,11 @@ def train_screener(
         screening = settings.screening.model_copy(update={"review": review})
         settings = settings.model_copy(update={"screening": screening})
     settings = with_run_folder(settings)
-    source = ingest(settings)
-    check(settings, "source")
-    split(settings)
-    pack(settings, source["folder"])
+    with open_runner(settings) as runner:
+        source = ingest(settings)
+        check(settings, "source")
+        split(settings)
+        pack_images(runner, settings, source["folder"])
     return str(fit_screener(settings, source["folder"], recipe)["screener"])
 
 
