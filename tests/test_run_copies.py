@@ -1,0 +1,283 @@
+"""Runs in a bucket: what one machine places there another one finds, and what is finished is not done again."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3  # type: ignore[import-untyped]
+import pytest
+
+from tasks.bucket_folder import BucketFolder
+from tasks.records import Facts, RunError
+from tasks.run_copies import address_of, fetch_beside, fetch_run, read_seal, send, send_beside
+from tasks.settings import Settings
+from tasks.stages import run_stage
+from tasks.storage import REPOSITORY, SEAL, run_folder, write_json
+from tests.conftest import SMALL
+from tests.s3_server import running_s3, set_aws
+
+BUCKET = "chest"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with running_s3({BUCKET: {}}) as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client of the server, which is all that the code under test can reach."""
+    for name, value in set_aws(server).items():
+        monkeypatch.setenv(name, value)
+    return boto3.client("s3")
+
+
+@pytest.fixture
+def address(request: pytest.FixtureRequest) -> str:
+    return f"s3://{BUCKET}/{request.node.name.split('[')[0]}/run"
+
+
+def machine(folder: Path, address: str) -> Settings:
+    """The settings of a run as a machine with its own disk sees it."""
+    storage = {"cache": str(folder / "cache"), "raw": str(folder / "raw")}
+    return Settings.model_validate(
+        {"run_dir": address, "storage": storage, "ingestion": {"tries": 2, "backoff_s": 0, "timeout_s": 5}}
+    )
+
+
+def put_files(settings: Settings, **files: str) -> None:
+    for name, content in files.items():
+        path = run_folder(settings) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    send(settings, files)
+
+
+def names_below(bucket: Any, prefix: str) -> dict[str, Any]:
+    pages = bucket.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+    return {entry["Key"]: entry for page in pages for entry in page.get("Contents", ())}
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name[0] != ".")
+
+
+def test_what_a_machine_sends_another_one_fetches_and_what_it_takes_away_goes_there_too(
+    bucket: Any, address: str, tmp_path: Path
+) -> None:
+    here, there = machine(tmp_path / "here", address), machine(tmp_path / "there", address)
+    put_files(here, **{"a.txt": "1", "deep/b.txt": "2"})
+    fetch_run(there)
+    assert names_in(run_folder(there)) == ["a.txt", "deep/b.txt"]
+    put_files(there, **{"a.txt": "3"})
+    (run_folder(there) / "deep" / "b.txt").unlink()
+    send(there, [], gone=["deep/b.txt"])
+    fetch_run(here)
+    assert names_in(run_folder(here)) == ["a.txt"]
+    assert (run_folder(here) / "a.txt").read_text() == "3"
+
+
+def test_a_file_that_is_the_same_there_is_neither_sent_nor_fetched_again(
+    bucket: Any, address: str, tmp_path: Path
+) -> None:
+    here, there = machine(tmp_path / "here", address), machine(tmp_path / "there", address)
+    put_files(here, **{"a.txt": "1"})
+    sent = names_below(bucket, "test_a_file_that_is_the_same")
+    fetch_run(there)
+    fetched = (run_folder(there) / "a.txt").stat().st_ino
+    send(here, ["a.txt"])
+    fetch_run(there)
+    assert names_below(bucket, "test_a_file_that_is_the_same") == sent
+    assert (run_folder(there) / "a.txt").stat().st_ino == fetched
+
+
+def test_a_file_lost_on_this_machine_comes_back_and_one_never_sent_stays(
+    bucket: Any, address: str, tmp_path: Path
+) -> None:
+    here = machine(tmp_path, address)
+    put_files(here, **{"a.txt": "1"})
+    (run_folder(here) / "a.txt").unlink()
+    (run_folder(here) / "notes.txt").write_text("mine")
+    fetch_run(here)
+    assert names_in(run_folder(here)) == ["a.txt", "notes.txt"]
+
+
+def do_stage(settings: Settings, done: list[int], number: int = 1) -> Facts:
+    def make(out: Path) -> Facts:
+        done.append(number)
+        (out / "masks").mkdir()
+        (out / "masks" / "made.txt").write_text(str(number))
+        return {"n": number}
+
+    return run_stage(settings, "work", module="tasks.tables", inputs={"n": number}, make=make)
+
+
+def test_a_stage_done_on_one_machine_is_taken_from_the_shared_cache_on_another_and_for_another_run(
+    bucket: Any, address: str, tmp_path: Path
+) -> None:
+    done: list[int] = []
+    assert do_stage(machine(tmp_path / "here", address), done)["reused"] is False
+    for place, run in (("there", address), ("elsewhere", address.replace("/run", "/next"))):
+        other = machine(tmp_path / place, run)
+        assert do_stage(other, done) == {"n": 1, "reused": True, "seconds": pytest.approx(0, abs=5)}
+        assert names_in(run_folder(other)) == ["masks/made.txt", "stages/work.json"]
+    assert done == [1]
+    assert set(names_below(bucket, "test_a_stage_done")) >= {
+        f"{address.partition(BUCKET + '/')[2]}/{name}" for name in ("masks/made.txt", "stages/work.json")
+    }
+
+
+def test_a_stage_whose_upload_broke_off_before_its_record_is_not_taken_for_done(
+    bucket: Any, address: str, tmp_path: Path
+) -> None:
+    done: list[int] = []
+    do_stage(machine(tmp_path / "here", address), done)
+    record = next(name for name in names_below(bucket, "test_a_stage_whose") if name.endswith("/stage.json"))
+    bucket.delete_object(Bucket=BUCKET, Key=record)
+    do_stage(machine(tmp_path / "there", address), done)
+    assert done == [1, 1]
+    assert record in names_below(bucket, "test_a_stage_whose")
+
+
+def test_a_stage_that_changes_a_sealed_run_breaks_its_seal_in_the_bucket_too(
+    bucket: Any, address: str, tmp_path: Path
+) -> None:
+    here = machine(tmp_path / "here", address)
+    assert read_seal(here) is None
+    put_files(here, **{SEAL: '{"news": "x"}'})
+    there = machine(tmp_path / "there", address)
+    assert read_seal(there) == {"news": "x"}
+    fetch_run(there)
+    do_stage(there, [])
+    assert read_seal(here) is None and not (run_folder(there) / SEAL).exists()
+
+
+def test_shards_that_an_index_names_go_before_it_and_come_with_it_once(
+    bucket: Any, address: str, tmp_path: Path
+) -> None:
+    here, there = machine(tmp_path / "here", address), machine(tmp_path / "there", address)
+    shelf = Path(here.storage.cache) / "arrays" / "shelf"
+    shelf.mkdir(parents=True)
+    (shelf / "one.npy").write_bytes(b"pixels")
+    (shelf / "one.json").write_text("{}")
+    write_json(run_folder(here) / "arrays" / "index.json", {"shards": [{"name": "arrays/shelf/one.npy"}]})
+    send(here, ["arrays/index.json"])
+    found = names_below(bucket, "test_shards_that/cache/")
+    assert sorted(name.rpartition("/")[2] for name in names_below(bucket, "test_shards_that")) == [
+        "index.json",
+        "one.json",
+        "one.npy",
+    ]
+    fetch_run(there)
+    fetched = Path(there.storage.cache) / "arrays" / "shelf" / "one.npy"
+    assert fetched.read_bytes() == b"pixels"
+    before = fetched.stat().st_ino
+    other = machine(tmp_path / "there", address.replace("/run", "/next"))
+    write_json(run_folder(other) / "arrays" / "index.json", {"shards": [{"name": "arrays/shelf/one.npy"}]})
+    send(other, ["arrays/index.json"])
+    fetch_run(other)
+    assert fetched.stat().st_ino == before
+    assert names_below(bucket, "test_shards_that/cache/") == found
+
+
+def test_what_all_runs_share_lies_beside_them(bucket: Any, address: str, tmp_path: Path) -> None:
+    here = machine(tmp_path / "here", address)
+    other = machine(tmp_path / "there", address.replace("/run", "/next"))
+    fetch_beside(here, "device_answers.csv")
+    run_folder(here).parent.mkdir(parents=True, exist_ok=True)
+    (run_folder(here).parent / "device_answers.csv").write_text("path,device\n")
+    send_beside(here, "device_answers.csv")
+    fetch_run(other)
+    assert (run_folder(other).parent / "device_answers.csv").read_text() == "path,device\n"
+
+
+def test_a_run_in_a_bucket_is_named_by_its_address_there_and_another_by_its_path(tmp_path: Path) -> None:
+    assert address_of(machine(tmp_path, "s3://chest/runs/one"), "report/index.html").startswith("s3://chest/runs/one/r")
+    assert address_of(machine(tmp_path, str(tmp_path / "run"))) == str(tmp_path / "run")
+
+
+# -- the bucket --------------------------------------------------------------------------------------------------------
+
+
+def test_a_page_can_be_opened_from_the_bucket_and_carries_its_checksum(bucket: Any, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<p>here</p>")
+    folder = BucketFolder(f"s3://{BUCKET}/pages", Settings().ingestion)
+    stored = folder.put(tmp_path / "index.html", "index.html")
+    head = bucket.head_object(Bucket=BUCKET, Key="pages/index.html")
+    assert head["ContentType"] == "text/html; charset=utf-8"
+    assert head["Metadata"] == {"sha256": stored.sha256} and len(stored.sha256) == 64
+
+
+def test_what_comes_with_another_checksum_than_it_was_put_with_does_not_take_the_file_s_name(
+    bucket: Any, address: str, tmp_path: Path
+) -> None:
+    bucket.put_object(Bucket=BUCKET, Key="bad/a.txt", Body=b"changed", Metadata={"sha256": "0" * 64})
+    (tmp_path / "a.txt").write_text("earlier")
+    folder = BucketFolder(f"s3://{BUCKET}/bad", machine(tmp_path, address).ingestion)
+    with pytest.raises(RunError, match="bad cannot be reached"):
+        folder.get("a.txt", tmp_path / "a.txt")
+    assert names_in(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "earlier"
+    assert folder.get("none.txt", tmp_path / "none.txt") is None
+
+
+@pytest.mark.parametrize(
+    ("surroundings", "run_dir", "said"),
+    [
+        ({}, "s3://no-such-bucket/runs/one", "there is no such bucket"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "s3://chest/runs/one", "cannot be reached"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "s3://chest/runs/one", "no AWS credentials"),
+    ],
+)
+def test_a_bucket_that_cannot_be_used_is_one_sentence_with_the_way_out(
+    surroundings: dict[str, str], run_dir: str, said: str, bucket: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, value in surroundings.items():
+        monkeypatch.delenv(name)
+        if value:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(RunError, match=f"run_dir: .*{said}"):
+        fetch_run(machine(tmp_path, run_dir))
+
+
+@pytest.mark.parametrize(
+    "run_dir", ["gs://bucket/runs/one", "s3://bucket", "s3:///run", "s3://bucket/a//b", "http://x/y"]
+)
+def test_an_address_that_is_no_run_folder_is_refused_by_name(run_dir: str) -> None:
+    with pytest.raises(ValueError, match=r"s3://bucket/prefix/run"):
+        Settings(run_dir=run_dir)
+
+
+# -- three machines ----------------------------------------------------------------------------------------------------
+
+
+def test_three_machines_that_share_nothing_but_the_address_make_one_run(server: str, tmp_path: Path) -> None:
+    address = f"s3://{BUCKET}/team/one"
+    code = "import sys; from flows.command_line import read_flags; from flows.{0} import {0}; "
+    code += "{0}(read_flags(sys.argv[1:], 'test'))"
+    environment = set_aws(server) | {"PYTHONPATH": str(REPOSITORY), "PREFECT_HOME": str(tmp_path / "prefect")}
+    environment = {name: value for name, value in environment.items() if name != "PREFECT_API_URL"}
+    for flow in ("prepare", "train", "explain"):
+        (tmp_path / flow).mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(flow), *SMALL, "--run-dir", address],
+            cwd=tmp_path / flow,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "prepare" / "data" / "raw").exists() and not (tmp_path / "train" / "data" / "raw").exists()
+    client = boto3.client("s3", endpoint_url=server, aws_access_key_id="testing", aws_secret_access_key="testing")
+    found = {name.removeprefix("team/one/"): entry for name, entry in names_below(client, "team/one/").items()}
+    assert {"manifest.parquet", "model.keras", "metrics.json", "audit.json", "report/index.html", SEAL} <= set(found)
+    assert max(found, key=lambda name: (found[name]["LastModified"], name == SEAL)) == SEAL
+    sealed = json.loads(client.get_object(Bucket=BUCKET, Key=f"team/one/{SEAL}")["Body"].read())
+    assert sealed["settings"]["run_dir"] == address
+    assert not any(os.sep + "explain" + os.sep in str(value) for value in sealed.values())
