@@ -5,6 +5,7 @@ them where ``scaling.runner`` says, and the stage itself gathers what they left 
 settings goes to a shard's task run, and nothing comes back.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -111,13 +112,15 @@ def open_runner(settings: Settings) -> Iterator[TaskRunner[Any]]:
             f"scaling.runner: {how.runner} needs prefect-dask ({error.name} is missing); install requirements.txt, or "
             "choose threads"
         ) from None
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # else each connection that opens or closes is a line
     if how.reaches_out:
         _greet_scheduler(how.runner)
         dask = DaskTaskRunner(address=how.runner)
     else:
         # One thread a process: networks of two shards do not get in each other's way. No limit on memory, since
-        # Dask would end processes over it; no web page of Dask's.
-        cluster = {"n_workers": n_workers, "threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None}
+        # Dask would end processes over it; its web page at any free port.
+        page = "127.0.0.1:0"
+        cluster = {"n_workers": n_workers, "threads_per_worker": 1, "memory_limit": 0, "dashboard_address": page}
         dask = DaskTaskRunner(cluster_kwargs=cluster)
     with _one_server(), dask as runner:
         yield runner

@@ -123,6 +123,8 @@ class Shard:
 def list_shards(settings: Settings) -> list[Shard]:
     """The chosen images in shards; what is said of one follows from its rows, the networks and how they are asked."""
     run, how, plan = run_folder(settings), settings.explanation, plan_images(settings)
+    if not plan:
+        return []
     names = name_suspects(settings)
     parts = {
         "networks": {name: (sha256_of_file(run / f"{name}.keras"), read_threshold_of(run, name)) for name in names},
@@ -157,9 +159,8 @@ def explain_shard(settings: Settings, shard: Shard) -> None:
     def make(out: Path) -> None:
         images, masks = PackedImages(run, cache), DeviceMasks(run, cache)
         with LOADING:
-            networks = {
-                name: (_load(run, name, settings), read_threshold_of(run, name)) for name in name_suspects(settings)
-            }
+            names = name_suspects(settings)
+            networks = {name: (_load(run, name, settings), read_threshold_of(run, name)) for name in names}
         for row in shard.rows:
             grey = to_float(images.read([row["image_id"]]))[0, ..., 0]
             mask = masks.read([row["mask_of"]])[0] if row["mask_of"] else None

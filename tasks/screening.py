@@ -63,8 +63,7 @@ def plan_screening(settings: Settings) -> list[str]:
 def screen_shards(settings: Settings, shards: Sequence[str]) -> None:
     """Scores and masks of packed shards, into the cache, here and the shared one."""
     screener, cache = find_screener(settings.screening.screener), cache_folder(settings)
-    with LOADING:
-        model = _load(screener.folder.resolve(), screener.sha256)
+    model = open_screener(screener)
     fetch_files(settings, shards)
     for source in shards:
         target = name_target(screener, Path(source))
@@ -173,9 +172,14 @@ def index_masks(settings: Settings) -> Facts:
     return {"shards": [{"name": target} for target in targets], "images": arrays["images"]}
 
 
+def open_screener(screener: ScreenerFiles) -> Any:
+    """The network of a screener; kept, as shards of one process use the same."""
+    with LOADING:
+        return _load(screener.folder.resolve(), screener.sha256)
+
+
 @lru_cache(maxsize=1)
 def _load(folder: Path, sha256: str) -> Any:
-    """A screener; kept, as shards of one process use the same."""
     from tasks.screener import load_screener
 
     return load_screener(folder)
