@@ -2,6 +2,7 @@
 
 from prefect import flow
 
+from flows.labels import label_run
 from flows.shards import explain_images, open_runner
 from tasks.auditing import audit, require_passed
 from tasks.model_card import write_card
@@ -11,7 +12,7 @@ from tasks.sealing import seal
 from tasks.settings import Settings
 
 
-@flow(name="explain", log_prints=True, validate_parameters=True)
+@flow(name="explain", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def explain(settings: Settings) -> str:
     """Explains single answers, audits, writes report and model card, seals the run; returns the report's address."""
     fetch_run(settings)

@@ -2,6 +2,7 @@
 
 from prefect import flow
 
+from flows.labels import label_run
 from flows.shards import open_runner, pack_images, screen_images
 from tasks.ingestion import ingest
 from tasks.quality import check
@@ -10,7 +11,7 @@ from tasks.settings import Settings
 from tasks.splitting import split
 
 
-@flow(name="prepare", log_prints=True, validate_parameters=True)
+@flow(name="prepare", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def prepare(settings: Settings) -> None:
     """Fetches the source, checks it, draws validation, packs pixels and keeps images with devices out of training."""
     fetch_run(settings)

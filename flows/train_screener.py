@@ -6,6 +6,7 @@ from prefect import flow
 from pydantic import BaseModel, Field
 
 from flows.command_line import run_command
+from flows.labels import label_run
 from flows.run_folders import with_run_folder
 from flows.shards import open_runner, pack_images
 from tasks.ingestion import ingest
@@ -22,7 +23,7 @@ class TrainScreenerFlags(BaseModel):
     recipe: ScreenerRecipe = Field(ScreenerRecipe(), description=ScreenerRecipe.__doc__)
 
 
-@flow(name="train-screener", log_prints=True, validate_parameters=True)
+@flow(name="train-screener", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def train_screener(
     settings: Settings = Settings(), review: str | None = None, recipe: ScreenerRecipe = ScreenerRecipe()
 ) -> str:

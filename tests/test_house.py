@@ -100,6 +100,7 @@ ROWS = [
         "flows.command_line",
         "flows.run_folders",
         "flows.remote_training",
+        "flows.labels",
         "flows.shards",
     },
     {"flows.prepare", "flows.train", "flows.explain", "flows.review"},
