@@ -7,7 +7,7 @@ ARGS ?=
 API ?= http://127.0.0.1:4200/api
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help run test check format bench ui deploy worker
+.PHONY: help run test check format bench ui deploy worker clean-runs
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -50,3 +50,7 @@ deploy: $(VENV)/.run ## create pools and deployments on the server at API
 
 worker: $(VENV)/.run ## start a worker for POOL=cpu or POOL=gpu
 	@PREFECT_API_URL=$(API) $(BIN)/prefect worker start --pool "$(POOL)" --type process
+
+clean-runs: $(VENV)/.run ## remove all but the newest KEEP finished runs, and what the cache holds for them alone; ARGS="--dry-run"
+	@test -n "$(KEEP)" || { echo "error: KEEP is missing: say how many finished runs stay, make clean-runs KEEP=8" >&2; exit 2; }
+	@$(BIN)/python -m infra.clean_runs --keep "$(KEEP)" $(ARGS)

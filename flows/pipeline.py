@@ -10,6 +10,7 @@ from prefect.states import Completed
 
 from flows.command_line import run_command
 from flows.explain import explain
+from flows.labels import label_run
 from flows.prepare import prepare
 from flows.remote_training import train_elsewhere
 from flows.review import can_wait, wait_for_answers
@@ -21,7 +22,7 @@ from tasks.sealing import find_finished
 from tasks.settings import Settings
 
 
-@flow(name="pipeline", log_prints=True, validate_parameters=True)
+@flow(name="pipeline", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def pipeline(settings: Settings = Settings()) -> "str | State[str]":
     """From an archive of chest X-rays to a classifier, its metrics and a report; returns the report's address."""
     if settings.screening.wait_for_review and not can_wait():

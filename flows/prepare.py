@@ -2,22 +2,23 @@
 
 from prefect import flow
 
+from flows.labels import label_run
+from flows.shards import open_runner, pack_images, screen_images
 from tasks.ingestion import ingest
-from tasks.packing import pack
 from tasks.quality import check
 from tasks.run_copies import fetch_run
-from tasks.screening import screen
 from tasks.settings import Settings
 from tasks.splitting import split
 
 
-@flow(name="prepare", log_prints=True, validate_parameters=True)
+@flow(name="prepare", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def prepare(settings: Settings) -> None:
     """Fetches the source, checks it, draws validation, packs pixels and keeps images with devices out of training."""
     fetch_run(settings)
-    source = ingest(settings)
-    check(settings, "source")
-    split(settings)
-    pack(settings, source["folder"])
-    screen(settings, source["folder"])
-    check(settings, "prepared")
+    with open_runner(settings) as runner:
+        source = ingest(settings)
+        check(settings, "source")
+        split(settings)
+        pack_images(runner, settings, source["folder"])
+        screen_images(runner, settings, source["folder"])
+        check(settings, "prepared")

@@ -14,6 +14,7 @@ from prefect.input import RunInput
 from pydantic import BaseModel, Field
 
 from flows.command_line import run_command
+from flows.labels import label_run
 from tasks.answers import answers_address, default_reviewer, keep_answers, name_images, send_answers, take_answers
 from tasks.contact_sheet import SHEET, count_doubtful
 from tasks.records import Facts, PipelineError, SettingsError, TableError
@@ -41,7 +42,7 @@ class ReviewForm(RunInput):
     go_on: bool = Field(False, description="Go on without answers: the screener's score decides where nobody did.")
 
 
-@flow(name="review", log_prints=True, validate_parameters=True)
+@flow(name="review", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def review(settings: Settings = Settings(), answers: str | None = None, reviewer: str = "") -> str:
     """Takes answers about the images of a run; returns the address where answers are kept.
 

@@ -9,6 +9,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows.command_line import run_command
+from flows.labels import label_run
 from tasks.loose_tables import TableFlags, demand_all
 from tasks.run_copies import fetch_run
 from tasks.scoring import find_scored_images, score_images
@@ -21,7 +22,7 @@ class ScoreFlags(TableFlags):
     out: str = Field(min_length=1, description="CSV file to write: path,probability,decision,device_score,refused.")
 
 
-@flow(name="score", log_prints=True, validate_parameters=True)
+@flow(name="score", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def score(images: str, out: str, strict: bool = False, settings: Settings = Settings()) -> str:
     """Scores a folder or zip with the network of ``settings.run_dir``; returns the address of the table."""
     if settings.run_dir is not None:

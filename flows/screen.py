@@ -9,6 +9,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows.command_line import run_command
+from flows.labels import label_run
 from tasks.device_table import find_images, screen_images
 from tasks.loose_tables import TableFlags, demand_all
 from tasks.settings import Settings
@@ -23,7 +24,7 @@ class ScreenFlags(TableFlags):
     )
 
 
-@flow(name="screen", log_prints=True, validate_parameters=True)
+@flow(name="screen", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def screen(
     images: str, out: str, masks: str | None = None, strict: bool = False, settings: Settings = Settings()
 ) -> str:

@@ -2,6 +2,7 @@
 
 from prefect import flow
 
+from flows.labels import label_run
 from tasks.calibration import calibrate
 from tasks.evaluation import evaluate
 from tasks.run_copies import fetch_run
@@ -10,7 +11,7 @@ from tasks.suspects import name_suspects
 from tasks.training import fit
 
 
-@flow(name="train", log_prints=True, validate_parameters=True)
+@flow(name="train", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def train(settings: Settings) -> None:
     """Fits and calibrates the model, and its twin where the audit compares the two; measures the model."""
     fetch_run(settings)

@@ -6,9 +6,10 @@ from prefect import flow
 from pydantic import BaseModel, Field
 
 from flows.command_line import run_command
+from flows.labels import label_run
 from flows.run_folders import with_run_folder
+from flows.shards import open_runner, pack_images
 from tasks.ingestion import ingest
-from tasks.packing import pack
 from tasks.quality import check
 from tasks.screener_training import fit_screener
 from tasks.settings import ScreenerRecipe, Settings
@@ -22,7 +23,7 @@ class TrainScreenerFlags(BaseModel):
     recipe: ScreenerRecipe = Field(ScreenerRecipe(), description=ScreenerRecipe.__doc__)
 
 
-@flow(name="train-screener", log_prints=True, validate_parameters=True)
+@flow(name="train-screener", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def train_screener(
     settings: Settings = Settings(), review: str | None = None, recipe: ScreenerRecipe = ScreenerRecipe()
 ) -> str:
@@ -31,10 +32,11 @@ def train_screener(
         screening = settings.screening.model_copy(update={"review": review})
         settings = settings.model_copy(update={"screening": screening})
     settings = with_run_folder(settings)
-    source = ingest(settings)
-    check(settings, "source")
-    split(settings)
-    pack(settings, source["folder"])
+    with open_runner(settings) as runner:
+        source = ingest(settings)
+        check(settings, "source")
+        split(settings)
+        pack_images(runner, settings, source["folder"])
     return str(fit_screener(settings, source["folder"], recipe)["screener"])
 
 

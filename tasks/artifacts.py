@@ -1,11 +1,15 @@
-"""What a run shows in Prefect's web page: tables, text and progress. Outside of a run these do nothing."""
+"""What a run shows in Prefect's web page: tables, text, links and progress. Outside of a run these do nothing."""
 
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 from prefect.artifacts import (
+    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -29,6 +33,23 @@ def show_markdown(key: str, text: str, description: str) -> None:
     """Shows Markdown as an artifact."""
     if in_run():
         create_markdown_artifact(key=_slug(key), markdown=text, description=description)
+
+
+def show_link(key: str, address: str, description: str) -> None:
+    """Shows a link to a file of a run, at an absolute path or in a bucket."""
+    if in_run():
+        create_link_artifact(key=_slug(key), link=to_link(address), link_text=address, description=description)
+
+
+def to_link(address: str) -> str:
+    """What a browser opens: an object on its server or, without an own endpoint, in the console; a file as it is."""
+    if not address.startswith("s3://"):
+        return Path(address).as_uri()
+    bucket, _, key = address.removeprefix("s3://").partition("/")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        return f"{endpoint.rstrip('/')}/{bucket}/{quote(key)}"
+    return f"https://console.aws.amazon.com/s3/object/{bucket}?prefix={quote(key)}"
 
 
 class Progress:

@@ -3,6 +3,7 @@
 import hashlib
 import mimetypes
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ class BucketFolder:
     def get(self, name: str, path: Path) -> Stored | None:
         """Brings an object to a file, whole or not at all, and checks what came; ``None`` where there is none."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
         try:
             with self._explained():
                 stored = self._again(lambda: self._download(name, beside))

@@ -2,10 +2,12 @@
 
 Reads ``predictions.csv``, ``metrics.json``, the packed arrays, the masks of devices, ``model.keras`` and, when
 compared, ``unfiltered.keras``; writes a ``.json`` and a ``.png`` per image into ``explanations/``. Images are explained
-in shards, each kept in the cache as soon as it is done; shards run side by side on the flow's task runner.
+in shards, each kept in the cache as soon as it is done: planned, explained side by side, and gathered.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.images import PackedImages, to_float
 from tasks.masks import DeviceMasks
-from tasks.records import Facts
+from tasks.records import Facts, RunError
+from tasks.run_copies import LOST_SHARDS, fetch_below, fetch_run, keep_below
 from tasks.settings import ExplanationSettings, Settings
 from tasks.stages import code_version, package_versions, run_stage
 from tasks.storage import (
@@ -34,61 +37,51 @@ from tasks.storage import (
 from tasks.suspects import MODEL, name_suspects, read_threshold_of
 
 SHARD_IMAGES = 4
+LOADING = threading.Lock()
+"""Held while networks are loaded, which threads would otherwise do several times at once."""
 PACKAGES = ("lime", "scikit-image", "scikit-learn")
 Network = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
 
 @task(name="plan explanations", cache_policy=NO_CACHE)
 def plan_explanations(settings: Settings) -> list[int]:
-    """Numbers of the shards that the chosen images fall into."""
-    return list(range(-(-len(plan_images(settings)) // SHARD_IMAGES)))
+    """Numbers of the shards, of those that the chosen images fall into, that nobody explained before."""
+    return [number for number, shard in enumerate(list_shards(settings)) if not is_at_hand(settings, shard)]
 
 
-@task(name="explain shard", cache_policy=NO_CACHE)
-def explain_shard(settings: Settings, number: int) -> None:
-    """Explains the images of a shard that no run explained before with the same networks."""
-    plan, entry = plan_images(settings), shard_entry(settings, number)
-    start = number * SHARD_IMAGES
-    rows = plan[start : start + SHARD_IMAGES]
-
-    def make(out: Path) -> None:
-        run = run_folder(settings)
-        images, masks = PackedImages(run, cache_folder(settings)), DeviceMasks(run, cache_folder(settings))
-        networks = {
-            name: (_load(run, name, settings), read_threshold_of(run, name)) for name in name_suspects(settings)
-        }
-        for row in rows:
-            grey = to_float(images.read([row["image_id"]]))[0, ..., 0]
-            mask = masks.read([row["mask_of"]])[0] if row["mask_of"] else None
-            said, picture = explain_row(row, grey, mask, networks, settings)
-            write_json(out / f"{row['image_id']}.json", said)
-            picture.save(out / f"{row['image_id']}.png", optimize=True)
-
-    reused = make_once(entry, make)
-    print(
-        f"explained images {start + 1:,} to {start + len(rows):,} of {len(plan):,}"
-        + (" (taken from the cache)" if reused else "")
-    )
+@task(name="explain shards", cache_policy=NO_CACHE)
+def explain_shards(settings: Settings, shards: Sequence[int]) -> None:
+    """Explains the images of shards, each given by its number."""
+    if settings.scaling.reaches_out:
+        fetch_run(settings)
+    all_shards = list_shards(settings)
+    n_images = sum(len(shard.rows) for shard in all_shards)
+    for number in shards:
+        explain_shard(settings, all_shards[number])
+        first, n = number * SHARD_IMAGES + 1, len(all_shards[number].rows)
+        print(f"explained images {first:,} to {first + n - 1:,} of {n_images:,}")
 
 
 @task(name="explain", cache_policy=NO_CACHE)
 def gather_explanations(settings: Settings) -> Facts:
     """Brings the explanations of all shards into the run folder."""
-    shards = range(-(-len(plan_images(settings)) // SHARD_IMAGES))
-    entries = [shard_entry(settings, number) for number in shards]
+    shards = list_shards(settings)
+    if missing := [shard for shard in shards if not is_at_hand(settings, shard)]:
+        raise RunError(f"scaling.runner: {len(missing):,} of the explained shards not found; {LOST_SHARDS}")
 
     def make(out: Path) -> Facts:
         folder = out / "explanations"
         folder.mkdir()
-        for path in (path for entry in entries for path in sorted(entry.iterdir())):
-            (folder / path.name).write_bytes(path.read_bytes())
-        if not entries:
+        for shard in shards:
+            for name in shard.files:
+                (folder / name).write_bytes((cache_folder(settings) / shard.name / name).read_bytes())
+        if not shards:
             (folder / "none.txt").write_text("no image was asked for\n")
         said = [read_json(path) for path in sorted(folder.glob("*.json"))]
         return {"n_images": len(said), "split": said[0]["split"] if said else None, **sum_up(said)}
 
     facts = run_stage(
-        settings, "explain", module=__name__, inputs={"entries": [entry.name for entry in entries]}, make=make
+        settings, "explain", module=__name__, inputs={"entries": [shard.name for shard in shards]}, make=make
     )
     print(say_explanations(facts))
     return facts
@@ -114,12 +107,26 @@ def plan_images(settings: Settings) -> list[Facts]:
     return plan
 
 
-def shard_entry(settings: Settings, number: int) -> Path:
-    """Where the cache keeps a shard: what is in it follows from its rows, the networks and how they are asked."""
-    run, how = run_folder(settings), settings.explanation
+@dataclass(frozen=True)
+class Shard:
+    """Some of the chosen images: their rows as from ``plan_images``, and the name of their folder in the cache."""
+
+    rows: tuple[Facts, ...]
+    name: str
+
+    @property
+    def files(self) -> list[str]:
+        """Names of what is written about the images, in the order that it is."""
+        return [f"{row['image_id']}.{ending}" for row in self.rows for ending in ("json", "png")]
+
+
+def list_shards(settings: Settings) -> list[Shard]:
+    """The chosen images in shards; what is said of one follows from its rows, the networks and how they are asked."""
+    run, how, plan = run_folder(settings), settings.explanation, plan_images(settings)
+    if not plan:
+        return []
     names = name_suspects(settings)
     parts = {
-        "rows": plan_images(settings)[number * SHARD_IMAGES : (number + 1) * SHARD_IMAGES],
         "networks": {name: (sha256_of_file(run / f"{name}.keras"), read_threshold_of(run, name)) for name in names},
         "arrays": read_json(run / "arrays" / "index.json")["shards"],
         "masks": read_json(run / "masks" / "index.json")["shards"],
@@ -128,7 +135,41 @@ def shard_entry(settings: Settings, number: int) -> Path:
         "code": code_version(__name__),
         "packages": package_versions(PACKAGES),
     }
-    return cache_folder(settings) / "explanations" / digest(parts)[:24]
+    pieces = [plan[start : start + SHARD_IMAGES] for start in range(0, len(plan), SHARD_IMAGES)]
+    return [Shard(tuple(rows), f"explanations/{digest({**parts, 'rows': rows})[:24]}") for rows in pieces]
+
+
+def is_at_hand(settings: Settings, shard: Shard) -> bool:
+    """Whether a shard is explained; what only the shared cache has is brought here."""
+    entry = cache_folder(settings) / shard.name
+    if not is_whole(entry, shard):
+        fetch_below(settings, f"{shard.name}/", last=shard.files[-1])
+    return is_whole(entry, shard)
+
+
+def is_whole(entry: Path, shard: Shard) -> bool:
+    """Whether a folder of the cache has all files of a shard."""
+    return all((entry / name).exists() for name in shard.files)
+
+
+def explain_shard(settings: Settings, shard: Shard) -> None:
+    """Explains the images of a shard into the cache, here and the shared one."""
+    run, cache = run_folder(settings), cache_folder(settings)
+
+    def make(out: Path) -> None:
+        images, masks = PackedImages(run, cache), DeviceMasks(run, cache)
+        with LOADING:
+            names = name_suspects(settings)
+            networks = {name: (_load(run, name, settings), read_threshold_of(run, name)) for name in names}
+        for row in shard.rows:
+            grey = to_float(images.read([row["image_id"]]))[0, ..., 0]
+            mask = masks.read([row["mask_of"]])[0] if row["mask_of"] else None
+            said, picture = explain_row(row, grey, mask, networks, settings)
+            write_json(out / f"{row['image_id']}.json", said)
+            picture.save(out / f"{row['image_id']}.png", optimize=True)
+
+    make_once(cache / shard.name, make, is_valid=lambda entry: is_whole(entry, shard))
+    keep_below(settings, f"{shard.name}/", last=shard.files[-1])
 
 
 def _load(run: Path, name: str, settings: Settings) -> Network:

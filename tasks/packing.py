@@ -2,14 +2,14 @@
 
 Reads the files of the source; writes shards into the cache, ``arrays/index.json`` with their names into the run
 folder, and marks files that do not decode in ``manifest.parquet``. Shards are found by the checksums of the files in
-them, so that next week only new images are packed.
+them, so that next week only new images are packed. They are planned, packed side by side, and gathered.
 """
 
 import hashlib
 import importlib.metadata
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.images import SIDE_PX, UndecodableError, decode
-from tasks.records import Facts, SourceError
-from tasks.run_copies import fetch_below
+from tasks.records import Facts, RunError, SourceError
+from tasks.run_copies import LOST_SHARDS, fetch_below, fetch_files, keep_files
 from tasks.settings import Settings
+from tasks.sources import fetch_source
 from tasks.stages import code_version, run_stage
 from tasks.storage import (
     cache_folder,
@@ -37,52 +38,67 @@ from tasks.storage import (
 )
 
 SHARD_IMAGES = 100
-DECODERS = os.cpu_count() or 1
+
+
+@task(name="plan packing", cache_policy=NO_CACHE)
+def plan_packing(settings: Settings) -> list[dict[str, str]]:
+    """The shards that nobody packed before: for each its files, sha256 -> path."""
+    shelf = find_shelf(settings)
+    waiting = find_packable(read_manifest(run_folder(settings)))
+    fetch_shelf(settings, shelf, set(waiting["sha256"]))
+    waiting = waiting[~waiting["sha256"].isin(list(known_files(shelf)))]
+    starts = range(0, len(waiting), SHARD_IMAGES)
+    shards = [waiting.iloc[start : start + SHARD_IMAGES] for start in starts]
+    return [dict(zip(rows["sha256"], rows["path"], strict=True)) for rows in shards]
+
+
+@task(name="pack shards", cache_policy=NO_CACHE)
+def pack_shards(settings: Settings, folder: str, shards: Sequence[dict[str, str]]) -> None:
+    """Decodes the images of shards and puts them on the shelf, here and in the shared cache."""
+    shelf = find_shelf(settings)
+    for files in shards:
+        name = pack_shard(find_files(settings, Path(folder), files), files, shelf, **read_decoding(settings))
+        for ending in ("npy", "json"):  # in this order: a list says that its shard is there
+            keep_files(settings, [f"arrays/{shelf.name}/{name}.{ending}"])
 
 
 @task(name="pack", cache_policy=NO_CACHE)
-def pack(settings: Settings, folder: str) -> Facts:
-    """Decodes each image once to a 224 px uint8 array."""
-    run = run_folder(settings)
-    decoding: dict[str, Any] = {"padding": settings.packing.padding, "max_side_px": settings.ingestion.max_side_px}
-    decoder = {"code": code_version("tasks.images"), "pillow": importlib.metadata.version("pillow"), **decoding}
-    shelf = cache_folder(settings) / "arrays" / digest(decoder)[:16]
+def pack(settings: Settings, n_new: int) -> Facts:
+    """Names the shard and the row of each image, of which ``n_new`` were packed just now."""
+    run, shelf = run_folder(settings), find_shelf(settings)
 
     def make(out: Path) -> Facts:
         manifest = read_manifest(run)
-        fetch_below(settings, f"arrays/{shelf.name}/")
+        wanted = set(find_packable(manifest)["sha256"])
+        fetch_shelf(settings, shelf, wanted)
         known = known_files(shelf)
-        waiting = manifest[(manifest["excluded"].fillna("").str.startswith("undecodable")).ne(True)]
-        waiting = waiting[~waiting["sha256"].isin(list(known))].drop_duplicates("sha256")
-        starts = range(0, len(waiting), SHARD_IMAGES)
-        for done, start in enumerate(starts):
-            rows = waiting.iloc[start : start + SHARD_IMAGES]
-            pack_shard(Path(folder), dict(zip(rows["sha256"], rows["path"], strict=True)), shelf, **decoding)
-            if (done + 1) % 10 == 0 or done + 1 == len(starts):
-                print(f"packed {min(start + SHARD_IMAGES, len(waiting)):,} of {len(waiting):,} new images")
-        known = known_files(shelf)
+        if missing := wanted - set(known):
+            raise RunError(f"scaling.runner: {len(missing):,} of the packed images not found; {LOST_SHARDS}")
         manifest = mark_undecodable(manifest, {sha: reason for sha, (_, _, reason) in known.items() if reason})
         write_manifest(out, manifest)
         index = index_arrays(manifest, known)
         write_json(out / "arrays" / "index.json", index)
         return {
             "n_packed": len(index["images"]),
-            "n_new": len(waiting),
+            "n_new": n_new,
             "n_shards": len(index["shards"]),
             "n_undecodable": int(manifest["excluded"].fillna("").str.startswith("undecodable").sum()),
         }
 
-    inputs = {"manifest": sha256_of_file(run / "manifest.parquet"), "shelf": shelf.name, **decoding}
     facts = run_stage(
         settings,
         "pack",
         module=__name__,
-        inputs=inputs,
+        inputs={
+            "manifest": sha256_of_file(run / "manifest.parquet"),
+            "shelf": shelf.name,
+            **read_decoding(settings),
+        },
         make=make,
         packages=("pillow", "numpy"),
         is_valid=lambda entry: shards_exist(entry / "arrays" / "index.json", cache_folder(settings)),
     )
-    told = " (taken from the cache)" if facts["reused"] else f", {facts['n_new']:,} of them new"
+    told = " (taken from the cache)" if facts["reused"] and not n_new else f", {n_new:,} of them new"
     print(
         f"packed {facts['n_packed']:,} images in {facts['n_shards']:,} shards{told}; "
         f"{facts['n_undecodable']:,} do not decode"
@@ -90,26 +106,59 @@ def pack(settings: Settings, folder: str) -> Facts:
     return facts
 
 
-def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: bool, max_side_px: int) -> None:
-    """Decodes files (sha256 -> path below ``folder``) into one shard and its list on the shelf.
+def read_decoding(settings: Settings) -> dict[str, Any]:
+    """The settings that shape pixels."""
+    return {"padding": settings.packing.padding, "max_side_px": settings.ingestion.max_side_px}
+
+
+def find_shelf(settings: Settings) -> Path:
+    """Where the cache keeps pixels that were decoded in this way."""
+    decoder = {
+        "code": code_version("tasks.images"),
+        "pillow": importlib.metadata.version("pillow"),
+        **read_decoding(settings),
+    }
+    return cache_folder(settings) / "arrays" / digest(decoder)[:16]
+
+
+def find_packable(manifest: pd.DataFrame) -> pd.DataFrame:
+    """A row for each content that ingestion found to be an image, in the order of the manifest."""
+    undecodable = manifest["excluded"].fillna("").str.startswith("undecodable")
+    return manifest[undecodable.ne(True)].drop_duplicates("sha256")
+
+
+def find_files(settings: Settings, folder: Path, files: dict[str, str]) -> Path:
+    """The folder with the files of a shard: as ingestion found it, or on another machine the source fetched there."""
+    if settings.scaling.reaches_out and not all((folder / path).is_file() for path in files.values()):
+        return Path(fetch_source(settings).folder)
+    return folder
+
+
+def fetch_shelf(settings: Settings, shelf: Path, wanted: Collection[str]) -> None:
+    """Brings from the shared cache the lists of a shelf, and those of its shards that have wanted files."""
+    fetch_below(settings, f"arrays/{shelf.name}/", ending=".json")
+    lost = [path for path in shelf.glob("[!.]*.json") if not path.with_suffix(".npy").exists()]
+    contents = {path: json.loads(path.read_text()) for path in lost}
+    named = [path for path, said in contents.items() if not {*said["rows"], *said["failed"]}.isdisjoint(wanted)]
+    fetch_files(settings, [f"arrays/{shelf.name}/{path.stem}.npy" for path in named])
+
+
+def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: bool, max_side_px: int) -> str:
+    """Decodes files (sha256 -> path below ``folder``) into one shard and its list on the shelf; the shard's name.
 
     ``<name>.npy`` is uint8 ``(n, 224, 224)``; ``<name>.json``, written last, lists the sha256 of each row, and of each
     file that did not decode the reason.
     """
-
-    def read(sha256: str) -> np.ndarray | str:
-        data = read_bytes(folder / files[sha256])
+    pixels: dict[str, np.ndarray] = {}
+    failed: dict[str, str] = {}
+    for sha256, path in files.items():
+        data = read_bytes(folder / path)
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise SourceError(f"source: {files[sha256]} changed while it was read; run again")
+            raise SourceError(f"source: {path} changed while it was read; run again")
         try:
-            return decode(data, side_px=SIDE_PX, padding=padding, max_side_px=max_side_px)
+            pixels[sha256] = decode(data, side_px=SIDE_PX, padding=padding, max_side_px=max_side_px)
         except UndecodableError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(DECODERS) as pool:
-        results = dict(zip(files, pool.map(read, files), strict=True))
-    pixels = {sha: result for sha, result in results.items() if not isinstance(result, str)}
-    failed = {sha: result for sha, result in results.items() if isinstance(result, str)}
+            failed[sha256] = str(error)
     name = digest(sorted(files))[:24]
     shelf.mkdir(parents=True, exist_ok=True)
     stacked = np.stack(list(pixels.values())) if pixels else np.empty((0, SIDE_PX, SIDE_PX), np.uint8)
@@ -117,6 +166,7 @@ def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: boo
     np.save(beside, stacked)
     os.replace(beside, shelf / f"{name}.npy")
     write_whole(shelf / f"{name}.json", json.dumps({"rows": list(pixels), "failed": failed}))
+    return name
 
 
 def known_files(shelf: Path) -> dict[str, tuple[str, int, str]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.artifacts import show_markdown, show_table
+from tasks.artifacts import show_link, show_markdown, show_table
 from tasks.provenance import describe_run, say_provenance, say_settings
 from tasks.records import Facts
 from tasks.report_audit import describe_audit
@@ -46,6 +46,7 @@ def write_report(settings: Settings) -> str:
     address = address_of(settings, REPORT)
     show_table("left out", page["left_out"]["reasons"], "Images that were left out, by reason and split")
     show_markdown("report", summarise_page(page, address), "Result of the run and where its report is")
+    show_link("report page", address, "The report")
     print(f"{page['sentence']} The report is {address} ({len(html.encode()) / 1e6:.1f} MB)")
     return address
 

@@ -7,7 +7,7 @@ and shards of packed pixels and masks, each sent and fetched once. For a run on 
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -29,6 +29,11 @@ from tasks.storage import (
 
 KNOWN = ".bucket.json"
 """In a working copy: name -> ``[etag, sha256]`` of what is the same here and in the bucket."""
+LOST_SHARDS = (
+    "all workers need the same code and packages as this machine, and its folders (storage.cache) or a run in a bucket "
+    "(run_dir s3://…)"
+)
+"""The way out where what a worker made is nowhere to be found."""
 INDICES = ("arrays/index.json", "masks/index.json")
 
 
@@ -73,7 +78,7 @@ def send(settings: Settings, names: Iterable[str], gone: Iterable[str] = ()) -> 
     run, bucket = run_folder(settings), _open_run(settings)
     names, gone = sorted(names), sorted(gone)
     for index in set(INDICES) & set(names):
-        _keep_files(settings, [name for shard in _shards(run / index) for name in _with_listing(shard)])
+        keep_files(settings, [name for shard in _shards(run / index) for name in _with_listing(shard)])
     with locked(run.parent / f".{run.name}.lock"):
         known = _read_known(run)
         if gone := [name for name in gone if name in known]:
@@ -119,13 +124,14 @@ def send_beside(settings: Settings, name: str) -> None:
 # -- the cache that machines share -------------------------------------------------------------------------------------
 
 
-def fetch_below(settings: Settings, below: str, last: str = "") -> bool:
+def fetch_below(settings: Settings, below: str, last: str = "", ending: str = "") -> bool:
     """Brings what the shared cache holds below a name and this machine's cache does not.
 
     Args:
         settings: Name run and cache.
         below: Start of the names: ``arrays/…/`` or ``<stage>/<key>/``.
         last: Name of the file that is written last; without it nothing below counts as there.
+        ending: Only names that end so.
 
     Returns:
         Whether anything, with its last file, is there.
@@ -136,7 +142,8 @@ def fetch_below(settings: Settings, below: str, last: str = "") -> bool:
     there = bucket.entries(below)
     if not there or (last and below + last not in there):
         return False
-    missing = [name for name in there if not (here / name).exists() and name != below + last]
+    wanted = [name for name in there if name.endswith(ending) and name != below + last]
+    missing = [name for name in wanted if not (here / name).exists()]
     _each(lambda name: bucket.get(name, here / name), missing, settings)
     if last:
         bucket.get(below + last, here / (below + last))
@@ -149,9 +156,9 @@ def keep_below(settings: Settings, below: str, last: str = "") -> None:
         return
     here = cache_folder(settings)
     names = [path.relative_to(here).as_posix() for path in (here / below).rglob("*") if path.is_file()]
-    _keep_files(settings, [name for name in names if name != below + last])
+    keep_files(settings, [name for name in names if name != below + last])
     if last:
-        _keep_files(settings, [below + last])
+        keep_files(settings, [below + last])
 
 
 def fetch_shards(settings: Settings, folder: Path) -> None:
@@ -167,6 +174,31 @@ def fetch_shards(settings: Settings, folder: Path) -> None:
         print(f"fetched {len(missing):,} shards and their lists from {bucket.address}")
 
 
+def fetch_files(settings: Settings, names: Iterable[str]) -> None:
+    """Brings files that the shared cache holds, and this machine's cache does not."""
+    here = cache_folder(settings)
+    missing = [name for name in names if not (here / name).exists()]
+    if not missing or not is_in_bucket(settings):
+        return
+    bucket = _open_cache(settings)
+    there = _names_beside(bucket, missing)
+    _each(lambda name: bucket.get(name, here / name), [name for name in missing if name in there], settings)
+
+
+def keep_files(settings: Settings, names: Sequence[str]) -> None:
+    """Sends files of this machine's cache that the shared cache does not hold."""
+    if not names or not is_in_bucket(settings):
+        return
+    bucket, here = _open_cache(settings), cache_folder(settings)
+    there = _names_beside(bucket, names)
+    _each(lambda name: bucket.put(here / name, name), [name for name in names if name not in there], settings)
+
+
+def _names_beside(bucket: BucketFolder, names: Iterable[str]) -> set[str]:
+    folders = sorted({name.rpartition("/")[0] + "/" for name in names})
+    return {name for folder in folders for name in bucket.entries(folder)}
+
+
 def fetch_note(settings: Settings, name: str) -> None:
     """Brings one file of the shared cache, as it is now."""
     if is_in_bucket(settings):
@@ -177,13 +209,6 @@ def keep_note(settings: Settings, name: str) -> None:
     """Sends one file of this machine's cache, in place of one that is there."""
     if is_in_bucket(settings):
         _open_cache(settings).put(cache_folder(settings) / name, name)
-
-
-def _keep_files(settings: Settings, names: list[str]) -> None:
-    bucket, here = _open_cache(settings), cache_folder(settings)
-    folders = sorted({name.rpartition("/")[0] + "/" for name in names})
-    there = {name for folder in folders for name in bucket.entries(folder)}
-    _each(lambda name: bucket.put(here / name, name), [name for name in names if name not in there], settings)
 
 
 # -- small parts -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ way to see whether it leans on it.
 """
 
 import importlib.metadata
-from collections.abc import Collection
+import threading
+from collections.abc import Collection, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,15 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.answers import read_answered
-from tasks.artifacts import Progress, show_table
+from tasks.artifacts import show_table
 from tasks.contact_sheet import TEMPLATE, doubtful_rows, find_doubtful, show_sheet, write_sheet
 from tasks.images import SIDE_PX, PackedImages
 from tasks.masks import DeviceMasks, read_scores, write_shard
 from tasks.measures import format_value
 from tasks.provenance import BACKENDS, find_backend
 from tasks.readings import find_review
-from tasks.records import CLASS_NAMES, DEVICE_REASONS, DOUBTFUL_DEVICE, READ_DEVICE, SCORED_DEVICE, Facts
-from tasks.run_copies import fetch_below
+from tasks.records import CLASS_NAMES, DEVICE_REASONS, DOUBTFUL_DEVICE, READ_DEVICE, SCORED_DEVICE, Facts, RunError
+from tasks.run_copies import LOST_SHARDS, fetch_files, keep_files
 from tasks.screener_files import ScreenerFiles, find_screener, known_readings
 from tasks.screener_quality import judge_screener
 from tasks.settings import ScreeningSettings, Settings
@@ -45,6 +47,28 @@ from tasks.storage import (
 )
 
 N_BOOTSTRAP = 1_000
+LOADING = threading.Lock()
+"""Held while a network is loaded, which threads would otherwise do several times at once."""
+
+
+@task(name="plan screening", cache_policy=NO_CACHE)
+def plan_screening(settings: Settings) -> list[str]:
+    """Names of the packed shards that nobody screened before with this screener."""
+    targets, cache = find_targets(settings), cache_folder(settings)
+    fetch_files(settings, targets.values())
+    return [source for source, target in targets.items() if not (cache / target).exists()]
+
+
+@task(name="screen shards", cache_policy=NO_CACHE)
+def screen_shards(settings: Settings, shards: Sequence[str]) -> None:
+    """Scores and masks of packed shards, into the cache, here and the shared one."""
+    screener, cache = find_screener(settings.screening.screener), cache_folder(settings)
+    model = open_screener(screener)
+    fetch_files(settings, shards)
+    for source in shards:
+        target = name_target(screener, Path(source))
+        screen_shard(model, cache / source, cache / target)
+        keep_files(settings, [target])
 
 
 @task(name="screen", cache_policy=NO_CACHE)
@@ -57,7 +81,7 @@ def screen(settings: Settings, folder: str) -> Facts:
     answered = {sha: device for sha, device in read_answered(settings).items() if sha in present}
     screener = find_screener(settings.screening.screener)
     known = known_readings(screener.folder)
-    index = screen_shards(settings, screener)
+    index = index_masks(settings)
     how = settings.screening
 
     def make(out: Path) -> Facts:
@@ -119,35 +143,46 @@ def screen(settings: Settings, folder: str) -> Facts:
 # -- scores and masks --------------------------------------------------------------------------------------------------
 
 
-def screen_shards(settings: Settings, screener: ScreenerFiles) -> Facts:
-    """Screens the packed shards of a run that no run screened before with this screener.
+def find_targets(settings: Settings) -> dict[str, str]:
+    """Names in the cache: of each packed shard of a run, and of the scores and masks that this screener gives it."""
+    screener = find_screener(settings.screening.screener)
+    arrays = read_json(run_folder(settings) / "arrays" / "index.json")
+    return {shard["name"]: name_target(screener, Path(shard["name"])) for shard in arrays["shards"]}
 
-    Returns:
-        ``masks/index.json``: ``{"shards": [{"name"}], "images": {image_id: [shard, row]}}``, as of the arrays.
-    """
-    arrays, cache = read_json(run_folder(settings) / "arrays" / "index.json"), cache_folder(settings)
-    sources = [Path(shard["name"]) for shard in arrays["shards"]]
+
+def name_target(screener: ScreenerFiles, source: Path) -> str:
+    """Name of the scores and masks of a packed shard: other weights, code or packages, another name."""
     code = [code_version(name) for name in ("tasks.screener", "tasks.masks")]
     runs_on = [importlib.metadata.version(name) for name in ("keras", BACKENDS[find_backend()])]
     how = digest({"screener": screener.sha256, "code": code, "runs_on": runs_on})[:16]
-    targets = [f"masks/{how}/{source.parent.name}/{source.stem}.npz" for source in sources]
-    fetch_below(settings, f"masks/{how}/")
-    waiting = [
-        (cache / source, cache / target)
-        for source, target in zip(sources, targets, strict=True)
-        if not (cache / target).exists()
-    ]
-    if waiting:
-        from tasks.screener import load_screener
+    return f"masks/{how}/{source.parent.name}/{source.stem}.npz"
 
-        model = load_screener(screener.folder)
-        progress = Progress("screening", f"Screening {len(waiting)} shards for devices")
-        for done, (source, target) in enumerate(waiting, start=1):
-            screen_shard(model, source, target)
-            progress.show(done, len(waiting))
-            if done % 10 == 0 or done == len(waiting):
-                print(f"screened {done} of {len(waiting)} new shards")
+
+def index_masks(settings: Settings) -> Facts:
+    """``masks/index.json``: ``{"shards": [{"name"}], "images": {image_id: [shard, row]}}``, as of the arrays.
+
+    Raises:
+        RunError: If a shard was not screened, or out of this machine's reach.
+    """
+    targets, cache = list(find_targets(settings).values()), cache_folder(settings)
+    fetch_files(settings, targets)
+    if missing := [target for target in targets if not (cache / target).exists()]:
+        raise RunError(f"scaling.runner: {len(missing):,} of the screened shards not found; {LOST_SHARDS}")
+    arrays = read_json(run_folder(settings) / "arrays" / "index.json")
     return {"shards": [{"name": target} for target in targets], "images": arrays["images"]}
+
+
+def open_screener(screener: ScreenerFiles) -> Any:
+    """The network of a screener; kept, as shards of one process use the same."""
+    with LOADING:
+        return _load(screener.folder.resolve(), screener.sha256)
+
+
+@lru_cache(maxsize=1)
+def _load(folder: Path, sha256: str) -> Any:
+    from tasks.screener import load_screener
+
+    return load_screener(folder)
 
 
 def screen_shard(model: Any, source: Path, target: Path) -> None:

@@ -66,7 +66,7 @@ def find_finished(settings: Settings) -> str | None:
 
 def _finished_path(settings: Settings, source_sha256: str) -> Path:
     """Where the cache keeps the address of the finished run of this source with these settings and this code."""
-    chosen = settings.model_dump(mode="json", exclude={"run_dir", "train_on", "storage", "ingestion"})
+    chosen = settings.model_dump(mode="json", exclude={"run_dir", "train_on", "storage", "scaling", "ingestion"})
     review = Path(settings.screening.review) if settings.screening.review else SHIPPED_REVIEW
     screener = find_screener(settings.screening.screener)
     known = known_readings(screener.folder)

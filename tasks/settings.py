@@ -43,6 +43,25 @@ class StorageSettings(Section):
     raw: Folder = Field("data/raw", description="Folder on this machine for unpacked archives and the drawn sample.")
 
 
+class ScalingSettings(Section):
+    """Where shards of images are packed, screened and explained; the results are the same everywhere."""
+
+    runner: str = Field(
+        "threads",
+        pattern=r"^(threads|dask|tcp://[^\s/]+:[0-9]{1,5})$",
+        description="'threads' of this process, 'dask' for processes on this machine, or tcp://host:port, the "
+        "scheduler of a Dask cluster; its workers share this machine's folders, or the run is kept in a bucket.",
+    )
+    n_workers: int | None = Field(
+        None, ge=1, le=1_024, description="Threads, or processes of 'dask'; default: one per processor core."
+    )
+
+    @property
+    def reaches_out(self) -> bool:
+        """Whether shards may be worked on on other machines."""
+        return self.runner.startswith("tcp://")
+
+
 class IngestionSettings(Section):
     """What is accepted from a source."""
 
@@ -314,6 +333,7 @@ class Settings(Section):
     train_on: str | None = Field(None, description="Deployment that trains, such as train/gpu; default: this process.")
     seed: int = Field(7, ge=0, le=2**31 - 1, description="Seed of every random choice.")
     storage: StorageSettings = Field(StorageSettings(), description=StorageSettings.__doc__)
+    scaling: ScalingSettings = Field(ScalingSettings(), description=ScalingSettings.__doc__)
     ingestion: IngestionSettings = Field(IngestionSettings(), description=IngestionSettings.__doc__)
     sample: SampleSettings = Field(SampleSettings(), description=SampleSettings.__doc__)
     quality: QualitySettings = Field(QualitySettings(), description=QualitySettings.__doc__)

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from data.sample import write_sample
 from tasks.archives import list_members, open_archive, unpack_members
 from tasks.layout import plan_layout
 from tasks.records import Fetched, Layout, SourceError
@@ -110,6 +109,8 @@ def _fetch_bucket(settings: Settings) -> Fetched:
 
 
 def _fetch_sample(settings: Settings) -> Fetched:
+    from data.sample import write_sample  # imported here: drawing needs scipy, which takes its time
+
     parts = {"sample": settings.sample.model_dump(), "seed": settings.seed, "code": code_version("data.sample")}
     folder = Path(settings.storage.raw) / f"sample-{digest(parts)[:16]}"
 

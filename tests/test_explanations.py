@@ -17,17 +17,18 @@ from tasks.explanations import (
     choose_images,
     explain_pieces,
     explain_row,
-    explain_shard,
+    explain_shards,
     gather_explanations,
+    list_shards,
     plan_explanations,
     plan_images,
     say_explanations,
     share_weight,
     sum_up,
 )
-from tasks.records import Facts
+from tasks.records import Facts, RunError
 from tasks.settings import ExplanationSettings, Settings
-from tasks.storage import write_json
+from tasks.storage import cache_folder, write_json
 
 HOW = ExplanationSettings(n_samples=200, n_segments=20, batch_size=64)
 
@@ -230,7 +231,7 @@ def write_answers(folder: Path, devices: list[bool | None], **explanation: int) 
     """A run folder of twice as many images, half of them in test, with these devices; returns fitting settings."""
     run = folder / "run"
     scores = [0.5 if score is None else 0.9 * score for score in devices for _ in (0, 1)]
-    manifest = write_run(run, scores, folder / "arrays")
+    manifest = write_run(run, scores, folder / "cache")
     table = manifest[["path", "split", "label"]].assign(subtype="virus", probability=0.75)
     table["has_device"] = [device for device in devices for _ in (0, 1)]
     table.to_csv(run / "predictions.csv", index=False)
@@ -331,23 +332,32 @@ def test_shards_explain_each_image_once_and_are_taken_from_the_cache_until_the_n
 ) -> None:
     settings, run = write_answers(tmp_path, DEVICES), tmp_path / "run"
     save_model(run, "model", 1)
-    shards = plan_explanations.fn(settings)
-    assert shards == [0, 1]
-    for number in shards:
-        explain_shard.fn(settings, number)
+    assert plan_explanations.fn(settings) == [0, 1]
+    explain_shards.fn(settings, [0])
+    assert plan_explanations.fn(settings) == [1]
+    explain_shards.fn(settings, [1])
     assert capsys.readouterr().out == "explained images 1 to 4 of 5\nexplained images 5 to 5 of 5\n"
     facts = gather_explanations.fn(settings)
     assert (facts["n_images"], facts["split"], facts["reused"]) == (5, "test", False)
     names = {row["image_id"] for row in plan_images(settings)}
     assert {path.stem for path in (run / "explanations").glob("*.json")} == names
     assert {path.stem for path in (run / "explanations").glob("*.png")} == names
-    capsys.readouterr()
-    for number in shards:
-        explain_shard.fn(settings, number)
-    assert capsys.readouterr().out.count("(taken from the cache)") == 2
+    assert plan_explanations.fn(settings) == []
     save_model(run, "model", 2)
-    explain_shard.fn(settings, 1)
-    assert capsys.readouterr().out == "explained images 5 to 5 of 5\n"
+    assert plan_explanations.fn(settings) == [0, 1]
+
+
+def test_a_shard_that_lost_a_file_is_explained_again_and_one_that_is_nowhere_is_not_gathered(tmp_path: Path) -> None:
+    settings, run = write_answers(tmp_path, DEVICES), tmp_path / "run"
+    save_model(run, "model", 1)
+    explain_shards.fn(settings, [0, 1])
+    lost = cache_folder(settings) / list_shards(settings)[1].name
+    next(lost.glob("*.png")).unlink()
+    assert plan_explanations.fn(settings) == [1]
+    with pytest.raises(RunError, match=r"^scaling\.runner: 1 of the explained shards not found; "):
+        gather_explanations.fn(settings)
+    explain_shards.fn(settings, [1])
+    assert gather_explanations.fn(settings)["n_images"] == 5
 
 
 def test_the_twin_is_explained_beside_the_model_by_the_same_pieces(tmp_path: Path) -> None:
@@ -360,7 +370,7 @@ def test_the_twin_is_explained_beside_the_model_by_the_same_pieces(tmp_path: Pat
     (run / "unfiltered").mkdir()
     shifts = pd.DataFrame({"label": [0, 1] * 4, "probability": [0.1, 0.9] * 4})
     shifts.to_csv(run / "unfiltered" / "shifts.csv", index=False)
-    explain_shard.fn(settings, 0)
+    explain_shards.fn(settings, [0])
     gather_explanations.fn(settings)
     (path,) = (run / "explanations").glob("*.json")
     said = json.loads(path.read_text())

@@ -100,11 +100,10 @@ ROWS = [
         "flows.command_line",
         "flows.run_folders",
         "flows.remote_training",
-        "flows.prepare",
-        "flows.train",
-        "flows.explain",
+        "flows.labels",
+        "flows.shards",
     },
-    {"flows.review"},
+    {"flows.prepare", "flows.train", "flows.explain", "flows.review"},
     {"flows.pipeline", "flows.screen", "flows.score", "flows.train_screener"},
 ]
 MODULES = sorted(

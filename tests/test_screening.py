@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from stage_steps import screen_all
 
 from tasks.network_files import save_network
 from tasks.packing import index_arrays
@@ -16,7 +17,6 @@ from tasks.screening import (
     count_devices,
     decide,
     keep_fair_readings,
-    screen,
 )
 from tasks.settings import ScreeningSettings, Settings
 from tasks.storage import digest, read_json, read_manifest, write_json, write_manifest
@@ -185,7 +185,7 @@ def test_every_image_with_pixels_gets_a_score_and_a_mask_and_a_verdict(tmp_path:
 
     manifest = rows_of("train/a", "train/b", "val/c", "test/d")
     settings = prepare_run(tmp_path, screener, manifest)
-    screen.fn(settings, str(tmp_path))
+    screen_all(settings, str(tmp_path))
     run = tmp_path / "run"
     found = read_manifest(run)
     assert found["has_device"].notna().all() and found["device_score"].between(0, 1).all()
@@ -204,7 +204,7 @@ def test_scores_are_taken_from_the_cache_and_the_decision_is_done_again_when_a_r
     for device_on_b in (0, 0, 1):
         (tmp_path / "device_review.csv").write_text(f"path,device\ntrain/a,1\ntrain/b,{device_on_b}\ntest/c,1\n")
         write_manifest(tmp_path / "run", manifest)
-        facts = screen.fn(settings, str(tmp_path))
+        facts = screen_all(settings, str(tmp_path))
         shards = read_json(tmp_path / "run" / "masks" / "index.json")["shards"]
         seen.append((facts["reused"], facts["n_excluded"], (tmp_path / "cache" / shards[0]["name"]).stat().st_mtime_ns))
     assert [(reused, n) for reused, n, _ in seen] == [(False, 1), (True, 1), (False, 2)]
@@ -217,12 +217,12 @@ def test_scores_are_taken_from_the_cache_and_the_decision_is_done_again_when_a_r
 def test_another_screener_screens_again(tmp_path: Path, screener: Path) -> None:
     manifest = rows_of("train/a", "train/b")
     settings = prepare_run(tmp_path, screener, manifest)
-    screen.fn(settings, str(tmp_path))
+    screen_all(settings, str(tmp_path))
     first = read_manifest(tmp_path / "run")["device_score"].tolist()
     save_network(build_screener(2, (4, 4, 4)), tmp_path)
     write_manifest(tmp_path / "run", manifest)
     other = settings.model_copy(update={"screening": settings.screening.model_copy(update={"screener": str(tmp_path)})})
-    screen.fn(other, str(tmp_path))
+    screen_all(other, str(tmp_path))
     assert read_manifest(tmp_path / "run")["device_score"].tolist() != first
 
 
@@ -230,10 +230,10 @@ def test_a_changed_screener_is_refused_before_anything_is_written(tmp_path: Path
     settings = prepare_run(tmp_path, tmp_path / "bad", rows_of("train/a"))
     (tmp_path / "bad").mkdir()
     with pytest.raises(RunError, match=r"screening\.screener: .*model\.keras is missing"):
-        screen.fn(settings, str(tmp_path))
+        screen_all(settings, str(tmp_path))
     save_network(build_screener(1, (4, 4, 4)), tmp_path / "bad")
     with (tmp_path / "bad" / "model.keras").open("ab") as stream:
         stream.write(b"x")
     with pytest.raises(RunError, match="does not match"):
-        screen.fn(settings, str(tmp_path))
+        screen_all(settings, str(tmp_path))
     assert not (tmp_path / "run" / "masks").exists()

@@ -14,7 +14,7 @@ import numpy as np
 from data.full_size import HEIGHT_PX, WIDTH_PX, read_as_keras_does, write_full_size
 from tasks.images import SIDE_PX, PackedImages, to_float
 from tasks.layout import image_id
-from tasks.packing import pack
+from tasks.packing import pack, pack_shards, plan_packing
 from tasks.settings import Settings
 from tasks.storage import read_manifest, write_manifest
 
@@ -40,7 +40,8 @@ def main() -> None:
         )
         (folder / "run").mkdir()
         write_manifest(folder / "run", manifest)
-        pack.fn(settings, settings.source)
+        pack_shards.fn(settings, settings.source, plan_packing.fn(settings))
+        pack.fn(settings, N_FILES)
         own, peer = own_epoch(folder / "run", Path(settings.storage.cache)), peer_epoch(folder / "set" / "train")
         own(), peer()  # files in memory, code loaded
         rates: dict[str, list[float]] = {"own": [], "peer": []}

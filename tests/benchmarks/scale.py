@@ -98,13 +98,18 @@ def with_comment(jpeg: bytes, text: str) -> bytes:
 
 def pack_once(folder: Path, n_images: int) -> None:
     """Packs all images into an empty cache; prints seconds, and the peak memory of this process in MB."""
+    import os
     import time
+    from concurrent.futures import ThreadPoolExecutor
 
-    from tasks.packing import pack
+    from tasks.packing import pack, pack_shards, plan_packing
 
     settings, start_mb = settings_of(folder), read_peak_mb()
     start = time.perf_counter()
-    facts = pack.fn(settings, settings.source)
+    shards = plan_packing.fn(settings)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # as the flow does it
+        list(threads.map(lambda files: pack_shards.fn(settings, settings.source, [files]), shards))
+    facts = pack.fn(settings, sum(len(files) for files in shards))
     seconds = time.perf_counter() - start
     assert facts["n_new"] == facts["n_packed"] == n_images, facts
     print(json.dumps({"seconds": seconds, "peak_mb": read_peak_mb(), "start_mb": start_mb}))

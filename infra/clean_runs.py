@@ -1,0 +1,227 @@
+"""Keeping house: removes old run folders, and then what the cache holds for none of the runs that stay.
+
+``make clean-runs KEEP=8``, or ``python -m infra.clean_runs --keep 8 --dry-run`` to see what would go. Stay do the
+newest finished runs, the one that ``latest`` leads to, those that ``published.json`` names, those that hold a trained
+screener, and whatever is under way.
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, Field
+
+from flows.command_line import run_command
+from tasks.records import RunError, SettingsError
+from tasks.settings import Settings
+from tasks.stages import STAGES_FOLDER
+from tasks.storage import SEAL, cache_folder, digest, read_json
+
+DAY_S = 86_400
+PUBLISHED = "published.json"
+INDICES = ("arrays/index.json", "masks/index.json")
+ENTRIES_NOT_STAGES = ("arrays", "masks", "finished", "runs")
+
+
+class CleanFlags(BaseModel):
+    """Removes all but the newest finished runs, and what the cache (--storage.cache) holds for no run that stays."""
+
+    keep: int = Field(ge=1, description="How many of the newest finished runs stay.")
+    runs: str = Field("data/runs", min_length=1, description="Folder of the runs, on this machine.")
+    dry_run: bool = Field(False, description="Only say what would be removed.")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: when it was finished, or last written to while it is not, in seconds since 1970."""
+
+    folder: Path
+    finished: bool
+    time_s: float
+
+
+def clean_runs(settings: Settings, keep: int, runs: str, dry_run: bool) -> str:
+    """Removes runs and then cache entries; returns what that freed, in a sentence.
+
+    Raises:
+        SettingsError: If the runs are in a bucket, where rules of the bucket's own remove what is old.
+    """
+    if "://" in runs:
+        raise SettingsError(f"runs: {runs} is no folder on this machine; in a bucket, set a lifecycle rule instead")
+    folder, cache, now = Path(runs), cache_folder(settings), time.time()
+    there = find_runs(folder) if folder.is_dir() else []
+    leaving = choose_leaving(there, keep, find_protected(folder), now)
+    staying = [run for run in there if run not in leaving]
+    verb = "would remove" if dry_run else "removed"
+    freed = 0
+    for run in leaving:
+        size = measure(run.folder)
+        freed += size
+        if not dry_run:
+            remove_run(run.folder)
+        state = "finished" if run.finished else "never finished, last touched"
+        print(f"{verb} {run.folder} ({state} {time.strftime('%Y-%m-%d', time.gmtime(run.time_s))}, {say_size(size)})")
+    stale = [] if not cache.is_dir() else find_stale(cache, staying, leaving, now)
+    size = sum(measure(path) for path in stale)
+    freed += size
+    for path in stale:
+        if not dry_run:
+            remove(path)
+    print(f"{verb} {len(stale):,} entries of {cache} that no run names ({say_size(size)})")
+    if not dry_run:
+        remove_empty(cache)
+    n_finished = sum(run.finished for run in staying)
+    return (
+        f"{'would free' if dry_run else 'freed'} {say_size(freed)}: {len(leaving):,} runs and {len(stale):,} entries "
+        f"of the cache; {n_finished:,} finished runs stay, and {len(staying) - n_finished:,} others"
+    )
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """The run folders in a folder; links, files, and folders that no run wrote are left alone."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() or not path.is_dir() or not ((path / STAGES_FOLDER).is_dir() or (path / SEAL).exists()):
+            continue
+        finished = (path / SEAL).exists()
+        newest = [path / SEAL] if finished else [path, *path.rglob("*")]
+        found.append(Run(path, finished, max(part.lstat().st_mtime for part in newest)))
+    return found
+
+
+def choose_leaving(runs: list[Run], keep: int, protected: set[Path], now: float) -> list[Run]:
+    """Those that go: finished ones after the newest ``keep``, unfinished ones that nobody touched for a day."""
+    finished = sorted((run for run in runs if run.finished), key=lambda run: run.time_s, reverse=True)
+    old = [run for run in runs if not run.finished and now - run.time_s > DAY_S]
+    leaving = {run.folder for run in [*finished[keep:], *old]}
+    return [
+        run
+        for run in runs
+        if run.folder in leaving and run.folder.resolve() not in protected and not (run.folder / "screener").exists()
+    ]
+
+
+def find_protected(folder: Path) -> set[Path]:
+    """The runs that ``latest`` leads to and that are or were published.
+
+    Raises:
+        RunError: If ``published.json`` cannot be read: what it names may not go.
+    """
+    protected = {(folder / "latest").resolve()}
+    if (folder / PUBLISHED).exists():
+        try:
+            said = read_json(folder / PUBLISHED)
+            addresses = [str(said["run_dir"]), *(str(one["run_dir"]) for one in said.get("earlier", ()))]
+        except (KeyError, TypeError, AttributeError):
+            raise RunError(f"{folder / PUBLISHED} does not name a run: put it right, then clean") from None
+        for address in addresses:  # by its name too: the folder of runs may have moved
+            protected |= {Path(address).resolve(), (folder / address.rstrip("/").rpartition("/")[2]).resolve()}
+    return protected
+
+
+def remove_run(folder: Path) -> None:
+    """Removes a run, its seal first, so that what is half removed does not pass for finished."""
+    (folder / SEAL).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
+# -- the cache ---------------------------------------------------------------------------------------------------------
+
+
+def find_stale(cache: Path, staying: list[Run], leaving: list[Run], now: float) -> list[Path]:
+    """Entries, shards and notes of the cache that no run names.
+
+    Runs that stay are those in the folder of runs, finished ones elsewhere that the cache knows of, and working copies
+    of runs in buckets. While one of them is under way, what was written within a day stays as well.
+    """
+    gone = {run.folder.resolve() for run in leaving}
+    elsewhere = [path for path in find_noted(cache) if path.resolve() not in gone]
+    copies = [path for path in (cache / "runs").glob("*/*") if (path / STAGES_FOLDER).is_dir()]
+    named: set[str] = set()
+    for folder in {*(run.folder for run in staying), *elsewhere, *copies}:
+        named |= set(name_used(folder))
+    under_way = any(not run.finished for run in staying) or any(not (path / SEAL).exists() for path in copies)
+    spare_s = DAY_S if under_way else 0
+    return [
+        path
+        for name, path in list_cache(cache)
+        if name not in named
+        and not (path.parent.name == "finished" and is_valid_note(path, gone))
+        and now - path.stat().st_mtime >= spare_s
+    ]
+
+
+def name_used(run: Path) -> Iterator[str]:
+    """Names in the cache that a run folder needs: entries of its stages, shards, and explanations."""
+    for record in sorted((run / STAGES_FOLDER).glob("*.json")):
+        said = read_json(record)
+        yield said.get("entry") or f"{record.stem}/{digest(said['parts'])[:24]}"
+        yield from (str(name) for name in said["parts"]["inputs"].get("entries", ()))
+    for index in INDICES:
+        if (run / index).exists():
+            for shard in read_json(run / index)["shards"]:
+                name = str(shard.get("name") or "/".join(Path(shard["address"]).parts[-3:]))
+                yield from (name, str(Path(name).with_suffix(".json")))
+
+
+def list_cache(cache: Path) -> Iterator[tuple[str, Path]]:
+    """Name and path of all that can be removed by itself: entries of stages, shards and their lists, notes."""
+    for kind in sorted(path for path in cache.iterdir() if path.is_dir() and path.name != "runs"):
+        parts = kind.rglob("*") if kind.name in ("arrays", "masks") else kind.iterdir()
+        for path in sorted(parts):
+            is_entry = path.is_dir() if kind.name not in ENTRIES_NOT_STAGES else path.is_file()
+            if is_entry:
+                yield path.relative_to(cache).as_posix(), path
+
+
+def find_noted(cache: Path) -> list[Path]:
+    """Folders on this machine of the finished runs that the cache knows of and that are still there."""
+    noted = [Path(str(read_json(note)["run_dir"])) for note in (cache / "finished").glob("*.json")]
+    return [path for path in noted if (path / SEAL).exists()]
+
+
+def is_valid_note(note: Path, gone: set[Path]) -> bool:
+    """Whether a note about a finished run is of use: its run is there, or in a bucket."""
+    address = str(json.loads(note.read_text())["run_dir"])
+    return "://" in address or ((Path(address) / SEAL).exists() and Path(address).resolve() not in gone)
+
+
+# -- small parts -------------------------------------------------------------------------------------------------------
+
+
+def measure(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(part.lstat().st_size for part in files if part.is_file() and not part.is_symlink())
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def remove_empty(cache: Path) -> None:
+    """Removes shelves that nothing is left on."""
+    for kind in ("arrays", "masks"):
+        for folder in sorted((cache / kind).rglob("*"), reverse=True):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def say_size(n_bytes: int) -> str:
+    """``0.2 MB``, ``1.35 GB``."""
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(clean_runs, sys.argv[1:], "python -m infra.clean_runs", CleanFlags))
