@@ -20,6 +20,9 @@ from tasks.settings import IngestionSettings
 MOST_AT_ONCE = 1_000
 """Objects that one request can remove."""
 
+ANOTHER_VERSION = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
+"""What a server says to a conditional write where not the expected version is there, or none."""
+
 WAYS_OUT = {
     "NoSuchBucket": "there is no such bucket; make it, or correct the address or the endpoint (AWS_ENDPOINT_URL)",
     "AccessDenied": "access is denied; the credentials need s3:ListBucket, GetObject, PutObject and DeleteObject there",
@@ -100,18 +103,33 @@ class BucketFolder:
 
     def put(self, path: Path, name: str) -> Stored:
         """Writes a file as an object, with its sha256 beside it and its type for a browser."""
+        with self._explained():
+            return self._upload(path, name)
+
+    def put_instead(self, path: Path, name: str, etag: str | None) -> Stored | None:
+        """The same, but only in place of the version with this etag, or of none; else ``None``, and nothing changes."""
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        with self._explained():
+            try:
+                return self._upload(path, name, **condition)
+            except boto.ClientError as error:
+                if error.response["Error"].get("Code") in ANOTHER_VERSION:
+                    return None
+                raise
+
+    def _upload(self, path: Path, name: str, **condition: str) -> Stored:
         with path.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
             stream.seek(0)
             kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-            with self._explained():
-                answer = self.client.put_object(
-                    Bucket=self.bucket,
-                    Key=self.prefix + name,
-                    Body=stream,
-                    ContentType=f"{kind}; charset=utf-8" if kind.startswith("text/") else kind,
-                    Metadata={"sha256": sha256},
-                )
+            answer = self.client.put_object(
+                Bucket=self.bucket,
+                Key=self.prefix + name,
+                Body=stream,
+                ContentType=f"{kind}; charset=utf-8" if kind.startswith("text/") else kind,
+                Metadata={"sha256": sha256},
+                **condition,
+            )
         return Stored(answer["ETag"], path.stat().st_size, sha256)
 
     def remove(self, names: Iterable[str]) -> None:

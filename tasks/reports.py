@@ -1,9 +1,9 @@
 """Report: one self-contained page about a run, for people.
 
 Reads what the other stages left in the run folder (``manifest.parquet``, ``metrics.json``, ``predictions.csv``,
-``history.csv``, ``checks/``, ``explanations/``, ``audit.json``, ``stages/``); writes ``report/index.html``. Names of
-files and patients stay out of it: an image appears by its ``image_id``. Whatever comes from outside is escaped by the
-template.
+``history.csv``, ``checks/``, ``explanations/``, ``audit.json``, ``publishing.json``, ``stages/``); writes
+``report/index.html``. Names of files and patients stay out of it: an image appears by its ``image_id``. Whatever comes
+from outside is escaped by the template.
 """
 
 import base64
@@ -21,6 +21,7 @@ from tasks.report_audit import describe_audit
 from tasks.report_data import NOTICE, SPLIT_NAMES, describe_left_out, describe_source
 from tasks.report_devices import describe_devices
 from tasks.report_gallery import describe_gallery
+from tasks.report_published import describe_published
 from tasks.report_results import choose_splits, describe_results, describe_training, draw_history, say_result
 from tasks.run_copies import address_of, send
 from tasks.settings import Settings
@@ -89,6 +90,7 @@ def gather_page(settings: Settings, run: Path) -> Facts:
         "training": {**describe_training(run, settings.training), "figure": draw_history(run)},
         "results": results,
         "audit": describe_audit(run),
+        "publishing": describe_published(run, settings),
         "gallery": describe_gallery(run, splits, settings.explanation),
         "provenance": say_provenance(provenance),
         "settings": say_settings(settings),
@@ -127,6 +129,8 @@ def summarise_page(page: Facts, address: str) -> str:
         texts = [f"{c['text']} ({c['interval']})" if c and c["text"] else "not measured" for c in cells]
         lines.append(f"| {row['name']} | {row['n']:,} | " + " | ".join(texts) + " |")
     lines += ["", page["audit"]["sentence"]]
+    if page["publishing"]:
+        lines += ["", page["publishing"]["sentence"]]
     if page["results"]["points_differ"]:
         lines += ["", say_second_point(page)]
     if page["results"]["roc_png"]:

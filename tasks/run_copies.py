@@ -211,6 +211,11 @@ def keep_note(settings: Settings, name: str) -> None:
         _open_cache(settings).put(cache_folder(settings) / name, name)
 
 
+def open_bucket(address: str, settings: Settings) -> BucketFolder:
+    """A folder in a bucket, with one client for all that this process does there."""
+    return _open(address.rstrip("/"), settings.ingestion, _surroundings())
+
+
 # -- small parts -------------------------------------------------------------------------------------------------------
 
 
@@ -240,15 +245,15 @@ def _etag(known: dict[str, list[str]], name: str) -> str:
 
 
 def _open_run(settings: Settings) -> BucketFolder:
-    return _open(str(settings.run_dir), settings.ingestion, _surroundings())
+    return open_bucket(str(settings.run_dir), settings)
 
 
 def _open_beside(settings: Settings) -> BucketFolder:
-    return _open(runs_address(settings), settings.ingestion, _surroundings())
+    return open_bucket(runs_address(settings), settings)
 
 
 def _open_cache(settings: Settings) -> BucketFolder:
-    return _open(f"{runs_address(settings)}/cache", settings.ingestion, _surroundings())
+    return open_bucket(f"{runs_address(settings)}/cache", settings)
 
 
 @cache

@@ -39,15 +39,22 @@ def seal(settings: Settings) -> Facts:
     path = _finished_path(settings, record["source"]["sha256"])
     write_json(run / SEAL, {**record, "news": path.stem})
     send(settings, [SEAL])
-    finished = {"run_dir": address_of(settings), "report": address_of(settings, "report/index.html")}
-    used = dict(read_stage(run, "screen")["parts"]["inputs"]["answers"])
-    contents = set(read_manifest(run)["sha256"])
-    if used == {sha: device for sha, device in read_answered(settings).items() if sha in contents}:
-        write_json(path, finished)  # else an answer came in while it trained, and the next run has news
-        keep_note(settings, f"finished/{path.name}")
     if not is_in_bucket(settings):
         _lead_to(run)
     return record
+
+
+@task(name="note finished", cache_policy=NO_CACHE)
+def note_finished(settings: Settings) -> None:
+    """Notes in the cache that this sealed run is done with, so that one like it has nothing new to do."""
+    run = run_folder(settings)
+    path = cache_folder(settings) / "finished" / f"{read_json(run / SEAL)['news']}.json"
+    used = dict(read_stage(run, "screen")["parts"]["inputs"]["answers"])
+    contents = set(read_manifest(run)["sha256"])
+    if used == {sha: device for sha, device in read_answered(settings).items() if sha in contents}:
+        # Else an answer came in while it trained, and the next run has news.
+        write_json(path, {"run_dir": address_of(settings), "report": address_of(settings, "report/index.html")})
+        keep_note(settings, f"finished/{path.name}")
 
 
 @task(name="look for news", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5, retry_condition_fn=outside_failed)

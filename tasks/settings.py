@@ -296,6 +296,23 @@ class AuditingSettings(Section):
     )
 
 
+class PublishingSettings(Section):
+    """Which finished run is the published one."""
+
+    enabled: bool = Field(
+        False,
+        description="Publish the run once it is sealed, if its audit passed and it is no worse than what is published; "
+        "published.json, beside the runs, then names it.",
+    )
+    max_drop: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Largest accepted drop of AUC below the published model's, on validation and on validation images "
+        "without a device.",
+    )
+
+
 class ScreenerRecipe(Section):
     """How a screener is trained (``flows.train_screener``); no part of a run's settings, which use a trained one."""
 
@@ -344,6 +361,7 @@ class Settings(Section):
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description=EvaluationSettings.__doc__)
     explanation: ExplanationSettings = Field(ExplanationSettings(), description=ExplanationSettings.__doc__)
     auditing: AuditingSettings = Field(AuditingSettings(), description=AuditingSettings.__doc__)
+    publishing: PublishingSettings = Field(PublishingSettings(), description=PublishingSettings.__doc__)
 
     @property
     def public_source(self) -> str:

@@ -96,7 +96,8 @@ class FaultyProxy:
         url: Where it listens.
         share: Share of the requests that fail, 0 to 1; may be changed while it runs.
         faults: Which of the statuses in ``CODES``, ``reset`` (in the middle of the body), ``stall`` (the connection is
-            silent for ``stall_s``), ``damage`` (one byte of the body differs) and ``down`` (reset at once) are drawn.
+            silent for ``stall_s``), ``damage`` (one byte of the body differs), ``lost`` (done, but there is no answer)
+            and ``down`` (reset at once) are drawn.
         only: Fails only requests whose method and path (``GET /bucket/key``) it is true for.
         before: Called with method and path before a request is passed on.
         requests: Method and path (without query) of all requests, failed or not.
@@ -196,6 +197,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.state.before(request)
         if fault in CODES:
             self.send_error_xml(int(fault), CODES[fault])
+        elif fault == "lost":
+            self.ask(body).read()
+            self.reset()
         elif fault == "down" or (fault == "reset" and self.command == "HEAD"):
             self.reset()
         elif fault == "stall":

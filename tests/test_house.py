@@ -15,7 +15,7 @@ ROWS = [
     {"tasks.settings", "tasks.records"},
     {"tasks.storage", "tasks.bucket_folder"},
     {"tasks.run_copies"},
-    {"tasks.stages"},
+    {"tasks.stages", "tasks.shared_files"},
     {
         "tasks.device_drawing",
         "tasks.distractor_drawing",
@@ -49,6 +49,7 @@ ROWS = [
         "tasks.network_files",
         "tasks.explanation_pictures",
         "tasks.suspects",
+        "tasks.publishing_rules",
         "data.anatomy",
     },
     {
@@ -75,6 +76,7 @@ ROWS = [
         "tasks.report_devices",
         "tasks.report_results",
         "tasks.report_audit",
+        "tasks.report_published",
         "tasks.report_gallery",
     },
     {"tasks.sources", "tasks.screener_loss", "tasks.loose_tables"},
@@ -93,6 +95,7 @@ ROWS = [
         "tasks.reports",
         "tasks.model_card",
         "tasks.sealing",
+        "tasks.publishing",
         "tasks.device_table",
         "tasks.scoring",
     },
@@ -104,7 +107,7 @@ ROWS = [
         "flows.shards",
     },
     {"flows.prepare", "flows.train", "flows.explain", "flows.review"},
-    {"flows.pipeline", "flows.screen", "flows.score", "flows.train_screener"},
+    {"flows.pipeline", "flows.screen", "flows.score", "flows.publish", "flows.train_screener"},
 ]
 MODULES = sorted(
     ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)

@@ -1,0 +1,269 @@
+"""Publish: ``published.json``, beside the runs, names the run in use; only one that is no worse takes over.
+
+Reads ``audit.json``, ``metrics.json``, ``predictions.csv`` and ``model.keras`` of a run, and what is published; writes
+``publishing.json`` in the run folder, before its report, and ``published.json``, after its seal. The test split decides
+nothing. ``published.json`` holds, of the published model::
+
+    run, run_dir, model_sha256, published (when), audit {passed, failed},
+    val, val_device_free {n, auc {value, low, high}, images (a digest of which they are, with their labels)},
+    earlier    what was published before, newest first, in the same form
+    withdrawn  what a person rolled back, newest first; such a model is not published again by itself
+"""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.artifacts import show_markdown
+from tasks.publishing_rules import (
+    GROUPS,
+    alone,
+    check_published,
+    decide,
+    describe_model,
+    say_decision,
+    step_back,
+    succeed,
+)
+from tasks.records import Facts, RunError, SettingsError
+from tasks.run_copies import address_of, read_seal, send
+from tasks.settings import Settings
+from tasks.shared_files import change_shared, checksum_at, files_of, read_shared, runs_of
+from tasks.stages import STAGES_FOLDER
+from tasks.storage import SEAL, digest, is_in_bucket, read_json, run_folder, runs_address, sha256_of_file, write_json
+
+PUBLISHED = "published.json"
+WEIGHED = "publishing.json"
+MODEL = "model.keras"
+SOURCES = ("audit.json", "metrics.json", "predictions.csv", MODEL)
+SAID = {"publish": "to be published once sealed", "keep": "not to be published", "same": "published already"}
+
+
+@task(name="weigh", cache_policy=NO_CACHE)
+def weigh(settings: Settings) -> Facts | None:
+    """Compares the run with what is published and writes ``publishing.json`` for the report; none when it is off."""
+    run = run_folder(settings)
+    if not settings.publishing.enabled:
+        (run / WEIGHED).unlink(missing_ok=True)
+        send(settings, [], gone=[WEIGHED])
+        return None
+    runs = runs_of(settings)
+    candidate, published = describe_candidate(run, address_of(settings)), read_published(runs, settings)
+    lost = _find_loss(candidate, published, runs, settings)
+    facts = decide(candidate, published, settings.publishing, lost=lost)
+    facts |= {"max_drop": settings.publishing.max_drop, "this": candidate, "published": published and alone(published)}
+    write_json(run / WEIGHED, facts)
+    send(settings, [WEIGHED])
+    print(f"{SAID[facts['decision']]}: {say_decision(facts)}")
+    return facts
+
+
+@task(name="publish", cache_policy=NO_CACHE)
+def publish(settings: Settings) -> Facts | None:
+    """Moves ``published.json`` to this sealed run if it is no worse than what is published by now.
+
+    Raises:
+        RunError: If the run is not sealed.
+    """
+    if not settings.publishing.enabled:
+        return None
+    if read_seal(settings) is None:
+        raise RunError(f"run_dir: {address_of(settings)} is not finished, so it cannot be published")
+    candidate = describe_candidate(run_folder(settings), address_of(settings))
+    return _move_to(candidate, runs_of(settings), settings)
+
+
+# -- by hand: flows.publish --------------------------------------------------------------------------------------------
+
+
+def find_runs(settings: Settings) -> str:
+    """The folder of runs that ``run_dir`` names, itself or by a run in it: ``s3://bucket/prefix``, or a path.
+
+    Raises:
+        SettingsError: If there is no such folder here.
+    """
+    if is_in_bucket(settings):
+        return runs_address(settings)
+    folder = Path(settings.run_dir or "data/runs").resolve()
+    if not folder.is_dir():
+        raise SettingsError(f"run_dir: there is no folder {folder}; name a run, or the folder that runs lie in")
+    return str(folder.parent if (folder / STAGES_FOLDER).is_dir() else folder)
+
+
+def look_up(runs: str, settings: Settings) -> str:
+    """Says what is published; returns the address of its run.
+
+    Raises:
+        RunError: If nothing is, or its run no longer holds the model.
+    """
+    published = _demand_published(runs, settings)
+    if problem := find_problem(published, runs, settings):
+        raise RunError(
+            f"{runs}/{published['run']} is published, but {problem}; roll back with --roll-back, or publish another "
+            "finished run with --to RUN"
+        )
+    print(f"published: {describe_model(published)}; since {published['published']}")
+    for one in published["earlier"]:
+        print(f"before: {describe_model(one)}; from {one['published']}")
+    for one in published["withdrawn"]:
+        print(f"rolled back on {one['withdrawn']}: {describe_model(one)}")
+    return f"{runs}/{published['run']}"
+
+
+def roll_back(runs: str, settings: Settings) -> str:
+    """Publishes again what was published before; returns the address of its run.
+
+    Raises:
+        RunError: If nothing was, its run no longer holds the model, or somebody changes what is published meanwhile.
+    """
+    published = _demand_published(runs, settings)
+    if not published["earlier"]:
+        raise RunError(f"{runs}/{PUBLISHED} names nothing that was published before; publish a run with --to RUN")
+    earlier = published["earlier"][0]
+    if problem := find_problem(earlier, runs, settings):
+        raise RunError(
+            f"{runs}/{earlier['run']} was published before, but {problem}; publish another finished run with --to RUN"
+        )
+    back = step_back(published, _now())
+
+    def change(there: Facts | None) -> Facts:
+        if there != published:
+            raise RunError(f"{runs}/{PUBLISHED} was changed meanwhile; look at what is published and roll back again")
+        return back
+
+    change_shared(runs, PUBLISHED, settings, change)
+    text = f"rolled back: {describe_model(back)} is published again; before: {describe_model(published)}"
+    _tell(f"{text}, which is not published again by itself")
+    return f"{runs}/{back['run']}"
+
+
+def publish_by_hand(run: str, runs: str, settings: Settings) -> str:
+    """Publishes a finished run, by the same rules, though it was published or rolled back before; returns its address.
+
+    Raises:
+        SettingsError: If the run is not one of these runs.
+        RunError: If it is not finished, or the rules refuse it.
+    """
+    folder, _, name = run.rstrip("/").rpartition("/")
+    if not runs.startswith("s3://"):
+        place = Path(run) if folder else Path(runs, name)
+        folder, name = str(place.resolve().parent), place.resolve().name
+    if folder not in ("", runs) or not name:
+        raise SettingsError(f"to: {run} does not lie in {runs}; name a run there")
+    address = f"{runs}/{name}"
+    if checksum_at(address, SEAL, settings) is None:
+        raise RunError(f"to: {address} is no finished run (it has no {SEAL}); name one that is")
+    with files_of(address, SOURCES, settings) as files:
+        candidate = describe_candidate(files, address)
+    decision = _move_to(candidate, runs, settings, by_hand=True)
+    if decision["decision"] == "keep":
+        raise RunError(f"to: {address} is not published: {'; '.join(decision['reasons'])}")
+    return address
+
+
+# -- what is published -------------------------------------------------------------------------------------------------
+
+
+def read_published(runs: str, settings: Settings) -> Facts | None:
+    """``published.json``; ``None`` while nothing is published.
+
+    Raises:
+        RunError: If it is not in the form that publishing writes.
+    """
+    published = read_shared(runs, PUBLISHED, settings)
+    return None if published is None else check_published(published, f"{runs}/{PUBLISHED}")
+
+
+def find_problem(entry: Facts, runs: str, settings: Settings) -> str | None:
+    """Why the run of a model that is, or was, published cannot be used; ``None`` where it can."""
+    address = f"{runs}/{entry['run']}"
+    found = checksum_at(address, MODEL, settings)
+    if found is None:
+        return f"it has no {MODEL} any more"
+    if found != entry["model_sha256"]:
+        return f"its {MODEL} is not the one that was published"
+    return None if checksum_at(address, SEAL, settings) else f"it is not finished: it has no {SEAL}"
+
+
+def _find_loss(candidate: Facts, published: Facts | None, runs: str, settings: Settings) -> str | None:
+    if published is None or all(candidate[key] == published[key] for key in ("run", "model_sha256")):
+        return None  # the run itself, whose seal is broken while it runs again
+    return find_problem(published, runs, settings)
+
+
+def describe_candidate(run: Path, address: str) -> Facts:
+    """What ``published.json`` says of a run, but for when.
+
+    Args:
+        run: A folder with the files in ``SOURCES``.
+        address: Where the run is kept.
+
+    Raises:
+        RunError: If a file is missing.
+    """
+    metrics, verdict = read_json(run / "metrics.json"), read_json(run / "audit.json")["verdict"]["model"]
+    table = pd.read_csv(run / "predictions.csv").reindex(columns=["path", "split", "label", "has_device"])
+    val = table[table["split"] == "val"]
+    rows = {"val": val, "val_device_free": val[val["has_device"].astype(str) == "False"]}
+    return {
+        "run": address.rpartition("/")[2],
+        "run_dir": address,
+        "model_sha256": sha256_of_file(run / MODEL),
+        "audit": {key: verdict[key] for key in ("passed", "failed", "reason") if key in verdict},
+        **{name: _describe_group(metrics[name], rows[name]) for name in GROUPS},
+    }
+
+
+def _describe_group(group: Facts, rows: pd.DataFrame) -> Facts:
+    images = sorted(zip(rows["path"].astype(str), rows["label"].astype(int).tolist(), strict=True))
+    auc = group.get("auc", {"value": None, "low": None, "high": None, "reason": group.get("reason")})
+    if auc["value"] is None:
+        auc = {**auc, "reason": auc.get("reason") or "it cannot be computed"}
+    return {"n": group["n"], "auc": auc, "images": digest(images)}
+
+
+# -- small parts -------------------------------------------------------------------------------------------------------
+
+
+def _move_to(candidate: Facts, runs: str, settings: Settings, by_hand: bool = False) -> Facts:
+    decision: Facts = {}
+    before: Facts | None = None
+
+    def change(there: Facts | None) -> Facts | None:
+        nonlocal decision, before
+        before = None if there is None else check_published(there, f"{runs}/{PUBLISHED}")
+        lost = _find_loss(candidate, before, runs, settings)
+        decision = decide(candidate, before, settings.publishing, lost=lost, by_hand=by_hand)
+        return succeed(candidate, before, _now()) if decision["decision"] == "publish" else None
+
+    change_shared(runs, PUBLISHED, settings, change)
+    was = "nothing" if before is None else describe_model(before)
+    if decision["decision"] == "publish":
+        _tell("; ".join([f"published: {describe_model(candidate)}", f"before: {was}", *decision["notes"]]))
+    elif decision["decision"] == "same":
+        _tell("; ".join([f"published already: {was} is this very model, it stays", *decision["reasons"]]))
+    elif not by_hand:
+        _tell(f"not published: {say_decision(decision)}; published stays: {was}")
+    return decision
+
+
+def _tell(text: str) -> None:
+    print(text)
+    show_markdown("published", text, "What is published, and what was before")
+
+
+def _demand_published(runs: str, settings: Settings) -> Facts:
+    published = read_published(runs, settings)
+    if published is None:
+        raise RunError(
+            f"nothing is published in {runs}; a run with --publishing.enabled true is, once its audit has passed, or a "
+            "finished one with --to RUN"
+        )
+    return published
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
