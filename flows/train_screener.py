@@ -6,6 +6,7 @@ from prefect import flow
 from pydantic import BaseModel, Field
 
 from flows.command_line import run_command
+from flows.gpu_slot import gpu_slot
 from flows.run_folders import with_run_folder
 from tasks.ingestion import ingest
 from tasks.packing import pack
@@ -35,7 +36,8 @@ def train_screener(
     check(settings, "source")
     split(settings)
     pack(settings, source["folder"])
-    return str(fit_screener(settings, source["folder"], recipe)["screener"])
+    with gpu_slot():
+        return str(fit_screener(settings, source["folder"], recipe)["screener"])
 
 
 if __name__ == "__main__":

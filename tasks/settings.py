@@ -300,6 +300,7 @@ class Settings(Section):
     run_dir: Folder | None = Field(
         None, min_length=1, description="The run folder, used exactly as given; default data/runs/<UTC time>-<source>."
     )
+    train_on: str | None = Field(None, description="Deployment that trains, such as train/gpu; default: this process.")
     seed: int = Field(7, ge=0, le=2**31 - 1, description="Seed of every random choice.")
     storage: StorageSettings = Field(StorageSettings(), description=StorageSettings.__doc__)
     ingestion: IngestionSettings = Field(IngestionSettings(), description=IngestionSettings.__doc__)

@@ -93,8 +93,8 @@ ROWS = [
         "tasks.device_table",
         "tasks.scoring",
     },
-    {"flows.command_line", "flows.run_folders", "flows.prepare", "flows.train", "flows.explain"},
-    {"flows.review"},
+    {"flows.command_line", "flows.run_folders", "flows.gpu_slot", "flows.prepare", "flows.explain"},
+    {"flows.review", "flows.train"},
     {"flows.pipeline", "flows.screen", "flows.score", "flows.train_screener"},
 ]
 MODULES = sorted(
