@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 SOURCE ?= sample
 ARGS ?=
 API ?= http://127.0.0.1:4200/api
+# Kept on disk, since a server that forgets who holds the GPU's slot never frees it.
+LEASES := PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect.server.concurrency.lease_storage.filesystem
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help run test check format bench ui deploy worker clean-runs
@@ -43,9 +45,9 @@ bench: $(VENV)/.run ## measure, one JSON object per line; ARGS="screen" picks be
 
 ui: $(VENV)/.run ## start a Prefect server and its web page on this machine, at http://127.0.0.1:4200
 	@echo 'runs appear there after: export PREFECT_API_URL=$(API)' >&2
-	@PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 $(BIN)/prefect server start
+	@PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 $(LEASES) $(BIN)/prefect server start
 
-deploy: $(VENV)/.run ## create pools and deployments on the server at API
+deploy: $(VENV)/.run ## create pools, the limit of GPUs, automations and deployments on the server at API; safe to repeat
 	@PREFECT_API_URL=$(API) $(BIN)/python -m infra.bootstrap
 
 worker: $(VENV)/.run ## start a worker for POOL=cpu or POOL=gpu

@@ -1,6 +1,7 @@
 """What a flow run is called and tagged with: the source it works on, and the commit of the code."""
 
 from functools import cache
+from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.context import FlowRunContext
@@ -18,14 +19,14 @@ def label_run() -> str:
     """
     context = FlowRunContext.get()
     assert context is not None and context.flow_run is not None and context.flow is not None
-    source, commit = find_subject(context.parameters), shorten_commit()
+    source, commit = find_subject(context.parameters or {}), shorten_commit()
     assert isinstance(context.client, SyncPrefectClient)
     tags = {*context.flow_run.tags, f"source:{source}", f"commit:{commit}"}
     context.client.update_flow_run(context.flow_run.id, tags=sorted(tags))
     return f"{context.flow.name} {source_name(source)} {commit}"
 
 
-def find_subject(parameters: dict[str, object]) -> str:
+def find_subject(parameters: dict[str, Any]) -> str:
     """What a run is about: the X-rays it is given, the run it takes answers for, or the source of its settings."""
     settings = parameters["settings"]
     assert isinstance(settings, Settings)

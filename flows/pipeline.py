@@ -41,7 +41,9 @@ def pipeline(settings: Settings = Settings()) -> "str | State[str]":
         train_elsewhere(settings)
     else:
         train(settings)
-    return explain(settings)
+    report = explain(settings)
+    print(f"done: the report is {report}")  # in this run's own log: the lines before it are in those of its subflows
+    return report
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from prefect import flow
 
+from flows.gpu_slot import gpu_slot
 from flows.labels import label_run
 from tasks.calibration import calibrate
 from tasks.evaluation import evaluate
@@ -15,7 +16,8 @@ from tasks.training import fit
 def train(settings: Settings) -> None:
     """Fits and calibrates the model, and its twin where the audit compares the two; measures the model."""
     fetch_run(settings)
-    for name in name_suspects(settings):
-        fit(settings, name)
-        calibrate(settings, name)
-    evaluate(settings)
+    with gpu_slot():
+        for name in name_suspects(settings):
+            fit(settings, name)
+            calibrate(settings, name)
+        evaluate(settings)

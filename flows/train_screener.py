@@ -6,6 +6,7 @@ from prefect import flow
 from pydantic import BaseModel, Field
 
 from flows.command_line import run_command
+from flows.gpu_slot import gpu_slot
 from flows.labels import label_run
 from flows.run_folders import with_run_folder
 from flows.shards import open_runner, pack_images
@@ -37,7 +38,8 @@ def train_screener(
         check(settings, "source")
         split(settings)
         pack_images(runner, settings, source["folder"])
-    return str(fit_screener(settings, source["folder"], recipe)["screener"])
+    with gpu_slot():
+        return str(fit_screener(settings, source["folder"], recipe)["screener"])
 
 
 if __name__ == "__main__":

@@ -35,6 +35,21 @@ def prefect_engine() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def guarded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A real server that asks for a password; the environment of a client that knows it."""
+    from prefect_server import running_server
+
+    folder = tmp_path_factory.mktemp("server")
+    with running_server(folder / "server", auth="user:of-the-tests") as api:
+        yield {
+            **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
+            "PREFECT_API_URL": api,
+            "PREFECT_API_AUTH_STRING": "user:of-the-tests",
+            "PREFECT_HOME": str(folder / "client"),
+        }
+
+
+@pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with cache and raw folders that the session's runs share."""
     return tmp_path_factory.mktemp("workspace")

@@ -17,11 +17,11 @@ from typing import Any
 import boto3  # type: ignore[import-untyped]
 import httpx
 import pytest
-from tests.prefect_server import running_server, stop_group
+from postgres_server import find_programs, running_postgres
+from prefect_server import running_server, stop_group
+from s3_server import running_s3, set_aws
 
 from tasks.storage import REPOSITORY
-from tests.postgres_server import find_programs, running_postgres
-from tests.s3_server import running_s3, set_aws
 
 LOGIN = "admin:of-this-test"
 BUCKET = "chest"
@@ -68,7 +68,7 @@ def ask(api: str, path: str, **body: Any) -> Any:
     with httpx.Client(headers={"Authorization": f"Basic {key}"}, timeout=30) as client:
         token = client.get(f"{api}/csrf-token", params={"client": "test"})
         if token.status_code == 200:
-            client.headers |= {"Prefect-Csrf-Token": token.json()["token"], "Prefect-Csrf-Client": "test"}
+            client.headers.update({"Prefect-Csrf-Token": token.json()["token"], "Prefect-Csrf-Client": "test"})
         answer = client.post(f"{api}{path}", json=body) if body else client.get(f"{api}{path}")
         answer.raise_for_status()
         return answer.json()
@@ -130,9 +130,12 @@ def team(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             stack.callback(stop_group, worker)
             workers.append(worker)
 
-        def is_over(run: dict[str, Any]) -> dict[str, Any] | None:
-            found = dict(ask(api, f"/flow_runs/{run['id']}"))
-            return found if found["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+        def end_of(run: dict[str, Any]) -> dict[str, Any]:
+            def look() -> dict[str, Any] | None:
+                found = dict(ask(api, f"/flow_runs/{run['id']}"))
+                return found if found["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+
+            return dict(wait_for(run["name"], look, workers, folder))
 
         def child() -> dict[str, Any] | None:
             found = ask(api, "/flow_runs/filter", flows={"name": {"any_": ["train"]}})
@@ -142,13 +145,13 @@ def team(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         settings = SETTINGS | {"storage": storage, "run_dir": RUNS, "train_on": "train/gpu"}
         other = settings | {"run_dir": f"{RUNS}by-hand", "seed": 8}
         prepared = start_run(api, "prepare/cpu", other)
-        assert wait_for("prepare/cpu", lambda: is_over(prepared), workers, folder)["state"]["type"] == "COMPLETED"
+        assert end_of(prepared)["state"]["type"] == "COMPLETED"
         weekly = start_run(api, "pipeline/weekly", settings)
         trained = wait_for("the training of pipeline/weekly", child, workers, folder)
         by_hand = start_run(api, "train/gpu", other)
-        over = [wait_for(run["name"], lambda run=run: is_over(run), workers, folder) for run in (weekly, by_hand)]
+        weekly, by_hand = end_of(weekly), end_of(by_hand)
         s3 = boto3.client("s3", endpoint_url=url, aws_access_key_id="testing", aws_secret_access_key="testing")
-        yield Team(api, settings, over[0], dict(ask(api, f"/flow_runs/{trained['id']}")), over[1], s3)
+        yield Team(api, settings, weekly, dict(ask(api, f"/flow_runs/{trained['id']}")), by_hand, s3)
 
 
 def test_a_scheduled_run_completes_and_report_and_metrics_are_in_the_bucket(team: Team) -> None:

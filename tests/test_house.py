@@ -105,6 +105,7 @@ ROWS = [
         "flows.remote_training",
         "flows.labels",
         "flows.shards",
+        "flows.gpu_slot",
     },
     {"flows.prepare", "flows.train", "flows.explain", "flows.review"},
     {"flows.pipeline", "flows.screen", "flows.score", "flows.publish", "flows.train_screener"},

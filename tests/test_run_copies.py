@@ -10,6 +10,8 @@ from typing import Any
 
 import boto3  # type: ignore[import-untyped]
 import pytest
+from conftest import SMALL
+from s3_server import running_s3, set_aws
 
 from tasks.bucket_folder import BucketFolder
 from tasks.records import Facts, RunError
@@ -17,8 +19,6 @@ from tasks.run_copies import address_of, fetch_beside, fetch_run, read_seal, sen
 from tasks.settings import Settings
 from tasks.stages import run_stage
 from tasks.storage import REPOSITORY, SEAL, run_folder, write_json
-from tests.conftest import SMALL
-from tests.s3_server import running_s3, set_aws
 
 BUCKET = "chest"
 
