@@ -193,7 +193,7 @@ def test_a_training_started_by_hand_meanwhile_waited_for_the_gpu(team: Team) -> 
 
 
 def test_a_client_without_the_password_gets_nothing(team: Team) -> None:
-    assert httpx.post(f"{team.api}/flow_runs/filter", json={}).status_code == 401
+    assert httpx.get(f"{team.api}/flow_runs/{team.weekly['id']}").status_code == 401
 
 
 def test_the_same_source_and_settings_a_week_later_are_nothing_new(team: Team) -> None:
