@@ -1,8 +1,10 @@
 """Training elsewhere: the train flow as a deployment, run by a worker with a GPU while this run waits."""
 
+import time
 from datetime import UTC, datetime
 from itertools import count
 
+from prefect import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
@@ -12,6 +14,7 @@ from tasks.records import RunError, SettingsError
 from tasks.settings import Settings
 
 POLL_S = 5.0
+RESTART_S = 60.0
 
 
 def train_elsewhere(settings: Settings) -> None:
@@ -30,6 +33,8 @@ def train_elsewhere(settings: Settings) -> None:
     asked = datetime.now(UTC)
     for turn in count(1):
         child = _run_child(settings, settings.train_on, f"{context.flow_run.id}-train-{turn}")
+        while _comes_back(child):
+            child = _run_child(settings, settings.train_on, f"{context.flow_run.id}-train-{turn}")
         if child.state is not None and child.state.is_completed():
             return
         if child.end_time is not None and child.end_time < asked:
@@ -39,6 +44,21 @@ def train_elsewhere(settings: Settings) -> None:
             f"train_on: the run {child.name} of {settings.train_on} ended {ended}; its log says why, and the same "
             f"command with --run-dir {settings.run_dir} goes on from there"
         )
+
+
+def _comes_back(child: FlowRun) -> bool:
+    """Whether a crashed training is started again, as the server's automation does within half a minute."""
+    if child.state is None or not child.state.is_crashed():
+        return False
+    print(f"the run {child.name} crashed; waiting {RESTART_S:.0f} s for the server to start it again")
+    end = time.monotonic() + RESTART_S
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < end:
+            state = client.read_flow_run(child.id).state
+            if state is None or not state.is_crashed():
+                return True
+            time.sleep(POLL_S)
+    return False
 
 
 def _run_child(settings: Settings, deployment: str, key: str) -> FlowRun:

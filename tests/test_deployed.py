@@ -228,7 +228,10 @@ def test_the_web_page_shows_the_run_with_its_stages(team: Team, tab: Any) -> Non
     tab.goto(f"{team.api.removesuffix('/api')}/runs/flow-run/{team.weekly['id']}")
     tab.get_by_text(team.weekly["name"]).first.wait_for()
     tab.get_by_text("Completed").first.wait_for()
-    tab.get_by_text("explain").first.wait_for()
+    tab.get_by_text("Subflow Runs").click()
+    for name in ("prepare sample", "train sample", "explain sample"):
+        tab.get_by_text(name).first.wait_for()
+    tab.get_by_text("Logs", exact=True).click()
 
 
 def test_the_web_page_shows_tables_pictures_and_the_report_s_address(team: Team, tab: Any) -> None:

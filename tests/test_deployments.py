@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.client.orchestration import PrefectClient
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
@@ -71,5 +72,7 @@ def test_parameters_that_do_not_fit_would_be_noticed(wrong: dict[str, Any]) -> N
 
 def test_a_run_in_a_process_sends_heartbeats_as_often_as_the_server_was_told() -> None:
     template = job_template("cpu", "process", 45)
-    job: Any = asyncio.run(ProcessJobConfiguration.from_template_and_values(template, {"env": {"OWN": "1"}}))
+    nobody = PrefectClient("http://127.0.0.1:9/api")  # asked for blocks and variables only, which no template names
+    values = {"env": {"OWN": "1"}}
+    job: Any = asyncio.run(ProcessJobConfiguration.from_template_and_values(template, values, client=nobody))
     assert job.env == {"OWN": "1", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "45"}

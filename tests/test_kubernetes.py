@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.client.orchestration import PrefectClient
 from prefect_kubernetes.worker import KubernetesWorker, KubernetesWorkerJobConfiguration
 
 from infra.pools import job_template
@@ -26,7 +27,8 @@ OTHER_VALUES: dict[str, Any] = {
 def configure(pool: str, values: dict[str, Any] | None = None) -> KubernetesWorkerJobConfiguration:
     """What the worker makes of a pool's template and a deployment's job variables."""
     template = job_template(pool, "kubernetes", 30)
-    return asyncio.run(KubernetesWorkerJobConfiguration.from_template_and_values(template, values or {}))
+    nobody = PrefectClient("http://127.0.0.1:9/api")  # asked for blocks and variables only, which no template names
+    return asyncio.run(KubernetesWorkerJobConfiguration.from_template_and_values(template, values or {}, client=nobody))
 
 
 def pod(pool: str) -> tuple[dict[str, Any], dict[str, Any]]:
