@@ -345,7 +345,7 @@ class Settings(Section):
         None,
         min_length=1,
         description="The run folder, used exactly as given: here, or s3://bucket/prefix/run, where machines share it; "
-        "an address that ends in / names the folder of runs. Default data/runs/<UTC time>-<source>.",
+        "an address that ends in / names the folder of runs. Default: in data/runs, named after UTC time and source.",
     )
     train_on: str | None = Field(None, description="Deployment that trains, such as train/gpu; default: this process.")
     seed: int = Field(7, ge=0, le=2**31 - 1, description="Seed of every random choice.")
