@@ -69,7 +69,11 @@ def ask(api: str, path: str, **body: Any) -> Any:
         token = client.get(f"{api}/csrf-token", params={"client": "test"})
         if token.status_code == 200:
             client.headers.update({"Prefect-Csrf-Token": token.json()["token"], "Prefect-Csrf-Client": "test"})
-        answer = client.post(f"{api}{path}", json=body) if body else client.get(f"{api}{path}")
+        for _ in range(30):
+            answer = client.post(f"{api}{path}", json=body) if body else client.get(f"{api}{path}")
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:  # SQLite is busy; Prefect's own client waits too
+                break
+            time.sleep(1)
         answer.raise_for_status()
         return answer.json()
 
