@@ -81,7 +81,7 @@ def test_a_second_bootstrap_changes_nothing_and_says_so(
     }
     assert limits_of(before) == {"gpu": 1}
     assert {automation["name"] for automation in before["automations"]} == {MARK, RESTART}
-    assert len([found for found in before["deployments"] if found["work_pool_name"]]) == 8
+    assert len([found for found in before["deployments"] if found["work_pool_name"]]) == 9
 
 
 def test_what_was_changed_is_corrected_and_what_is_no_longer_wanted_is_removed(

@@ -110,7 +110,7 @@ def test_the_environment_changes_no_setting(monkeypatch: pytest.MonkeyPatch) -> 
         (["--evaluation.splits", ""], "evaluation.splits"),
         (["--source"], "source"),
         (["--seed", "-1"], "seed"),
-        (["--run-dir", "s3://bucket/run"], "run_dir"),
+        (["--run-dir", "gs://bucket/run"], "run_dir"),
         (["--storage.cache", "s3://bucket/cache"], "storage.cache"),
         (["stray"], "stray"),
     ],
