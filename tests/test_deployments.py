@@ -43,6 +43,7 @@ def test_the_deployments_are_these_on_their_pools() -> None:
         "screen/on-demand": "cpu",
         "review/on-demand": "cpu",
         "score/on-demand": "cpu",
+        "publish/on-demand": "cpu",
     }
     assert {deployment["work_pool"]["name"] for deployment in DEPLOYMENTS} == set(POOLS)
 
