@@ -9,7 +9,6 @@ import dis
 import importlib.metadata
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -22,8 +21,6 @@ from tasks.settings import Settings
 from tasks.storage import REPOSITORY, SEAL, cache_folder, digest, make_once, read_json, run_folder, write_json
 
 STAGES_FOLDER = "stages"
-PARSING = threading.Lock()
-"""Held while code is parsed: Python 3.11 fails at times when two threads do it at once (CPython issue 106905)."""
 SHAPES_NOTHING = {"tasks.settings", "tasks.run_copies", "tasks.bucket_folder"}
 
 
@@ -120,12 +117,6 @@ def code_version(module: str) -> str:
     Settings are left out (their values are in the key), as are flows and other stages, which no stage imports, and what
     carries files to a bucket and back.
     """
-    with PARSING:
-        return _code_version(module)
-
-
-@cache
-def _code_version(module: str) -> str:
     return digest({name: source_of(name) for name in sorted(imported_modules(module) - SHAPES_NOTHING)})
 
 
