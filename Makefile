@@ -9,7 +9,7 @@ API ?= http://127.0.0.1:4200/api
 LEASES := PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect.server.concurrency.lease_storage.filesystem
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help run test check format bench ui deploy worker clean-runs
+.PHONY: help run test check format bench faults ui deploy worker clean-runs
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -42,6 +42,9 @@ format: $(VENV)/.dev ## rewrite files in the house format
 
 bench: $(VENV)/.run ## measure, one JSON object per line; ARGS="screen" picks benchmarks
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
+
+faults: $(VENV)/.dev ## break runs in every way and feed them garbage; ends with a table (within an hour); ARGS="-k disk" picks
+	@$(BIN)/python -m pytest tests/faults --all-faults $(ARGS)
 
 ui: $(VENV)/.run ## start a Prefect server and its web page on this machine, at http://127.0.0.1:4200
 	@echo 'runs appear there after: export PREFECT_API_URL=$(API)' >&2

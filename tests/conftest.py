@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+from fault_table import FaultTable
 
 os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # nobody reads the logs of the test server
 
@@ -15,6 +17,41 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CHROMIUM = Path("/usr/bin/chromium")
 SMALL = ["--sample.n-images", "60", "--sample.side-px", "128", "--training.epochs", "2", "--training.n-models", "2"]
 SMALL += ["--explanation.n-images", "4"]
+
+
+# Nothing is timed: a busy machine is no failure.
+COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("quick", max_examples=15, **COMMON)
+hypothesis.settings.register_profile("all", max_examples=200, **COMMON)
+FAULTS = FaultTable()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-faults", action="store_true", help="the long faults too, and their table (make faults)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the long faults to ``make faults``."""
+    long = [item for item in items if item.get_closest_marker("long") and not config.getoption("--all-faults")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile("all" if config.getoption("--all-faults") else "quick")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The table of faults comes after pytest's own closing line."""
+    if config.getoption("--all-faults"):
+        FAULTS.print()
+
+
+@pytest.fixture(scope="session")
+def faults() -> FaultTable:
+    """The table of faults that the session fills."""
+    return FAULTS
 
 
 @pytest.fixture(scope="session")
