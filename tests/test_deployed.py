@@ -58,8 +58,14 @@ class Team:
     def ask(self, path: str, **body: Any) -> Any:
         return ask(self.api, path, **body)
 
-    def log_of(self, run: dict[str, Any]) -> str:
-        return "\n".join(line["message"] for line in logs_of(self.api, run))
+    def log_of(self, run: dict[str, Any], until: str = "") -> str:
+        """The run's log; its last lines may reach the server after its end, so the text is waited for."""
+        end = time.monotonic() + 60
+        while True:
+            log = "\n".join(line["message"] for line in logs_of(self.api, run))
+            if until in log or time.monotonic() > end:
+                return log
+            time.sleep(1)
 
 
 def ask(api: str, path: str, **body: Any) -> Any:
@@ -168,7 +174,8 @@ def test_a_scheduled_run_completes_and_report_and_metrics_are_in_the_bucket(team
     assert {f"{run}/{name}" for name in ("report/index.html", "metrics.json", "model.keras", "audit.json")} <= names
     page = team.s3.get_object(Bucket=BUCKET, Key=f"team/{run}/report/index.html")
     assert page["ContentType"].startswith("text/html")
-    assert f"s3://{BUCKET}/team/{run}/report/index.html" in team.log_of(team.weekly)
+    report = f"s3://{BUCKET}/team/{run}/report/index.html"
+    assert report in team.log_of(team.weekly, until=report)
 
 
 def test_the_weekly_run_had_its_training_done_by_the_worker_of_the_gpu_pool(team: Team) -> None:
@@ -182,7 +189,8 @@ def test_the_weekly_run_had_its_training_done_by_the_worker_of_the_gpu_pool(team
 
 def test_a_training_started_by_hand_meanwhile_waited_for_the_gpu(team: Team) -> None:
     assert team.by_hand["state"]["type"] == "COMPLETED", team.log_of(team.by_hand)
-    assert "another model trains: waiting" in team.log_of(team.by_hand)
+    waits = "another model trains: waiting"
+    assert waits in team.log_of(team.by_hand, until=waits)
     spans = []
     for run in (team.trained, team.by_hand):
         tasks = team.ask("/task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})

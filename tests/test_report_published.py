@@ -150,8 +150,10 @@ def test_through_the_engine_a_better_run_takes_over_and_a_worse_one_does_not(
     assert "not to be published: AUC on validation without devices 0.8 is below the published 0.9" in caplog.text
     assert "to be published once sealed: it passed the audit" in caplog.text
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
     with get_client(sync_client=True) as client:
-        shown = [str(one.data) for one in client.read_artifacts() if one.key == "published"]
+        named = ArtifactFilter(key=ArtifactFilterKey(any_=["published"]))
+        shown = [str(one.data) for one in client.read_artifacts(artifact_filter=named)]
     assert len(shown) >= 3  # other tests of this session publish too
     assert any(text.startswith("published: better (AUC on validation 0.950") for text in shown)
