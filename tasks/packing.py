@@ -7,8 +7,8 @@ them, so that next week only new images are packed. They are planned, packed sid
 
 import hashlib
 import importlib.metadata
+import io
 import json
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -160,11 +160,10 @@ def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: boo
         except UndecodableError as error:
             failed[sha256] = str(error)
     name = digest(sorted(files))[:24]
-    shelf.mkdir(parents=True, exist_ok=True)
     stacked = np.stack(list(pixels.values())) if pixels else np.empty((0, SIDE_PX, SIDE_PX), np.uint8)
-    beside = shelf / f".{name}.{os.getpid()}.partial.npy"
-    np.save(beside, stacked)
-    os.replace(beside, shelf / f"{name}.npy")
+    content = io.BytesIO()  # NumPy's own writing to a file hides why it failed
+    np.save(content, stacked)
+    write_whole(shelf / f"{name}.npy", content.getvalue())
     write_whole(shelf / f"{name}.json", json.dumps({"rows": list(pixels), "failed": failed}))
     return name
 
