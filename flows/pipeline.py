@@ -32,7 +32,9 @@ def pipeline(settings: Settings = Settings()) -> "str | State[str]":
         )
     if settings.ingestion.skip_unchanged and (report := find_finished(settings)):
         return Completed(name="Nothing new", message=f"nothing new since {report}", data=report)
-    settings = with_run_folder(settings)
+    asked, settings = settings, with_run_folder(settings)
+    if settings is not asked:
+        print(f"the run folder is {settings.run_dir}")
     with own_run_folder(settings):
         prepare(settings)
         if settings.screening.wait_for_review and count_doubtful(settings):

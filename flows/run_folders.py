@@ -42,6 +42,8 @@ def own_run_folder(settings: Settings) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder / f".{folder.name}.lock"):
+            for left in folder.rglob("*.partial"):  # by a process that was killed while it wrote
+                left.unlink()
             yield
     finally:
         with suppress(OSError):  # a run that was refused before it wrote anything leaves nothing

@@ -76,7 +76,8 @@ def check_recorded(settings: Settings) -> None:
 def between(monkeypatch: pytest.MonkeyPatch, name: str, happens: Callable[[], None]) -> None:
     """Has something happen to the source, once, just before a step of ingestion or packing."""
     module, _, function = name.rpartition(".")
-    real, turns = getattr(sys.modules[module], function), []
+    real = getattr(sys.modules[module], function)
+    turns: list[int] = []
 
     def first(*arguments: object, **named: object) -> object:
         if not turns:
@@ -87,7 +88,7 @@ def between(monkeypatch: pytest.MonkeyPatch, name: str, happens: Callable[[], No
     monkeypatch.setattr(sys.modules[module], function, first)
 
 
-CASES = {
+CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "changed before it is listed": ("tasks.ingestion.read_file", lambda path: draw(path, 999), "changed while"),
     "gone before it is listed": ("tasks.ingestion.read_file", lambda path: path.unlink(), "cannot be read"),
     "changed before it is packed": ("tasks.packing.read_bytes", lambda path: draw(path, 999), "changed while"),
