@@ -93,7 +93,7 @@ def test_a_training_that_is_stopped_in_the_middle_of_epochs_goes_on_from_the_ver
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("after", ["", "check-source", "pack", "check-prepared", "evaluate", "audit"])
+@pytest.mark.parametrize("after", ["check-source", "check-prepared", "evaluate"])
 def test_a_run_that_is_told_to_stop_in_another_stage_says_how_to_go_on(
     after: str, faults: FaultTable, api: str, finished_run: Path, workspace: Path, tmp_path: Path
 ) -> None:
