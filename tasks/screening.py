@@ -45,6 +45,7 @@ from tasks.stages import STAGES_FOLDER, code_version, read_stage, run_stage
 from tasks.storage import (
     cache_folder,
     digest,
+    locked,
     read_json,
     read_manifest,
     run_folder,
@@ -76,7 +77,9 @@ def screen_shards(settings: Settings, shards: Sequence[str]) -> None:
     fetch_files(settings, shards)
     for source in shards:
         target = name_target(screener, Path(source))
-        screen_shard(model, cache / source, cache / target)
+        with locked((cache / target).with_suffix(".lock")):
+            if not (cache / target).exists():  # else another run, at the same time, was faster
+                screen_shard(model, cache / source, cache / target)
         keep_files(settings, [target])
 
 
