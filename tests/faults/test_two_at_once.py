@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from broken_runs import BEFORE_TRAINING, PATIENCE_S, Place, broken_files, compare_runs, copy_place, epochs_done, started
 from fault_table import FaultTable
+from PIL import Image
 
 from tasks.storage import REPOSITORY, sha256_of_file
 
@@ -35,33 +37,71 @@ def run_both(one: tuple[Place, list[str]], two: tuple[Place, list[str]], api: st
     return said
 
 
+def do_twice(code: str, folder: Path, *arguments: str) -> list[str]:
+    """Runs code in two processes that begin it together, once both have imported what they need; what each said."""
+    together = f"""
+import sys, time
+from pathlib import Path
+{code}
+Path(sys.argv[1], sys.argv[2] + ".ready").touch()
+while len(list(Path(sys.argv[1]).glob("*.ready"))) < 2:
+    time.sleep(0.01)
+do()
+"""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", together, str(folder), name, *arguments],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in "ab"
+    ]
+    said = [process.communicate(timeout=PATIENCE_S)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    return said
+
+
 def test_a_run_folder_is_held_by_one_process_and_the_other_waits_and_says_so(
     faults: FaultTable, tmp_path: Path
 ) -> None:
-    code = f"""
-import sys, time
-from pathlib import Path
+    code = """
 from flows.run_folders import own_run_folder
 from tasks.settings import Settings
-with own_run_folder(Settings(run_dir={str(tmp_path / "run")!r})):
-    record = Path({str(tmp_path / "run" / "record.txt")!r})
-    for _ in range(20):
-        with record.open("a") as stream:
-            stream.write(sys.argv[1])
-        time.sleep(0.05)
+def do():
+    with own_run_folder(Settings(run_dir=sys.argv[3])):
+        for _ in range(20):
+            with Path(sys.argv[3], "record.txt").open("a") as stream:
+                stream.write(sys.argv[2])
+            time.sleep(0.05)
 """
     with faults.attempt(SAME_RUN):
-        processes = [
-            subprocess.Popen([sys.executable, "-c", code, name], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
-            for name in "ab"
-        ]
-        said = [process.communicate(timeout=300)[0] for process in processes]
-        assert [process.returncode for process in processes] == [0, 0]
+        said = do_twice(code, tmp_path, str(tmp_path / "run"))
         record = (tmp_path / "run" / "record.txt").read_text()
         assert record in ("a" * 20 + "b" * 20, "b" * 20 + "a" * 20)
-        assert sorted(bool(text) for text in said) == [False, True]
-        assert f"{WAITED} run; waiting for it" in "".join(said)
+        assert sorted(said) == ["", f"{WAITED} run; waiting for it\n"]
         assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["record.txt"]
+
+
+def test_a_shard_that_two_processes_want_to_pack_is_packed_by_one(faults: FaultTable, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        Image.fromarray(rng.integers(0, 256, (900, 900), dtype=np.uint8)).save(tmp_path / "set" / f"{i}.png")
+    code = """
+from tasks.packing import pack_shard
+from tasks.storage import sha256_of_file
+files = {sha256_of_file(path): path.name for path in Path(sys.argv[3]).iterdir()}
+def do():
+    pack_shard(Path(sys.argv[3]), files, Path(sys.argv[4]), padding=False, max_side_px=1_000)
+"""
+    shelf = tmp_path / "shelf"
+    with faults.attempt(SAME_CACHE) as attempt:
+        said = do_twice(code, tmp_path, str(tmp_path / "set"), str(shelf))
+        assert sorted(bool(text) for text in said) == [False, True] and WAITED in "".join(said)
+        (shard,) = shelf.glob("*.npy")
+        attempt.whole(np.load(shard).shape == (20, 224, 224), "a half-written shard")
+        assert sorted(path.suffix for path in shelf.iterdir()) == [".json", ".npy"]
 
 
 @pytest.mark.long
