@@ -2,8 +2,12 @@
 
 import logging
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -12,6 +16,7 @@ from pydantic_settings.exceptions import SettingsError as CommandLineError
 
 from tasks.records import PipelineError, SettingsError
 from tasks.retries import DISK_ERRORS
+from tasks.room import free_bytes, is_full, say_full
 from tasks.settings import Settings
 
 
@@ -107,6 +112,8 @@ def run_command(
 ) -> int:
     """Runs a flow with the settings of a command line and prints what it returns as the last line; the exit code.
 
+    0 all is done, 2 the user can mend it, 130 stopped by Ctrl-C, 143 by SIGTERM.
+
     Args:
         flow: Called with ``settings`` and, by keyword, a value for each field of ``extra``.
         arguments: The flags.
@@ -116,22 +123,50 @@ def run_command(
     show_own_errors_once()
     try:
         settings, own = read_own_flags(arguments, program, extra)
-        result = flow(settings=settings, **own)
+        with _sigterm_raised():
+            result = flow(settings=settings, **own)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        print(f"error: {error.filename}: {error.strerror}; check path, rights and free space", file=sys.stderr)
+        if is_full(error):  # where nothing more is known of it
+            folders = [Path(settings.storage.cache), Path(settings.storage.raw), Path(settings.run_dir or "data/runs")]
+            fullest = min(folders, key=free_bytes)
+            said = say_full(fullest, "more than that", free_bytes(fullest))
+        else:
+            said = f"{error.filename}: {error.strerror}; check path and rights"
+        print(f"error: {said}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Terminated) as stop:
         goes_on = "the same command with the same --run-dir goes on from here"
         print(f"stopped; {goes_on if extra is BaseModel else 'give the same command again'}", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, _Terminated) else 130
     sys.stderr.flush()
     print(result)
     return 0
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _sigterm_raised() -> Iterator[None]:
+    """Has SIGTERM end the block with an exception; Prefect's engine marks its runs first, and then sends it on."""
+
+    def end(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def show_own_errors_once() -> None:

@@ -3,6 +3,7 @@
 from prefect import flow
 
 from flows.labels import label_run
+from flows.run_folders import own_run_folder
 from flows.shards import open_runner, pack_images, screen_images
 from tasks.ingestion import ingest
 from tasks.quality import check
@@ -14,8 +15,8 @@ from tasks.splitting import split
 @flow(name="prepare", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def prepare(settings: Settings) -> None:
     """Fetches the source, checks it, draws validation, packs pixels and keeps images with devices out of training."""
-    fetch_run(settings)
-    with open_runner(settings) as runner:
+    with own_run_folder(settings), open_runner(settings) as runner:
+        fetch_run(settings)
         source = ingest(settings)
         check(settings, "source")
         split(settings)

@@ -1,12 +1,14 @@
-"""Where a run is kept when its command does not say."""
+"""Where a run is kept when its command does not say, and who may work there."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 from prefect.context import FlowRunContext
 
 from tasks.settings import Settings
 from tasks.sources import source_name
-from tasks.storage import is_in_bucket
+from tasks.storage import is_in_bucket, locked, run_folder
 
 
 def with_run_folder(settings: Settings) -> Settings:
@@ -24,3 +26,25 @@ def with_run_folder(settings: Settings) -> Settings:
     due = context.flow_run.expected_start_time if context and context.flow_run else None
     name = f"{(due or datetime.now(UTC)).astimezone(UTC):%Y%m%dT%H%M%SZ}-{source_name(settings.public_source)}"
     return settings.model_copy(update={"run_dir": runs + name})
+
+
+@contextmanager
+def own_run_folder(settings: Settings) -> Iterator[None]:
+    """Keeps other runs of this machine out of the run folder until the block ends; waits while one works there.
+
+    What another run started works in the folder with it: subflows, and trainings that it waits for.
+    """
+    context = FlowRunContext.get()
+    if context is not None and context.flow_run is not None and context.flow_run.parent_task_run_id is not None:
+        yield
+        return
+    folder = run_folder(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder / f".{folder.name}.lock"):
+            for left in folder.rglob("*.partial"):  # by a process that was killed while it wrote
+                left.unlink()
+            yield
+    finally:
+        with suppress(OSError):  # a run that was refused before it wrote anything leaves nothing
+            folder.rmdir()

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from tasks.images import UndecodableError
 from tasks.records import ArchiveError
+from tasks.room import FULL
 from tasks.settings import IngestionSettings
 
 PIECE = 1 << 20
@@ -88,6 +89,7 @@ def unpack_members(
 
     Raises:
         ArchiveError: If a member is damaged, or yields more than it declares or the limits allow.
+        OSError: If no room is left.
     """
     to_write = sum(archive.getinfo(prefix + name).file_size for name in names)
     written = 0
@@ -105,6 +107,8 @@ def unpack_members(
                     _refuse_total(written, path, limits)
                     out.write(piece)
         except OSError as error:  # bzip2 raises it without a number for damaged data
+            if error.errno in FULL:
+                raise
             if error.errno is None:
                 raise _damaged(path, member.filename, error) from None
             raise ArchiveError(

@@ -1,7 +1,11 @@
-"""What the trainings of classifier and screener share: schedule, seeds of an epoch, checkpoints."""
+"""What the trainings of classifier and screener share: schedule, seeds of an epoch, checkpoints, a signal to stop."""
 
 import json
-from collections.abc import Iterator
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,7 @@ import numpy as np
 
 from tasks.keras_backend import keras
 from tasks.records import Facts
+from tasks.room import room_in
 from tasks.storage import write_whole
 
 
@@ -28,24 +33,87 @@ def build_optimizer(learning_rate: float, epochs: int, n_train: int, batch_size:
 
 def reseed(model: Any, seed: int, epoch: int) -> None:
     """Sets the seed of every random layer, in nested models too, to one that follows from the seed and the epoch."""
-    for i, layer in enumerate(_flatten(model)):
-        generator = getattr(layer, "generator", None) or getattr(layer, "seed_generator", None)
-        if generator is not None:
-            generator.state.assign(np.array([(seed * 1_000_003 + epoch) % 2**31, i], dtype="uint32"))
+    for i, state in enumerate(_flatten(model)):
+        if state is not None:
+            state.assign(np.array([(seed * 1_000_003 + epoch) % 2**31, i], dtype="uint32"))
+
+
+def read_seeds(model: Any) -> list[list[int]]:
+    """Where every random layer stands, which a saved model does not hold; for ``put_seeds``."""
+    return [keras.ops.convert_to_numpy(state).tolist() for state in _flatten(model) if state is not None]
+
+
+def put_seeds(model: Any, seeds: list[list[int]]) -> None:
+    """Brings every random layer to where it stood when its seeds were read."""
+    states = [state for state in _flatten(model) if state is not None]
+    for state, seed in zip(states, seeds, strict=True):
+        state.assign(np.array(seed, dtype="uint32"))
 
 
 def _flatten(model: Any) -> Iterator[Any]:
+    """For each layer, in nested models too, the variable that its seed is in, or ``None``."""
     for layer in model.layers:
-        yield layer
+        generator = getattr(layer, "generator", None) or getattr(layer, "seed_generator", None)
+        yield generator and generator.state
         if isinstance(layer, keras.Model):
             yield from _flatten(layer)
 
 
 def save_checkpoint(model: Any, state: Facts, folder: Path) -> None:
-    """Keeps model and optimiser; the small JSON, written last, says which file counts."""
-    name = f"checkpoint-{len(state['history'])}.keras"
-    model.save(folder / name)
+    """Keeps model and optimiser; the small JSON, written last, says which file counts.
+
+    Args:
+        model: Compiled.
+        state: ``history``, an entry for each epoch that is done, and ``losses`` of the steps since.
+        folder: Of this network alone.
+    """
+    steps = len(state.get("losses", ()))
+    name = f"checkpoint-{len(state['history'])}{f'-{steps}' if steps else ''}.keras"
+    beside = folder / "checkpoint-.partial.keras"  # Keras goes by the ending
+    variables = [*model.trainable_variables, *model.optimizer.variables]
+    try:
+        with room_in(folder, sum(4 * int(np.prod(variable.shape)) for variable in variables)):
+            model.save(beside)
+            beside.replace(folder / name)
+    finally:
+        beside.unlink(missing_ok=True)
     write_whole(folder / "checkpoint.json", json.dumps({**state, "model": name}))
     for old in folder.glob("checkpoint-*.keras"):
         if old.name != name:
             old.unlink()
+
+
+@contextmanager
+def hold_sigterm() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Holds SIGTERM back, by which machines are taken away, until a training is between two steps and can save.
+
+    Yields:
+        What the training calls there, with what saves: where a SIGTERM came, it saves, and then the signal does what it
+        would have done. It is not held in a thread, which gets no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda save: None
+        return
+    came: list[int] = []
+
+    def deliver() -> None:
+        came.clear()
+        signal.signal(signal.SIGTERM, before)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def look(save: Callable[[], None]) -> None:
+        if came:
+            save()
+            deliver()
+            signal.signal(signal.SIGTERM, hold)
+
+    def hold(number: int, frame: object) -> None:
+        came.append(number)
+
+    before = signal.signal(signal.SIGTERM, hold) or signal.SIG_DFL
+    try:
+        yield look
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if came:
+            deliver()

@@ -17,7 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.artifacts import show_table
 from tasks.images import UndecodableError, read_size
 from tasks.layout import image_id
-from tasks.records import CLASS_FOLDERS, SPLITS, SUBTYPES, Facts, Fetched, TableError
+from tasks.records import CLASS_FOLDERS, SPLITS, SUBTYPES, Facts, Fetched, SourceError, TableError
 from tasks.retries import outside_failed
 from tasks.settings import Settings
 from tasks.sources import fetch_source
@@ -65,6 +65,7 @@ def list_images(fetched: Fetched, max_side_px: int) -> pd.DataFrame:
 
     Raises:
         TableError: If the source brings an ``index.csv`` that does not fit.
+        SourceError: If a file is no longer what the checksum of the source was made of.
     """
     folder = Path(fetched.folder)
     if "index.csv" in fetched.layout.tables:
@@ -74,8 +75,25 @@ def list_images(fetched: Fetched, max_side_px: int) -> pd.DataFrame:
     with ThreadPoolExecutor(READERS) as pool:
         files = pd.DataFrame(list(pool.map(lambda path: read_file(folder / path, max_side_px), table["path"])))
     manifest = pd.concat([table.reset_index(drop=True), files], axis=1)
+    refuse_changed({**dict(zip(table["path"], files["sha256"], strict=True)), **sum_tables(fetched)}, fetched.sums)
     manifest["image_id"] = [image_id(path) for path in manifest["path"]]
     return exclude_copies(manifest.sort_values("path", ignore_index=True))
+
+
+def sum_tables(fetched: Fetched) -> dict[str, str]:
+    """The sha256 of each table of a source."""
+    return {name: hashlib.sha256(read_bytes(Path(fetched.folder) / name)).hexdigest() for name in fetched.layout.tables}
+
+
+def refuse_changed(sums: dict[str, str], before: dict[str, str]) -> None:
+    """Refuses a source of which a file was something else a moment ago; what was not looked at then is no matter.
+
+    Raises:
+        SourceError: Names the file.
+    """
+    changed = [name for name, checksum in sums.items() if before.get(name, checksum) != checksum]
+    if changed:
+        raise SourceError(f"source: {changed[0]} changed while it was read; run again")
 
 
 def read_file(path: Path, max_side_px: int) -> Facts:
@@ -211,6 +229,7 @@ def describe(manifest: pd.DataFrame, fetched: Fetched) -> Facts:
         "n_vanished": len(fetched.vanished),
         "vanished": list(fetched.vanished),
         "tables": list(fetched.layout.tables),
+        "table_sha256": sum_tables(fetched),
         "n_images": len(manifest),
         "n_distinct": int(manifest["sha256"].nunique()),
         "n_clutter": fetched.layout.n_clutter + len(fetched.layout.images) - len(manifest),

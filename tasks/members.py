@@ -1,8 +1,8 @@
 """Members: trains one network of the model, epoch by epoch, and goes on where a killed training stopped.
 
 Pixels lie on the accelerator for the whole training; a step sends row numbers and labels there, nothing else. After
-each epoch a checkpoint is kept. Every random choice of an epoch follows from seed, member and epoch: resumed and
-unbroken trainings see the same.
+each epoch a checkpoint is kept, and at SIGTERM after the step that is being done. Every random choice of an epoch
+follows from seed, member and epoch: resumed and unbroken trainings see the same.
 """
 
 import json
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from tasks.augmentation import BorderBlank, DetailShift, ExposureShift, FramingShift
-from tasks.epochs import build_optimizer, reseed, save_checkpoint
+from tasks.epochs import build_optimizer, hold_sigterm, put_seeds, read_seeds, reseed, save_checkpoint
 from tasks.images import to_float
 from tasks.keras_backend import keras
 from tasks.networks import build_member, shrink
@@ -180,35 +181,48 @@ def train_member(
     if (checkpoints / "checkpoint.json").exists():
         state = json.loads((checkpoints / "checkpoint.json").read_text())
         trainer = keras.saving.load_model(checkpoints / state["model"], safe_mode=True)
-        print(f"{name.replace('_', ' ')}: going on after epoch {len(state['history'])} from {checkpoints}")
+        after = f"epoch {len(state['history'])}" + (f" and {len(state['losses'])} steps" if state["losses"] else "")
+        print(f"{name.replace('_', ' ')}: going on after {after} from {checkpoints}")
     else:
-        state = {"history": []}
+        state = {"history": [], "losses": [], "seeds": []}
         start_afresh(trainer, settings, seed)
     member = trainer.get_layer("member")
     trainer.get_layer("resident").put(train.pixels)
     truth = describe_truth(train)
-    for epoch in range(len(state["history"]) + 1, settings.epochs + 1):
-        start = time.perf_counter()
-        reseed(trainer, seed, epoch)
-        order = np.random.default_rng([seed, epoch]).permutation(len(truth)).astype(np.int32)
-        loss = run_epoch(trainer, truth, order, settings.batch_size)
-        if not math.isfinite(loss):
-            raise RunError(
-                f"training.learning_rate: the loss is no number any more in epoch {epoch}; give a lower rate than "
-                f"{settings.learning_rate:g}"
-            )
-        plain = member.get_weights()
-        trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
-        # Copied: on JAX weights and averages would share memory, and asking the network gives its weights' memory away.
-        member.set_weights(member.get_weights())
-        auc = float(roc_auc_score(val.labels, first_logits(member, val.pixels)))
-        if epoch < settings.epochs:
-            member.set_weights(plain)
-        seconds = round(time.perf_counter() - start, 2)
-        entry = {"epoch": epoch, "loss": round(loss, 6), "val_auc": round(auc, 6), "seconds": seconds}
-        state["history"].append(entry)
-        save_checkpoint(trainer, state, checkpoints)
-        show(entry)
+    with hold_sigterm() as look:
+        while len(state["history"]) < settings.epochs:
+            epoch = len(state["history"]) + 1
+            start = time.perf_counter()
+            order = np.random.default_rng([seed, epoch]).permutation(len(truth)).astype(np.int32)
+            if state["losses"]:
+                put_seeds(trainer, state["seeds"])
+            else:
+                reseed(trainer, seed, epoch)
+
+            def save(state: Facts = state) -> None:
+                save_checkpoint(trainer, {**state, "seeds": read_seeds(trainer)}, checkpoints)
+
+            between = partial(look, save)
+            loss = run_epoch(trainer, truth, order, settings.batch_size, state["losses"], between)
+            if not math.isfinite(loss):
+                raise RunError(
+                    f"training.learning_rate: the loss is no number any more in epoch {epoch}; give a lower rate than "
+                    f"{settings.learning_rate:g}"
+                )
+            plain = member.get_weights()
+            trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
+            # Copied: on JAX weights and averages would share memory, and asking the network gives its weights' memory
+            # away.
+            member.set_weights(member.get_weights())
+            auc = float(roc_auc_score(val.labels, first_logits(member, val.pixels)))
+            if epoch < settings.epochs:
+                member.set_weights(plain)
+            seconds = round(time.perf_counter() - start, 2)
+            entry = {"epoch": epoch, "loss": round(loss, 6), "val_auc": round(auc, 6), "seconds": seconds}
+            state = {"history": [*state["history"], entry], "losses": [], "seeds": []}
+            save_checkpoint(trainer, state, checkpoints)
+            show(entry)
+            look(lambda: None)  # all is saved
     # Built anew: the kept network computes in single precision, whatever it was trained in.
     kept = build_member(settings.model_copy(update={"weights": None}), seed, name)
     kept.set_weights(member.get_weights())
@@ -240,14 +254,30 @@ def class_weights(labels: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(labels == 1, 0.5 / share, 0.5 / (1 - share)).astype(np.float32)
 
 
-def run_epoch(trainer: keras.Model, truth: NDArray[np.float32], order: NDArray[np.int32], batch_size: int) -> float:
-    """One pass over the resident images in the given order; returns the mean loss."""
-    losses = []
-    for start in range(0, len(order), batch_size):
+def run_epoch(
+    trainer: keras.Model,
+    truth: NDArray[np.float32],
+    order: NDArray[np.int32],
+    batch_size: int,
+    losses: list[float],
+    between: Callable[[], None],
+) -> float:
+    """One pass over the resident images in the given order; returns the mean loss.
+
+    Args:
+        trainer: As it stands after the steps that are done.
+        truth: Of all images.
+        order: Of their rows.
+        batch_size: Rows of a step.
+        losses: Summed losses of the steps that are done; those of the others join them.
+        between: Called after each step.
+    """
+    for start in range(len(losses) * batch_size, len(order), batch_size):
         rows = order[start : start + batch_size]
         loss = trainer.train_on_batch(rows, truth[rows])
         losses.append(float(np.ravel(loss)[0]) * len(rows))
         trainer.reset_metrics()
+        between()
     return float(np.sum(losses) / len(order))
 
 

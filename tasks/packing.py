@@ -7,14 +7,15 @@ them, so that next week only new images are packed. They are planned, packed sid
 
 import hashlib
 import importlib.metadata
+import io
 import json
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -27,6 +28,7 @@ from tasks.stages import code_version, run_stage
 from tasks.storage import (
     cache_folder,
     digest,
+    locked,
     read_bytes,
     read_manifest,
     run_folder,
@@ -147,9 +149,30 @@ def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: boo
     """Decodes files (sha256 -> path below ``folder``) into one shard and its list on the shelf; the shard's name.
 
     ``<name>.npy`` is uint8 ``(n, 224, 224)``; ``<name>.json``, written last, lists the sha256 of each row, and of each
-    file that did not decode the reason.
+    file that did not decode the reason. Of runs that pack the same at once one does it, and the others wait.
     """
-    pixels: dict[str, np.ndarray] = {}
+    name = digest(sorted(files))[:24]
+    shard, listing = shelf / f"{name}.npy", shelf / f"{name}.json"
+    with locked(shelf / f".{name}.lock"):
+        if not (shard.exists() and listing.exists()):
+            pixels, failed = decode_files(folder, files, padding=padding, max_side_px=max_side_px)
+            stacked = np.stack(list(pixels.values())) if pixels else np.empty((0, SIDE_PX, SIDE_PX), np.uint8)
+            content = io.BytesIO()  # NumPy's own writing to a file hides why it failed
+            np.save(content, stacked)
+            write_whole(shard, content.getvalue())
+            write_whole(listing, json.dumps({"rows": list(pixels), "failed": failed}))
+    return name
+
+
+def decode_files(
+    folder: Path, files: dict[str, str], *, padding: bool, max_side_px: int
+) -> tuple[dict[str, NDArray[np.uint8]], dict[str, str]]:
+    """Pixels ``(224, 224)`` of each file that decodes, and of each other one the reason, both by sha256.
+
+    Raises:
+        SourceError: If a file is no longer what ingestion read.
+    """
+    pixels: dict[str, NDArray[np.uint8]] = {}
     failed: dict[str, str] = {}
     for sha256, path in files.items():
         data = read_bytes(folder / path)
@@ -159,14 +182,7 @@ def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: boo
             pixels[sha256] = decode(data, side_px=SIDE_PX, padding=padding, max_side_px=max_side_px)
         except UndecodableError as error:
             failed[sha256] = str(error)
-    name = digest(sorted(files))[:24]
-    shelf.mkdir(parents=True, exist_ok=True)
-    stacked = np.stack(list(pixels.values())) if pixels else np.empty((0, SIDE_PX, SIDE_PX), np.uint8)
-    beside = shelf / f".{name}.{os.getpid()}.partial.npy"
-    np.save(beside, stacked)
-    os.replace(beside, shelf / f"{name}.npy")
-    write_whole(shelf / f"{name}.json", json.dumps({"rows": list(pixels), "failed": failed}))
-    return name
+    return pixels, failed
 
 
 def known_files(shelf: Path) -> dict[str, tuple[str, int, str]]:

@@ -9,10 +9,11 @@ The errors, drawn as a tree; each message is one sentence that names the file or
     ├── TableError           index.csv or a review table
     ├── DataCheckError       a critical data check failed
     ├── RunError             a run folder or a file in it: missing, changed, not ours
+    ├── DiskError            no room is left where something is to be written
     └── AuditError           the audit found a shortcut that the settings do not accept
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Facts = dict[str, Any]
@@ -79,6 +80,10 @@ class RunError(PipelineError):
     """A run folder that lacks a file, or holds one that was changed."""
 
 
+class DiskError(PipelineError):
+    """A disk without room for what is to be written."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """Which names of a source belong to the data set (see ``tasks.layout.plan_layout``).
@@ -111,6 +116,7 @@ class Fetched:
         layout: What of it is used.
         sha256: Checksum of the archive as read, or over names and contents of the files that are used.
         archive_sha256: The same for an archive; ``None`` for folders.
+        sums: The sha256 of each file of a folder, as they went into its checksum; empty for an archive.
         vanished: Names that the last fetch brought and the source no longer holds.
     """
 
@@ -120,6 +126,7 @@ class Fetched:
     layout: Layout
     sha256: str
     archive_sha256: str | None = None
+    sums: dict[str, str] = field(default_factory=dict)
     vanished: tuple[str, ...] = ()
 
 

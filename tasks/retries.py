@@ -4,8 +4,9 @@ import errno
 from typing import Any
 
 from tasks.records import PipelineError
+from tasks.room import FULL
 
-DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
+DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, *FULL)
 """Of paths, rights and space on this machine: trying again does not help."""
 
 

@@ -27,15 +27,25 @@ from tasks.masks import DeviceMasks, read_scores, write_shard
 from tasks.measures import format_value
 from tasks.provenance import BACKENDS, find_backend
 from tasks.readings import find_review
-from tasks.records import CLASS_NAMES, DEVICE_REASONS, DOUBTFUL_DEVICE, READ_DEVICE, SCORED_DEVICE, Facts, RunError
+from tasks.records import (
+    CLASS_NAMES,
+    DEVICE_REASONS,
+    DOUBTFUL_DEVICE,
+    READ_DEVICE,
+    SCORED_DEVICE,
+    Facts,
+    RunError,
+    SourceError,
+)
 from tasks.run_copies import LOST_SHARDS, fetch_files, keep_files
 from tasks.screener_files import ScreenerFiles, find_screener, known_readings
 from tasks.screener_quality import judge_screener
 from tasks.settings import ScreeningSettings, Settings
-from tasks.stages import code_version, run_stage
+from tasks.stages import STAGES_FOLDER, code_version, read_stage, run_stage
 from tasks.storage import (
     cache_folder,
     digest,
+    locked,
     read_json,
     read_manifest,
     run_folder,
@@ -67,7 +77,9 @@ def screen_shards(settings: Settings, shards: Sequence[str]) -> None:
     fetch_files(settings, shards)
     for source in shards:
         target = name_target(screener, Path(source))
-        screen_shard(model, cache / source, cache / target)
+        with locked((cache / target).with_suffix(".lock")):
+            if not (cache / target).exists():  # else another run, at the same time, was faster
+                screen_shard(model, cache / source, cache / target)
         keep_files(settings, [target])
 
 
@@ -77,6 +89,7 @@ def screen(settings: Settings, folder: str) -> Facts:
     run = run_folder(settings)
     manifest = read_manifest(run)
     review = find_review(settings.screening.review, Path(folder), manifest["path"])
+    refuse_changed_review(run, review.address, Path(folder))
     present = set(manifest["sha256"])
     answered = {sha: device for sha, device in read_answered(settings).items() if sha in present}
     screener = find_screener(settings.screening.screener)
@@ -220,6 +233,18 @@ def add_readings(manifest: pd.DataFrame, readings: dict[str, int], answered: dic
     by_content = manifest["path"].map(readings).groupby(manifest["sha256"]).transform("max")
     reading = manifest["sha256"].map(answered).astype("Float64").fillna(by_content.astype("Float64"))
     return manifest.assign(device_reading=reading.astype("Int8"))
+
+
+def refuse_changed_review(run: Path, table: Path | None, folder: Path) -> None:
+    """Refuses a review table of the source that is not the one that ingestion took the checksum of.
+
+    Raises:
+        SourceError: If it changed, or came, since then.
+    """
+    if table is None or table.parent != folder or not (run / STAGES_FOLDER / "ingest.json").exists():
+        return
+    if read_stage(run, "ingest")["facts"]["table_sha256"].get(table.name) != sha256_of_file(table):
+        raise SourceError(f"source: {table} changed while the source was read; run again")
 
 
 def keep_fair_readings(manifest: pd.DataFrame, readings: dict[str, int], known: Collection[str] | None) -> pd.DataFrame:

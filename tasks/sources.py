@@ -17,6 +17,7 @@ from pathlib import Path
 from tasks.archives import list_members, open_archive, unpack_members
 from tasks.layout import plan_layout
 from tasks.records import Fetched, Layout, SourceError
+from tasks.room import room_in
 from tasks.settings import Settings
 from tasks.stages import code_version
 from tasks.storage import digest, make_once, read_bytes, read_json, sha256_of_file, write_json
@@ -30,7 +31,13 @@ def fetch_source(settings: Settings) -> Fetched:
 
     Raises:
         SourceError: If it does not exist, cannot be used, or its checksum is not the expected one.
+        DiskError: If there is no room for it.
     """
+    with room_in(Path(settings.storage.raw)):
+        return _fetch_source(settings)
+
+
+def _fetch_source(settings: Settings) -> Fetched:
     source = settings.source
     if settings.ingestion.sha256 and not (source.endswith(".zip") or source.startswith("https://")):
         raise SourceError(f"ingestion.sha256: {source} is no archive, so it has no checksum; leave the setting out")
@@ -63,11 +70,11 @@ def source_name(source: str) -> str:
     return name[:60] or "source"
 
 
-def checksum_of_files(folder: Path, names: Sequence[str]) -> str:
-    """A sha256 over names and contents of files below a folder, independent of their order."""
+def checksums_of_files(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """The sha256 of each file below a folder by its name; their digest is that of the source."""
     with ThreadPoolExecutor(READERS) as pool:
         sums = pool.map(lambda name: hashlib.sha256(read_bytes(folder / name)).hexdigest(), names)
-        return digest(dict(zip(names, sums, strict=True)))
+        return dict(zip(names, sums, strict=True))
 
 
 def _fetch_link(settings: Settings) -> Fetched:
@@ -104,8 +111,8 @@ def _fetch_bucket(settings: Settings) -> Fetched:
     copy = fetch_bucket(source, local, settings.ingestion, select)
     layout = plan_layout(copy.names, source)
     root = copy.folder / layout.root
-    checksum = checksum_of_files(root, [*layout.images, *layout.tables])
-    return Fetched("bucket", name, str(root), layout, checksum, vanished=copy.vanished)
+    sums = checksums_of_files(root, [*layout.images, *layout.tables])
+    return Fetched("bucket", name, str(root), layout, digest(sums), sums=sums, vanished=copy.vanished)
 
 
 def _fetch_sample(settings: Settings) -> Fetched:
@@ -131,15 +138,21 @@ def _fetch_sample(settings: Settings) -> Fetched:
 
 
 def _fetch_folder(folder: Path, source: str, kind: str, name: str) -> Fetched:
-    names = [
-        (Path(parent) / file).relative_to(folder).as_posix() for parent, _, files in os.walk(folder) for file in files
-    ]
+    walk = os.walk(folder, onerror=_refuse_folder)
+    names = [(Path(parent) / file).relative_to(folder).as_posix() for parent, _, files in walk for file in files]
     layout = plan_layout(names, source)
     for image in layout.images:
         if image != image.encode(errors="replace").decode():
             raise SourceError(f"source: {source} holds the file name {image!a}, which is not UTF-8; rename it")
     root = folder / layout.root
-    return Fetched(kind, name, str(root), layout, checksum_of_files(root, [*layout.images, *layout.tables]))
+    sums = checksums_of_files(root, [*layout.images, *layout.tables])
+    return Fetched(kind, name, str(root), layout, digest(sums), sums=sums)
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise SourceError(
+        f"source: {error.filename} cannot be read ({error.strerror}); put it right or remove it, and run again"
+    )
 
 
 def _fetch_archive(path: Path, settings: Settings) -> Fetched:
@@ -158,8 +171,11 @@ def _fetch_archive(path: Path, settings: Settings) -> Fetched:
         def unpack(beside: Path) -> None:
             kept = [*layout.images, *layout.tables]
             print(f"unpacking {len(kept):,} files of {path} into {folder}")
-            unpack_members(archive, path, kept, layout.root, beside / "files", limits, _progress("unpacked"))
+            with room_in(beside, sum(archive.getinfo(layout.root + name).file_size for name in kept)):
+                unpack_members(archive, path, kept, layout.root, beside / "files", limits, _progress("unpacked"))
             write_json(beside / "layout.json", asdict(layout))
+            if sha256_of_file(path) != checksum:
+                raise SourceError(f"source: {path} changed while it was read; run again")
 
         if make_once(folder, unpack, is_valid=lambda folder: _is_whole(folder, layout)):
             print(f"{path} is already unpacked in {folder}")

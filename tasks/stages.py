@@ -16,12 +16,13 @@ from pathlib import Path
 from types import CodeType
 
 from tasks.records import Facts
+from tasks.room import room_in
 from tasks.run_copies import fetch_below, fetch_shards, keep_below, send
 from tasks.settings import Settings
 from tasks.storage import REPOSITORY, SEAL, cache_folder, digest, make_once, read_json, run_folder, write_json
 
 STAGES_FOLDER = "stages"
-SHAPES_NOTHING = {"tasks.settings", "tasks.run_copies", "tasks.bucket_folder"}
+SHAPES_NOTHING = {"tasks.settings", "tasks.run_copies", "tasks.bucket_folder", "tasks.room"}
 
 
 def run_stage(
@@ -82,23 +83,37 @@ def run_stage(
 def place_files(settings: Settings, entry: Path, stage: str, record: Facts) -> None:
     """Copies a stage's files into the run folder, removes those of an earlier try, and breaks the run's seal."""
     run = run_folder(settings)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / SEAL).unlink(missing_ok=True)
-    send(settings, [], gone=[SEAL])
     names = sorted(p.relative_to(entry).as_posix() for p in entry.rglob("*") if p.is_file() and p.name != "stage.json")
-    record_path = run / STAGES_FOLDER / f"{stage}.json"
-    earlier = set(read_json(record_path).get("files", [])) if record_path.exists() else set()
-    for name in earlier - set(names):
-        (run / name).unlink(missing_ok=True)
-    for name in names:
-        target = run / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(target.name + ".partial")
-        shutil.copyfile(entry / name, beside)
+    with room_in(run, _growth(run, entry, names)):
+        run.mkdir(parents=True, exist_ok=True)
+        (run / SEAL).unlink(missing_ok=True)
+        send(settings, [], gone=[SEAL])
+        record_path = run / STAGES_FOLDER / f"{stage}.json"
+        earlier = set(read_json(record_path).get("files", [])) if record_path.exists() else set()
+        for name in earlier - set(names):
+            (run / name).unlink(missing_ok=True)
+        for name in names:
+            _place(entry / name, run / name)
+        send(settings, names, gone=earlier - set(names))
+        write_json(record_path, {**record, "files": names})
+        send(settings, [f"{STAGES_FOLDER}/{stage}.json"])
+
+
+def _place(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(target.name + ".partial")
+    try:
+        shutil.copyfile(source, beside)
         os.replace(beside, target)
-    send(settings, names, gone=earlier - set(names))
-    write_json(record_path, {**record, "files": names})
-    send(settings, [f"{STAGES_FOLDER}/{stage}.json"])
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _growth(run: Path, entry: Path, names: Sequence[str]) -> int:
+    """Bytes that are needed at most while files of an entry replace those of a run, one after the other."""
+    new = [(entry / name).stat().st_size for name in names]
+    old = [(run / name).stat().st_size for name in names if (run / name).is_file()]
+    return max(0, sum(new) - sum(old)) + max(new, default=0)
 
 
 def read_stage(run: Path, stage: str) -> Facts:
@@ -114,8 +129,8 @@ def package_versions(packages: Sequence[str]) -> dict[str, str]:
 def code_version(module: str) -> str:
     """A hash of the text of a module and of all modules of this repository that it imports, however deep.
 
-    Settings are left out (their values are in the key), as are flows and other stages, which no stage imports, and what
-    carries files to a bucket and back.
+    Settings are left out (their values are in the key), as are flows and other stages, which no stage imports, what
+    carries files to a bucket and back, and what looks after room on the disk.
     """
     return digest({name: source_of(name) for name in sorted(imported_modules(module) - SHAPES_NOTHING)})
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import pandas as pd
 
 from tasks.records import MANIFEST_DTYPES, RunError, SourceError
+from tasks.room import room_in
 from tasks.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -81,22 +82,32 @@ def digest(value: object) -> str:
 
 
 @contextmanager
-def open_whole(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file beside its place and renames it after the block, so that it is whole whenever it is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def open_whole(path: Path, n_bytes: int | None = None) -> Iterator[BinaryIO]:
+    """Opens a file beside its place and renames it after the block, so that it is whole whenever it is there.
+
+    Args:
+        path: The file.
+        n_bytes: How many it will have, where that is known.
+
+    Raises:
+        DiskError: If there is no room for it.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        with beside.open("wb") as stream:
-            yield stream
-        os.replace(beside, path)
+        with room_in(path.parent, n_bytes):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with beside.open("wb") as stream:
+                yield stream
+            os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
     """Writes a file beside its place and renames it, so that it is whole whenever it is there."""
-    with open_whole(path) as stream:
-        stream.write(content.encode() if isinstance(content, str) else content)
+    data = content.encode() if isinstance(content, str) else content
+    with open_whole(path, len(data)) as stream:
+        stream.write(data)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -143,9 +154,10 @@ def make_once(
             return True
         for stale in [target] if resumable else [target, beside]:
             shutil.rmtree(stale, ignore_errors=True)
-        beside.mkdir(exist_ok=True)
         try:
-            make(beside)
+            with room_in(beside):
+                beside.mkdir(exist_ok=True)
+                make(beside)
         except BaseException:
             if not resumable:
                 shutil.rmtree(beside, ignore_errors=True)
@@ -158,6 +170,7 @@ def make_once(
 def locked(path: Path) -> Iterator[None]:
     """Holds a lock file; waits, and says so, while another process does. The system frees it when a process dies."""
     while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

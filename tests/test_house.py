@@ -13,6 +13,7 @@ from tasks.storage import REPOSITORY
 # From the ground up; a module imports from lower rows only, never from its own: a stage knows no stage.
 ROWS = [
     {"tasks.settings", "tasks.records"},
+    {"tasks.room"},
     {"tasks.storage", "tasks.bucket_folder"},
     {"tasks.run_copies"},
     {"tasks.stages", "tasks.shared_files"},

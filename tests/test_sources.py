@@ -8,7 +8,7 @@ import pytest
 
 from tasks.records import ArchiveError, SourceError
 from tasks.settings import Settings
-from tasks.sources import checksum_of_files, fetch_source, source_name
+from tasks.sources import checksums_of_files, fetch_source, source_name
 from tasks.storage import sha256_of_file
 
 FOUR = ["train/NORMAL/a.jpeg", "train/PNEUMONIA/b.jpeg", "test/NORMAL/c.jpeg", "test/PNEUMONIA/d.jpeg"]
@@ -174,11 +174,11 @@ def test_a_source_has_a_short_plain_name(source: str, name: str) -> None:
     assert source_name(source) == name
 
 
-def test_the_checksum_of_files_depends_on_names_and_contents_and_not_on_their_order(tmp_path: Path) -> None:
+def test_the_checksums_of_files_depends_on_names_and_contents_and_not_on_their_order(tmp_path: Path) -> None:
     for name, text in (("a", "1"), ("b", "2")):
         (tmp_path / name).write_text(text)
-    first = checksum_of_files(tmp_path, ["a", "b"])
-    assert checksum_of_files(tmp_path, ["b", "a"]) == first
+    first = checksums_of_files(tmp_path, ["a", "b"])
+    assert checksums_of_files(tmp_path, ["b", "a"]) == first
     for name, text in (("a", "2"), ("b", "1")):
         (tmp_path / name).write_text(text)
-    assert checksum_of_files(tmp_path, ["a", "b"]) != first
+    assert checksums_of_files(tmp_path, ["a", "b"]) != first

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from tasks import stages
-from tasks.records import MANIFEST_DTYPES, Facts, RunError, SourceError
+from tasks.records import MANIFEST_DTYPES, DiskError, Facts, RunError, SourceError
 from tasks.settings import Settings
 from tasks.stages import code_version, imported_modules, names_imported, place_files, read_stage, run_stage
 from tasks.storage import (
@@ -57,7 +57,7 @@ def test_a_write_that_fails_keeps_the_earlier_file_and_leaves_nothing_beside_it(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", disk_full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskError, match=r"the disk is full: 6 bytes are needed there and .* are free"):
         write_whole(path, "second")
     assert path.read_text() == "first"
     assert names_in(tmp_path) == ["a.txt"]

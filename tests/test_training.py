@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,47 @@ def test_a_killed_training_ends_like_an_unbroken_one(
     files = sorted(path.relative_to(broken).as_posix() for path in broken.rglob("*"))
     members = [f"members/member_{number}.{suffix}" for number in (1, 2) for suffix in ("json", "keras")]
     assert files == ["history.csv", "members", *members]
+
+
+class Stopped(BaseException):
+    """What SIGTERM does here, as in Prefect's engine: it raises."""
+
+
+def test_a_training_told_to_stop_saves_after_the_step_and_goes_on_without_repeating_one(
+    data: tuple[pd.DataFrame, PackedImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken, steps = tmp_path / "whole", tmp_path / "broken", []
+    facts = train_network(*data, SETTINGS, 7, whole)
+    step, n_steps = keras.Model.train_on_batch, 4  # in an epoch
+
+    def told(self: Any, *arguments: Any) -> Any:
+        steps.append(1)
+        if len(steps) in (1, 6, 8, 15):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *arguments)
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    monkeypatch.setattr(keras.Model, "train_on_batch", told)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        for member, n_epochs, n_since in (("1", 0, 1), ("1", 1, 2), ("1", 1, 4), ("2", 0, 3)):
+            with pytest.raises(Stopped):
+                train_network(*data, SETTINGS, 7, broken)
+            assert signal.getsignal(signal.SIGTERM) is stop
+            checkpoint = json.loads((broken / "members" / f"member_{member}" / "checkpoint.json").read_text())
+            assert (len(checkpoint["history"]), len(checkpoint["losses"])) == (n_epochs, n_since)
+        assert train_network(*data, SETTINGS, 7, broken) == facts
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(steps) == n_steps * SETTINGS.epochs * SETTINGS.n_models, "a step was done twice"
+    for one, two in zip(members_of(broken), members_of(whole), strict=True):
+        for a, b in zip(one, two, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+    for column in ("member", "epoch", "loss", "val_auc"):
+        one, two = (pd.read_csv(folder / "history.csv")[column] for folder in (whole, broken))
+        np.testing.assert_allclose(one, two, atol=1e-4)
 
 
 def test_a_training_killed_between_its_last_epoch_and_its_end_trains_nothing_again(
