@@ -14,7 +14,7 @@ from flows.labels import label_run
 from flows.prepare import prepare
 from flows.remote_training import train_elsewhere
 from flows.review import can_wait, wait_for_answers
-from flows.run_folders import with_run_folder
+from flows.run_folders import held_run_folder, with_run_folder
 from flows.train import train
 from tasks.contact_sheet import count_doubtful
 from tasks.records import SettingsError
@@ -33,15 +33,16 @@ def pipeline(settings: Settings = Settings()) -> "str | State[str]":
     if settings.ingestion.skip_unchanged and (report := find_finished(settings)):
         return Completed(name="Nothing new", message=f"nothing new since {report}", data=report)
     settings = with_run_folder(settings)
-    prepare(settings)
-    if settings.screening.wait_for_review and count_doubtful(settings):
-        wait_for_answers(settings)
+    with held_run_folder(settings):
         prepare(settings)
-    if settings.train_on:
-        train_elsewhere(settings)
-    else:
-        train(settings)
-    report = explain(settings)
+        if settings.screening.wait_for_review and count_doubtful(settings):
+            wait_for_answers(settings)
+            prepare(settings)
+        if settings.train_on:
+            train_elsewhere(settings)
+        else:
+            train(settings)
+        report = explain(settings)
     print(f"done: the report is {report}")  # in this run's own log: the lines before it are in those of its subflows
     return report
 

@@ -3,6 +3,7 @@
 from prefect import flow
 
 from flows.labels import label_run
+from flows.run_folders import held_run_folder
 from flows.shards import open_runner, pack_images, screen_images
 from tasks.ingestion import ingest
 from tasks.quality import check
@@ -14,11 +15,12 @@ from tasks.splitting import split
 @flow(name="prepare", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def prepare(settings: Settings) -> None:
     """Fetches the source, checks it, draws validation, packs pixels and keeps images with devices out of training."""
-    fetch_run(settings)
-    with open_runner(settings) as runner:
-        source = ingest(settings)
-        check(settings, "source")
-        split(settings)
-        pack_images(runner, settings, source["folder"])
-        screen_images(runner, settings, source["folder"])
-        check(settings, "prepared")
+    with held_run_folder(settings):
+        fetch_run(settings)
+        with open_runner(settings) as runner:
+            source = ingest(settings)
+            check(settings, "source")
+            split(settings)
+            pack_images(runner, settings, source["folder"])
+            screen_images(runner, settings, source["folder"])
+            check(settings, "prepared")

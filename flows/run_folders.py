@@ -1,9 +1,15 @@
-"""Where a run is kept when its command does not say."""
+"""Where a run is kept when its command does not say, and who works there."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from uuid import uuid4
 
+from prefect import get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 
+from tasks.run_locks import hold_run, is_held_here
 from tasks.settings import Settings
 from tasks.sources import source_name
 from tasks.storage import is_in_bucket
@@ -24,3 +30,31 @@ def with_run_folder(settings: Settings) -> Settings:
     due = context.flow_run.expected_start_time if context and context.flow_run else None
     name = f"{(due or datetime.now(UTC)).astimezone(UTC):%Y%m%dT%H%M%SZ}-{source_name(settings.public_source)}"
     return settings.model_copy(update={"run_dir": runs + name})
+
+
+@contextmanager
+def held_run_folder(settings: Settings) -> Iterator[None]:
+    """Works in a run folder in a bucket as the only run that does; waits for another one.
+
+    Flows of one run hold it together: subflows of this process, and a training that a run has done elsewhere.
+
+    Raises:
+        RunError: If the bucket cannot be used.
+    """
+    if is_held_here(settings):
+        yield
+        return
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    leader = _find_leader(run) if run else None
+    with hold_run(settings, leader or str(run.id if run else uuid4()), is_part=leader is not None):
+        yield
+
+
+def _find_leader(run: FlowRun) -> str | None:
+    """The run in another process that asked for this one, if any."""
+    if run.parent_task_run_id is None:
+        return None
+    with get_client(sync_client=True) as client:
+        leader = client.read_task_run(run.parent_task_run_id).flow_run_id
+    return str(leader) if leader else None

@@ -4,6 +4,7 @@ from prefect import flow
 
 from flows.gpu_slot import gpu_slot
 from flows.labels import label_run
+from flows.run_folders import held_run_folder
 from tasks.calibration import calibrate
 from tasks.evaluation import evaluate
 from tasks.run_copies import fetch_run
@@ -15,9 +16,10 @@ from tasks.training import fit
 @flow(name="train", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def train(settings: Settings) -> None:
     """Fits and calibrates the model, and its twin where the audit compares the two; measures the model."""
-    fetch_run(settings)
-    with gpu_slot():
-        for name in name_suspects(settings):
-            fit(settings, name)
-            calibrate(settings, name)
-        evaluate(settings)
+    with held_run_folder(settings):
+        fetch_run(settings)
+        with gpu_slot():
+            for name in name_suspects(settings):
+                fit(settings, name)
+                calibrate(settings, name)
+            evaluate(settings)

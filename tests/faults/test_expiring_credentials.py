@@ -61,7 +61,9 @@ def write_keys(folder: Path, key: str) -> None:
     (folder / "credentials").write_text(f"[default]\n{values}")
 
 
-@pytest.mark.parametrize("renew", [issue_by_process, lambda folder: write_keys(folder, "KEY1")], ids=["process", "file"])
+@pytest.mark.parametrize(
+    "renew", [issue_by_process, lambda folder: write_keys(folder, "KEY1")], ids=["process", "file"]
+)
 def test_credentials_that_somebody_renews_are_taken_up_in_the_middle_of_many_uploads(
     renew: Callable[[Path], None], faults: FaultTable, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
