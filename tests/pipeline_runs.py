@@ -4,11 +4,13 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ SMALL = (
     "--explanation.n-images",
     "4",
 )
+BUCKET = "chest"
 LONGEST_S = 900.0
 
 
@@ -120,12 +123,45 @@ class Objects:
         """Their names without what differs from run to run (the time in a name), sorted; a second copy shows."""
         return sorted(re.sub(r"\d{8}T\d{6}\.\d+Z", "TIME", name) for name in self.names)
 
-    def require_like(self, other: "Objects", attempt: Attempt, run: str) -> None:
-        """Asserts that manifest, metrics, predictions and history of a run are those of another bucket's folder."""
-        manifests = [pd.read_parquet(io.BytesIO(some.read(f"{run}/manifest.parquet"))) for some in (self, other)]
-        attempt.whole(manifests[0].equals(manifests[1]), "the manifest is that of an undisturbed run")
-        metrics = [json.loads(some.read(f"{run}/metrics.json")) for some in (self, other)]
-        attempt.whole(is_close(*metrics), f"the metrics are those of an undisturbed run: {metrics}")
+    def require_like(self, other: "Objects", attempt: Attempt, run: str, other_run: str = "") -> None:
+        """Asserts that manifest and metrics of a run are those of a run below another prefix."""
+        require_like(
+            lambda name: self.read(f"{run}/{name}"), lambda name: other.read(f"{other_run or run}/{name}"), attempt
+        )
+
+
+@dataclass(frozen=True)
+class Store:
+    """A bucket with an undisturbed run at ``s3://chest/plain/one``.
+
+    Attributes:
+        url: Of the S3 server.
+        client: Of the S3 server.
+        plain: What lies below ``plain/``.
+        folder: The disk of the machine that made the run.
+    """
+
+    url: str
+    client: Any
+    plain: Objects
+    folder: Path
+
+    def copy_cache(self, folder: Path) -> None:
+        """Gives a machine a cache with all of the undisturbed run but its training."""
+        left_out = shutil.ignore_patterns("runs", "fit", "calibrate", "evaluate", "finished")
+        shutil.copytree(self.folder / "cache", folder / "cache", ignore=left_out)
+        shutil.copytree(self.folder / "raw", folder / "raw")
+
+    def require_like(self, run: Path, attempt: Attempt) -> None:
+        """Asserts that manifest and metrics of a run folder are those of the undisturbed run."""
+        require_like(lambda name: (run / name).read_bytes(), lambda name: self.plain.read(f"one/{name}"), attempt)
+
+
+def require_like(read: Callable[[str], bytes], plain: Callable[[str], bytes], attempt: Attempt) -> None:
+    manifests = [pd.read_parquet(io.BytesIO(some("manifest.parquet"))) for some in (read, plain)]
+    attempt.whole(manifests[0].equals(manifests[1]), "the manifest is that of an undisturbed run")
+    metrics = [json.loads(some("metrics.json")) for some in (read, plain)]
+    attempt.whole(is_close(*metrics), f"the metrics are those of an undisturbed run: {metrics}")
 
 
 def is_close(one: Any, other: Any, most: float = 1e-4) -> bool:

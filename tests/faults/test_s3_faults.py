@@ -1,39 +1,14 @@
 """A run folder on S3 through a network that fails a tenth of the requests, with credentials that expire midway."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
 from pathlib import Path
-from typing import Any
 
-import boto3  # type: ignore[import-untyped]
 import pytest
 from fault_table import FaultTable
-from pipeline_runs import Objects, epochs_in, flags, plain_environment, run_pipeline
-from s3_server import faulty_proxy, running_s3, set_aws
+from pipeline_runs import BUCKET, Objects, Store, epochs_in, flags, plain_environment, run_pipeline
+from s3_server import faulty_proxy, set_aws
 
-BUCKET = "chest"
 FAULTS = ("500", "503", "reset", "stall", "lost")
-
-
-@dataclass(frozen=True)
-class Store:
-    """A bucket with an undisturbed run at ``s3://chest/plain/one``."""
-
-    url: str
-    client: Any
-    plain: Objects
-    folder: Path
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    folder = tmp_path_factory.mktemp("s3")
-    with running_s3({BUCKET: {}}) as url:
-        keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
-        client = boto3.client("s3", endpoint_url=url, **keys)
-        arguments = flags(folder / "plain", f"s3://{BUCKET}/plain/one")
-        run_pipeline(arguments, plain_environment(set_aws(url)), folder / "plain.log").end()
-        yield Store(url, client, Objects(client, BUCKET, "plain/"), folder)
 
 
 @pytest.mark.long
@@ -67,3 +42,27 @@ def test_a_run_through_a_tenth_of_faults_ends_like_an_undisturbed_one_and_leaves
         attempt.whole(sent[-1].endswith("/run.json"), "the seal went last")
         assert set(proxy.n_failed) == set(FAULTS) and proxy.n_failed.total() > 40
         assert len(epochs_in(first, second)) == 2 and "(taken from the cache)" in second, "no epoch was trained twice"
+
+
+@pytest.mark.long
+def test_of_two_runs_on_one_folder_from_two_machines_one_waits_and_the_folder_is_that_of_the_second(
+    faults: FaultTable, store: Store, tmp_path: Path
+) -> None:
+    with faults.attempt("two runs on one run folder in a bucket at once") as attempt:
+        address, environment = f"s3://{BUCKET}/plain/two", plain_environment(set_aws(store.url))
+        started = []
+        for name, others in (("first", []), ("second", ["--explanation.n-images", "2"])):
+            arguments = [*flags(tmp_path / name, address), *others]
+            started.append(run_pipeline(arguments, environment, tmp_path / f"{name}.log"))
+        said = [run.end() for run in started]
+        waited = ["waiting until it ends" in some for some in said]
+        assert sum(waited) == 1
+        found = Objects(store.client, BUCKET, "plain/")
+        sealed = json.loads(found.read("two/run.json"))
+        n_images = sealed["settings"]["explanation"]["n_images"]
+        attempt.whole(n_images == (4, 2)[waited.index(True)], "the run that waited sealed the folder")
+        maps = [name for name in found.names if name.startswith("two/explanations/") and name.endswith(".json")]
+        attempt.whole(len(maps) == n_images, f"{maps} are those of its settings")
+        attempt.whole(not [name for name in found.names if "/held/" in name], "nobody holds it any more")
+        found.require_like(store.plain, attempt, "two", "one")
+        assert epochs_in(*said) == [], "training came from the shared cache"
