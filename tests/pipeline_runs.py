@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import boto3  # type: ignore[import-untyped]
 import pandas as pd
 from fault_table import Attempt
+from s3_server import running_s3, set_aws
 
 from tasks.storage import REPOSITORY
 
@@ -120,8 +123,11 @@ class Objects:
         return bytes(self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)["Body"].read())
 
     def kinds(self) -> list[str]:
-        """Their names without what differs from run to run (the time in a name), sorted; a second copy shows."""
-        return sorted(re.sub(r"\d{8}T\d{6}\.\d+Z", "TIME", name) for name in self.names)
+        """Their names without what differs from run to run, sorted; a second copy under another name shows.
+
+        That is the time in a name, and keys of the cache: a model file holds the time when it was written.
+        """
+        return sorted(re.sub(r"\d{8}T\d{6}\.\d+Z|[0-9a-f]{24}", "DIFFERS", name) for name in self.names)
 
     def require_like(self, other: "Objects", attempt: Attempt, run: str, other_run: str = "") -> None:
         """Asserts that manifest and metrics of a run are those of a run below another prefix."""
@@ -155,6 +161,17 @@ class Store:
     def require_like(self, run: Path, attempt: Attempt) -> None:
         """Asserts that manifest and metrics of a run folder are those of the undisturbed run."""
         require_like(lambda name: (run / name).read_bytes(), lambda name: self.plain.read(f"one/{name}"), attempt)
+
+
+@contextmanager
+def running_store(folder: Path) -> Iterator[Store]:
+    """Starts an S3 server and has the undisturbed run made."""
+    with running_s3({BUCKET: {}}) as url:
+        keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
+        client = boto3.client("s3", endpoint_url=url, **keys)
+        arguments = flags(folder, f"s3://{BUCKET}/plain/one")
+        run_pipeline(arguments, plain_environment(set_aws(url)), folder / "run.log").end()
+        yield Store(url, client, Objects(client, BUCKET, "plain/"), folder)
 
 
 def require_like(read: Callable[[str], bytes], plain: Callable[[str], bytes], attempt: Attempt) -> None:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from fault_table import FaultTable
 from pipeline_runs import Started, Store, epochs_in, flags, plain_environment, run_pipeline, wait_until
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_server import PrefectServer
@@ -98,9 +96,9 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
 @pytest.fixture
 def team(ready: Team) -> Iterator[Team]:
     """The team without workers; those of a test end with it."""
-    with ExitStack() as stack:
-        stack.callback(lambda: [kill_tree(worker.process.pid) for worker in ready.workers])
-        yield ready
+    yield ready
+    for worker in ready.workers:
+        kill_tree(worker.process.pid)
     ready.workers.clear()
 
 
@@ -250,7 +248,7 @@ def test_runs_go_on_when_the_server_is_away_for_a_minute_and_all_states_are_righ
 
 
 def unfinished(team: Team, since: float) -> list[str]:
-    """Flow and task runs of the last minutes that are said to be under way."""
-    flows = [run for run in team.client.read_flow_runs(FlowRunFilter()) if run.created.timestamp() > since]
-    tasks = [run for run in team.client.read_task_runs(limit=200) if run.created.timestamp() > since]
-    return [f"{run.name} {run.state_name}" for run in (*flows, *tasks) if run.state_type not in ("COMPLETED",)]
+    """Flow and task runs created since then that are not completed."""
+    runs: list[Any] = [*team.client.read_flow_runs(limit=200), *team.client.read_task_runs(limit=200)]
+    new = [run for run in runs if run.created.timestamp() > since]
+    return [f"{run.name} {run.state_name}" for run in new if run.state_type != "COMPLETED"]

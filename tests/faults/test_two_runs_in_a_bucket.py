@@ -60,8 +60,8 @@ def address(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
     """Of a run in a folder of its own; locks are looked at often and given up soon."""
     for name, value in set_aws(server).items():
         monkeypatch.setenv(name, value)
-    for name, value in {"BEAT_S": 0.1, "SILENT_S": 1.0, "POLL_S": 0.05}.items():
-        monkeypatch.setattr(run_locks, name, value)
+    for name, seconds in {"BEAT_S": 0.1, "SILENT_S": 1.0, "POLL_S": 0.05}.items():
+        monkeypatch.setattr(run_locks, name, seconds)
     return f"s3://{BUCKET}/{request.node.name}/one"
 
 
