@@ -3,9 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
 
+from prefect import get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 
+from tasks.run_locks import hold_run, is_held_here
 from tasks.settings import Settings
 from tasks.sources import source_name
 from tasks.storage import is_in_bucket, locked, run_folder
@@ -30,15 +35,28 @@ def with_run_folder(settings: Settings) -> Settings:
 
 @contextmanager
 def own_run_folder(settings: Settings) -> Iterator[None]:
-    """Keeps other runs of this machine out of the run folder until the block ends; waits while one works there.
+    """Keeps other runs out of the run folder until the block ends; waits while one works there.
 
-    What another run started works in the folder with it: subflows, and trainings that it waits for.
+    What another run started works in the folder with it: subflows, and trainings that it waits for. Other machines are
+    kept out of a folder in a bucket, not of one on a disk that they share.
+
+    Raises:
+        RunError: If the bucket cannot be used.
     """
     context = FlowRunContext.get()
-    if context is not None and context.flow_run is not None and context.flow_run.parent_task_run_id is not None:
+    run = context.flow_run if context else None
+    if is_in_bucket(settings):
+        with _hold_in_bucket(settings, run):
+            yield
+    elif run is not None and run.parent_task_run_id is not None:
         yield
-        return
-    folder = run_folder(settings)
+    else:
+        with _lock_here(run_folder(settings)):
+            yield
+
+
+@contextmanager
+def _lock_here(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder / f".{folder.name}.lock"):
@@ -48,3 +66,22 @@ def own_run_folder(settings: Settings) -> Iterator[None]:
     finally:
         with suppress(OSError):  # a run that was refused before it wrote anything leaves nothing
             folder.rmdir()
+
+
+@contextmanager
+def _hold_in_bucket(settings: Settings, run: FlowRun | None) -> Iterator[None]:
+    if is_held_here(settings):
+        yield
+        return
+    leader = _find_leader(run) if run else None
+    with hold_run(settings, leader or str(run.id if run else uuid4()), is_part=leader is not None):
+        yield
+
+
+def _find_leader(run: FlowRun) -> str | None:
+    """The run in another process that asked for this one, if any."""
+    if run.parent_task_run_id is None:
+        return None
+    with get_client(sync_client=True) as client:
+        leader = client.read_task_run(run.parent_task_run_id).flow_run_id
+    return str(leader) if leader else None

@@ -20,14 +20,18 @@ def job_template(name: str, kind: PoolType, heartbeat_s: int) -> dict[str, Any]:
     """The base job template of a pool.
 
     Its runs get their heartbeat here and not from the worker's environment: a worker started without it would let them
-    send one in 180 s, and the automation that waits for heartbeats would take them for dead.
+    send one in 180 s, and the automation that waits for heartbeats would take them for dead. They also wait for a
+    server that is away for some minutes, as runs of a command line do; ``tasks`` is imported too late for that there.
     """
     if kind == "kubernetes":
         template = json.loads((TEMPLATES / f"{name}.json").read_text())
     else:
         template = ProcessWorker.get_default_base_job_template()
     environment = template["variables"]["properties"]["env"]
-    environment["default"] = environment.get("default", {}) | {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(heartbeat_s)}
+    environment["default"] = environment.get("default", {}) | {
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(heartbeat_s),
+        "PREFECT_CLIENT_MAX_RETRIES": "8",
+    }
     return template
 
 

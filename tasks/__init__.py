@@ -1,13 +1,15 @@
 """The words of the product: each stage is pure functions under one thin task.
 
 Prefect and Great Expectations read these variables when they are first imported, so they are set here, before that:
-the temporary server needs longer than Prefect's 20 s on a small machine, and nothing is reported to anybody.
+the temporary server needs longer than Prefect's 20 s on a small machine, a server that is away for some minutes is
+waited for (with pauses of 2, 4, 8 … 256 s, instead of a minute in all), and nothing is reported to anybody.
 """
 
 import os
 
 for _name, _value in {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    "PREFECT_CLIENT_MAX_RETRIES": "8",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "GX_ANALYTICS_ENABLED": "false",

@@ -1,13 +1,18 @@
-"""What a run shows in Prefect's web page: tables, text, links and progress. Outside of a run these do nothing."""
+"""What a run shows in Prefect's web page: tables, text, links and progress. Outside of a run these do nothing.
+
+A server that cannot be reached costs the picture, never the run.
+"""
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
@@ -23,22 +28,34 @@ def in_run() -> bool:
     return TaskRunContext.get() is not None or FlowRunContext.get() is not None
 
 
+@contextmanager
+def if_reachable(key: str) -> Iterator[None]:
+    """Goes on without what the block shows where the server cannot be reached; Prefect has tried long enough then."""
+    try:
+        yield
+    except httpx.HTTPError as error:
+        print(f"{key} is not shown in Prefect's page: the server cannot be reached ({type(error).__name__})")
+
+
 def show_table(key: str, rows: Sequence[dict[str, Any]], description: str) -> None:
     """Shows rows as a table artifact; ``key`` in lower case letters, digits and dashes."""
     if in_run():
-        create_table_artifact(key=_slug(key), table=[dict(row) for row in rows], description=description)
+        with if_reachable(key):
+            create_table_artifact(key=_slug(key), table=[dict(row) for row in rows], description=description)
 
 
 def show_markdown(key: str, text: str, description: str) -> None:
     """Shows Markdown as an artifact."""
     if in_run():
-        create_markdown_artifact(key=_slug(key), markdown=text, description=description)
+        with if_reachable(key):
+            create_markdown_artifact(key=_slug(key), markdown=text, description=description)
 
 
 def show_link(key: str, address: str, description: str) -> None:
     """Shows a link to a file of a run, at an absolute path or in a bucket."""
     if in_run():
-        create_link_artifact(key=_slug(key), link=to_link(address), link_text=address, description=description)
+        with if_reachable(key):
+            create_link_artifact(key=_slug(key), link=to_link(address), link_text=address, description=description)
 
 
 def to_link(address: str) -> str:
@@ -56,15 +73,18 @@ class Progress:
     """A progress artifact, in percent."""
 
     def __init__(self, key: str, description: str) -> None:
+        self._key = key
         self._id: UUID | None = None
         if in_run():
-            made = create_progress_artifact(progress=0.0, key=_slug(key), description=description)
-            self._id = made if isinstance(made, UUID) else None
+            with if_reachable(key):
+                made = create_progress_artifact(progress=0.0, key=_slug(key), description=description)
+                self._id = made if isinstance(made, UUID) else None
 
     def show(self, done: float, total: float) -> None:
         """Moves the bar to ``done`` of ``total``."""
         if self._id is not None:
-            update_progress_artifact(self._id, progress=round(100.0 * done / max(total, 1e-9), 1))
+            with if_reachable(self._key):
+                update_progress_artifact(self._id, progress=round(100.0 * done / max(total, 1e-9), 1))
 
 
 def _slug(key: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from botocore import UNSIGNED  # type: ignore[import-untyped]
 from botocore import exceptions as boto  # type: ignore[import-untyped]
+from botocore.credentials import Credentials  # type: ignore[import-untyped]
 
 from tasks.records import RunError, SourceError
 from tasks.settings import IngestionSettings
@@ -23,12 +24,16 @@ MOST_AT_ONCE = 1_000
 ANOTHER_VERSION = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
 """What a server says to a conditional write where not the expected version is there, or none."""
 
+EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "InvalidToken")
+"""What a server says to credentials that were good once."""
+
 WAYS_OUT = {
     "NoSuchBucket": "there is no such bucket; make it, or correct the address or the endpoint (AWS_ENDPOINT_URL)",
     "AccessDenied": "access is denied; the credentials need s3:ListBucket, GetObject, PutObject and DeleteObject there",
     "InvalidAccessKeyId": "the access key is not known there; correct the credentials or the endpoint",
     "SignatureDoesNotMatch": "the secret key does not fit the access key; correct the credentials",
-    "ExpiredToken": "the credentials have expired; renew them and run again, what is finished is kept",
+    "ExpiredToken": "the AWS credentials have expired; renew them and run again, what is finished is kept",
+    "RequestTimeTooSkewed": "this machine's clock is wrong; set it and run again, what is finished is kept",
     "PermanentRedirect": "the bucket is in another region; set AWS_DEFAULT_REGION to it",
 }
 
@@ -177,7 +182,6 @@ def make_client(settings: IngestionSettings, about: str) -> Any:
     Raises:
         SourceError: If there are no credentials, or the block or the AWS settings cannot be used.
     """
-    import boto3  # type: ignore[import-untyped]
     from botocore.config import Config  # type: ignore[import-untyped]
 
     shape = Config(
@@ -187,20 +191,63 @@ def make_client(settings: IngestionSettings, about: str) -> Any:
         max_pool_connections=settings.n_connections,
     )
     try:
-        session, options = _open_block(settings.aws_block) if settings.aws_block else (boto3.Session(), {})
+        session, options = _open_session(settings.aws_block)
         config = options.pop("config", Config()).merge(shape)
+        if config.signature_version is UNSIGNED:
+            return session.client("s3", config=config, **options)
         # Looked at now: boto3 itself would complain at the first request only, and in other words.
-        if config.signature_version is not UNSIGNED and session.get_credentials() is None:
+        found = session.get_credentials()
+        if found is None:
             raise SourceError(
                 f"{about}: there are no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
                 "AWS_PROFILE, or name a prefect-aws block with ingestion.aws_block"
             )
-        return session.client("s3", config=config, **options)
+        credentials = _RenewedCredentials(found, lambda: _open_session(settings.aws_block)[0].get_credentials())
+        session._session._credentials = credentials  # boto3 has no other way to bring a provider of one's own
+        client = session.client("s3", config=config, **options)
+        client.meta.events.register_first("needs-retry.s3", credentials.renew_expired)
+        return client
     except (boto.BotoCoreError, boto.ClientError, ValueError) as error:  # only its kind: the text may hold a secret
         raise SourceError(
             f"{about}: the AWS settings cannot be used ({type(error).__name__}); look at the AWS_… variables, the "
             "profile, or the block that ingestion.aws_block names"
         ) from None
+
+
+class _RenewedCredentials(Credentials):  # type: ignore[misc]
+    """Credentials that are looked up anew when the server says that they have expired.
+
+    boto3 renews those of roles and processes by their own date, which the server need not share; a file or block that
+    somebody else keeps fresh, such as a login for some hours, it reads once.
+    """
+
+    def __init__(self, found: Any, look_up: Callable[[], Any]) -> None:
+        first = found.get_frozen_credentials()
+        super().__init__(first.access_key, first.secret_key, first.token, found.method)
+        self._found, self._look_up, self._lock = found, look_up, threading.Lock()
+        self._found_at = time.monotonic()
+
+    def get_frozen_credentials(self) -> Any:
+        """What a request is signed with."""
+        return self._found.get_frozen_credentials()
+
+    def renew_expired(self, response: Any, request_dict: Any, **_: Any) -> float | None:
+        """Botocore's question whether to try a request again: once more with what is found now, at once."""
+        code = response[1].get("Error", {}).get("Code") if response else None
+        if code not in EXPIRED or request_dict["context"].get("renewed"):
+            return None
+        request_dict["context"]["renewed"] = True
+        with self._lock:
+            if time.monotonic() - self._found_at > 1.0:  # else another thread has just done so
+                self._found = self._look_up() or self._found
+                self._found_at = time.monotonic()
+        return 0.0
+
+
+def _open_session(aws_block: str | None) -> tuple[Any, dict[str, Any]]:
+    import boto3  # type: ignore[import-untyped]
+
+    return _open_block(aws_block) if aws_block else (boto3.Session(), {})
 
 
 def _open_block(name: str) -> tuple[Any, dict[str, Any]]:

@@ -36,6 +36,9 @@ LOST_SHARDS = (
 """The way out where what a worker made is nowhere to be found."""
 INDICES = ("arrays/index.json", "masks/index.json")
 
+guards: dict[str, Callable[[], None]] = {}
+"""By the address of a run that this process works on: raises once another process does (see ``tasks.run_locks``)."""
+
 
 def fetch_run(settings: Settings) -> None:
     """Brings the working copy of a run, and the shards it names, up to date with the bucket.
@@ -72,9 +75,14 @@ def send(settings: Settings, names: Iterable[str], gone: Iterable[str] = ()) -> 
         settings: Name the run.
         names: Of files in the run folder, in any order; shards that an index among them names go first.
         gone: Names that left the run folder.
+
+    Raises:
+        RunError: If the bucket cannot be used, or another process has taken the run over.
     """
     if not is_in_bucket(settings):
         return
+    if guard := guards.get(str(settings.run_dir)):
+        guard()
     run, bucket = run_folder(settings), _open_run(settings)
     names, gone = sorted(names), sorted(gone)
     for index in set(INDICES) & set(names):
@@ -151,8 +159,14 @@ def fetch_below(settings: Settings, below: str, last: str = "", ending: str = ""
 
 
 def keep_below(settings: Settings, below: str, last: str = "") -> None:
-    """Sends what this machine's cache holds below a folder's name to the shared cache; ``last`` goes last."""
-    if not is_in_bucket(settings):
+    """Sends what this machine's cache holds below a folder's name to the shared cache.
+
+    Args:
+        settings: Name run and cache.
+        below: Start of the names.
+        last: Name of the file that goes last; where it is there, nothing is sent.
+    """
+    if not is_in_bucket(settings) or (last and _open_cache(settings).entries(below + last)):
         return
     here = cache_folder(settings)
     names = [path.relative_to(here).as_posix() for path in (here / below).rglob("*") if path.is_file()]

@@ -70,13 +70,12 @@ def run_stage(
     def is_whole(folder: Path) -> bool:
         return (folder / "stage.json").exists() and is_valid(folder)
 
-    if not entry.exists() and fetch_below(settings, name, last="stage.json"):
+    if not (entry / "stage.json").exists() and fetch_below(settings, name, last="stage.json"):
         fetch_shards(settings, entry)
     reused = make_once(entry, make_entry, is_valid=is_whole, resumable=resumable)
     sealed = read_json(entry / "stage.json")
     place_files(settings, entry, stage, {**sealed, "reused": reused, "entry": name.rstrip("/")})
-    if not reused:
-        keep_below(settings, name, last="stage.json")
+    keep_below(settings, name, last="stage.json")  # one that is reused, too: its first upload may have broken off
     return {**sealed["facts"], "reused": reused, "seconds": sealed["seconds"]}
 
 

@@ -109,6 +109,15 @@ def finished_run(prefect_engine: None, workspace: Path, small_flags: list[str]) 
     return run
 
 
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An S3 server with an undisturbed run of the small sample, and the disk of the machine that made it."""
+    from pipeline_runs import running_store
+
+    with running_store(tmp_path_factory.mktemp("undisturbed")) as running:
+        yield running
+
+
 # Not for the whole session: while Playwright's loop runs in this thread, Prefect takes every call for one from a loop.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:

@@ -100,6 +100,8 @@ class FaultyProxy:
             and ``down`` (reset at once) are drawn.
         only: Fails only requests whose method and path (``GET /bucket/key``) it is true for.
         before: Called with method and path before a request is passed on.
+        expired: Access keys whose requests are refused with ``ExpiredToken``.
+        seen: Access keys of all requests, with how many came with each.
         requests: Method and path (without query) of all requests, failed or not.
         ranges: ``Range`` header of those that had one.
         n_failed: Faults so far, by kind.
@@ -111,6 +113,8 @@ class FaultyProxy:
         self.target, self.share, self.faults, self.stall_s = urlsplit(target), share, tuple(faults), stall_s
         self.only: Callable[[str], bool] = lambda request: True
         self.before: Callable[[str], None] = lambda request: None
+        self.expired: set[str] = set()
+        self.seen: Counter[str] = Counter()
         self.requests: list[str] = []
         self.ranges: list[str] = []
         self.n_failed: Counter[str] = Counter()
@@ -195,7 +199,11 @@ class _Handler(BaseHTTPRequestHandler):
         request = f"{self.command} {self.path.partition('?')[0]}"
         fault = self.state.draw(request, self.headers.get("Range"))
         self.state.before(request)
-        if fault in CODES:
+        access_key = self.headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0]
+        self.state.seen[access_key] += 1
+        if access_key in self.state.expired:
+            self.send_error_xml(400, "ExpiredToken")
+        elif fault in CODES:
             self.send_error_xml(int(fault), CODES[fault])
         elif fault == "lost":
             self.ask(body).read()
@@ -209,6 +217,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.pass_on(body, fault)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_OPTIONS = handle_any
+
+    def handle_expect_100(self) -> bool:
+        super().handle_expect_100()
+        self.wfile.flush()  # else boto3 waits a second for each upload
+        return True
 
     def read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":

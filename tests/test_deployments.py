@@ -76,4 +76,8 @@ def test_a_run_in_a_process_sends_heartbeats_as_often_as_the_server_was_told() -
     nobody = PrefectClient("http://127.0.0.1:9/api")  # asked for blocks and variables only, which no template names
     values = {"env": {"OWN": "1"}}
     job: Any = asyncio.run(ProcessJobConfiguration.from_template_and_values(template, values, client=nobody))
-    assert job.env == {"OWN": "1", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "45"}
+    assert job.env == {
+        "OWN": "1",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "45",
+        "PREFECT_CLIENT_MAX_RETRIES": "8",
+    }

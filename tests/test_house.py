@@ -18,6 +18,7 @@ ROWS = [
     {"tasks.run_copies"},
     {"tasks.stages", "tasks.shared_files"},
     {
+        "tasks.run_locks",
         "tasks.device_drawing",
         "tasks.distractor_drawing",
         "tasks.tables",

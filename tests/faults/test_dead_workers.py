@@ -1,0 +1,254 @@
+"""Deployed runs of the real pipeline whose worker, process or server goes away in the middle of the training."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from fault_table import FaultTable
+from pipeline_runs import Started, Store, epochs_in, flags, plain_environment, run_pipeline, wait_until
+from prefect import get_client
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect_server import PrefectServer
+
+from tasks.storage import REPOSITORY
+
+EPOCH = r"epoch 1 of 2"
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+@dataclass
+class Team:
+    """A server that ``make deploy`` made ready, and workers that a test starts."""
+
+    server: PrefectServer
+    client: SyncPrefectClient
+    folder: Path
+    workers: list[Started] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        own = {"PREFECT_API_URL": self.server.api, "PREFECT_HOME": str(self.folder / "client")}
+        return plain_environment(os.environ) | own | {"PREFECT_WORKER_QUERY_SECONDS": "2"}
+
+    def start_worker(self) -> Started:
+        command = ["prefect", "worker", "start", "--pool", "cpu", "--type", "process"]
+        log = self.folder / f"worker-{len(self.workers)}.log"
+        self.workers.append(Started([*command, "--name", log.stem], self.environment, log))
+        return self.workers[-1]
+
+    def start_run(self, machine: Path, run: Path) -> FlowRun:
+        """A run of ``pipeline/weekly``, which trains in its own process."""
+        storage = {"cache": str(machine / "cache"), "raw": str(machine / "raw")}
+        sample, explanation = {"n_images": 60, "side_px": 128}, {"n_images": 4}
+        training = {"n_models": 1, "epochs": 2}
+        settings = {"sample": sample, "training": training, "explanation": explanation}
+        deployment = self.client.read_deployment_by_name("pipeline/weekly")
+        parameters = {"settings": {**settings, "storage": storage, "run_dir": str(run)}}
+        return self.client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+
+    def states(self, run: UUID) -> list[Any]:
+        return sorted(self.client.read_flow_run_states(run), key=lambda state: state.timestamp)
+
+    def names(self, run: UUID) -> list[str]:
+        return [str(state.name) for state in self.states(run)]
+
+    def said(self) -> str:
+        return "\n".join(worker.said()[-3000:] for worker in self.workers)
+
+    def wait_for_end(self, run: FlowRun) -> FlowRun:
+        """The run when it is completed; one that crashed is waited for, since it is started again."""
+
+        def look() -> FlowRun | None:
+            now = self.client.read_flow_run(run.id)
+            assert now.state is not None
+            assert now.state.type.value not in ("FAILED", "CANCELLED"), f"{self.names(run.id)}\n{self.said()}"
+            time.sleep(1)
+            return now if now.state.is_completed() else None
+
+        return wait_until(look, f"{run.name} did not end", lambda: f"{self.names(run.id)}\n{self.said()}")  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    folder = tmp_path_factory.mktemp("team")
+    server = PrefectServer(folder / "server")
+    try:
+        server.start()
+        with temporary_settings({PREFECT_API_URL: server.api}), get_client(sync_client=True) as client:
+            team = Team(server, client, folder)
+            subprocess.run([sys.executable, "-m", "infra.bootstrap"], cwd=REPOSITORY, env=team.environment, check=True)
+            yield team
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def team(ready: Team) -> Iterator[Team]:
+    """The team without workers; those of a test end with it."""
+    yield ready
+    for worker in ready.workers:
+        kill_tree(worker.process.pid)
+    ready.workers.clear()
+
+
+def kill_tree(process: int) -> None:
+    """Kills a process and all that it started, and what that started; a worker's runs are no part of its group."""
+    for child in children_of(process):
+        kill_tree(child)
+    try:
+        os.kill(process, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def children_of(process: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == process:
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.long
+def test_a_run_whose_worker_and_process_are_killed_is_noticed_started_again_and_ends_like_an_unbroken_one(
+    faults: FaultTable, store: Store, team: Team, tmp_path: Path
+) -> None:
+    with faults.attempt("kill -9 of a worker with its run") as attempt:
+        store.copy_cache(tmp_path)
+        first = team.start_worker()
+        run = team.start_run(tmp_path, tmp_path / "run")
+        first.wait_for(EPOCH)
+        kill_tree(first.process.pid)
+        killed = time.monotonic()
+        assert team.names(run.id)[-1] == "Running", "nobody knows yet"
+        second = team.start_worker()
+        wait_until(lambda: "AwaitingRetry" in team.names(run.id), "it was not noticed", team.said, limit_s=240)
+        assert time.monotonic() - killed < 90 + 15 + 60, "the window, the pause and the server's leisure"
+        ended = team.wait_for_end(run)
+        names = team.names(run.id)
+        assert ended.run_count == 2 and names[names.index("Crashed") :][:2] == ["Crashed", "AwaitingRetry"], names
+        attempt.kept("taken from the cache" in second.said() or "(already" in second.said(), "what was done is kept")
+        epochs = epochs_in(first.said(), second.said())
+        assert len(epochs) <= 3, epochs
+        for _ in range(len(epochs) - 2):
+            attempt.repeated("one epoch")
+        store.require_like(tmp_path / "run", attempt)
+
+
+@pytest.mark.long
+def test_a_run_whose_worker_alone_is_killed_ends_by_itself_and_another_one_waits_for_its_place(
+    faults: FaultTable, store: Store, team: Team, tmp_path: Path
+) -> None:
+    with faults.attempt("kill -9 of a worker alone, with another run of its deployment waiting") as attempt:
+        store.copy_cache(tmp_path)
+        first = team.start_worker()
+        run = team.start_run(tmp_path, tmp_path / "run")
+        first.wait_for("fit model")
+        other = team.start_run(tmp_path, tmp_path / "other")
+        wait_until(lambda: "AwaitingConcurrencySlot" in team.names(other.id), "it does not wait", team.said)
+        children = children_of(first.process.pid)
+        os.kill(first.process.pid, signal.SIGKILL)
+        first.process.wait()
+        assert children
+        team.start_worker()
+        ended = team.wait_for_end(run)
+        if ended.run_count and ended.run_count > 1:
+            attempt.repeated("one epoch")
+        store.require_like(tmp_path / "run", attempt)
+        team.wait_for_end(other)
+        store.require_like(tmp_path / "other", attempt)
+        assert not overlap(team.states(run.id), team.states(other.id))
+
+
+def overlap(one: list[Any], other: list[Any]) -> bool:
+    """Whether two runs were running at the same time."""
+
+    def spans(states: list[Any]) -> list[tuple[Any, Any]]:
+        following = [*states[1:], states[-1]]
+        return [(a.timestamp, b.timestamp) for a, b in zip(states, following, strict=True) if a.name == "Running"]
+
+    return any(a < d and c < b for a, b in spans(one) for c, d in spans(other))
+
+
+@pytest.mark.long
+def test_a_run_asked_to_stop_is_rescheduled_and_goes_on_from_its_checkpoint(
+    faults: FaultTable, store: Store, team: Team, tmp_path: Path
+) -> None:
+    with faults.attempt("SIGTERM where runs are rescheduled") as attempt:
+        store.copy_cache(tmp_path)
+        run = team.start_run(tmp_path, tmp_path / "run")
+        environment = team.environment | {"PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule"}
+        command = ["prefect", "flow-run", "execute", str(run.id)]
+        first = Started(command, environment, tmp_path / "first.log")
+        try:
+            first.wait_for(EPOCH)
+            asked = time.monotonic()
+            first.process.terminate()
+            said = first.end()
+            assert time.monotonic() - asked < 60, "within seconds, as a spot instance asks"
+            state = team.client.read_flow_run(run.id).state
+            assert state is not None and (state.type.value, state.name) == ("SCHEDULED", "AwaitingRetry"), said
+        finally:
+            kill_tree(first.process.pid)
+        again = Started(command, environment, tmp_path / "second.log").end()
+        assert team.names(run.id)[-1] == "Completed"
+        attempt.kept("going on after epoch" in again, again[-4000:])
+        epochs = epochs_in(said, again)
+        assert len(set(epochs)) == 2
+        for _ in range(len(epochs) - 2):
+            attempt.repeated("one epoch")
+        store.require_like(tmp_path / "run", attempt)
+
+
+@pytest.mark.long
+def test_runs_go_on_when_the_server_is_away_for_a_minute_and_all_states_are_right_afterwards(
+    faults: FaultTable, store: Store, team: Team, tmp_path: Path
+) -> None:
+    with faults.attempt("server away for 60 s: a deployed run and one of a command line") as attempt:
+        for name in ("deployed", "by-hand"):
+            store.copy_cache(tmp_path / name)
+        since = time.time()
+        worker = team.start_worker()
+        run = team.start_run(tmp_path / "deployed", tmp_path / "run")
+        arguments = flags(tmp_path / "by-hand", str(tmp_path / "other"))
+        by_hand = run_pipeline(arguments, team.environment, tmp_path / "by-hand.log")
+        try:
+            wait_until(lambda: re.search(EPOCH, worker.said() + by_hand.said()), "no training", worker.said)
+            team.server.kill()
+            time.sleep(60)
+            team.server.start()
+            said = by_hand.end()
+            team.wait_for_end(run)
+        finally:
+            by_hand.kill()
+        epochs = epochs_in(said), epochs_in(worker.said())
+        for some in epochs:
+            assert len(some) <= 3, epochs
+            for _ in range(len(some) - 2):
+                attempt.repeated("one epoch")
+        store.require_like(tmp_path / "run", attempt)
+        store.require_like(tmp_path / "other", attempt)
+        wait_until(lambda: not unfinished(team, since), "runs hang", lambda: str(unfinished(team, since)), limit_s=120)
+        print(team.names(run.id))
+
+
+def unfinished(team: Team, since: float) -> list[str]:
+    """Flow and task runs created since then that are not completed."""
+    runs: list[Any] = [*team.client.read_flow_runs(limit=200), *team.client.read_task_runs(limit=200)]
+    new = [run for run in runs if run.created.timestamp() > since]
+    return [f"{run.name} {run.state_name}" for run in new if run.state_type != "COMPLETED"]

@@ -1,0 +1,192 @@
+"""Whole runs of the small sample as people start them: processes, their logs, and what they left in a bucket."""
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3  # type: ignore[import-untyped]
+import pandas as pd
+from fault_table import Attempt
+from s3_server import running_s3, set_aws
+
+from tasks.storage import REPOSITORY
+
+SMALL = (
+    "--sample.n-images",
+    "60",
+    "--sample.side-px",
+    "128",
+    "--training.n-models",
+    "1",
+    "--explanation.n-images",
+    "4",
+)
+BUCKET = "chest"
+LONGEST_S = 900.0
+
+
+def flags(folder: Path, run_dir: str, epochs: int = 2) -> list[str]:
+    """A run of the small sample on a machine whose disk is this folder."""
+    storage = ("--storage.cache", str(folder / "cache"), "--storage.raw", str(folder / "raw"))
+    return [*SMALL, "--training.epochs", str(epochs), *storage, "--run-dir", run_dir]
+
+
+def plain_environment(others: Mapping[str, str]) -> dict[str, str]:
+    """Of a process that reports to a temporary server of its own."""
+    return {name: value for name, value in others.items() if not name.startswith("PREFECT_")}
+
+
+class Started:
+    """A process of its own group, and all that it says in one file."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("w") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                cwd=REPOSITORY,
+                env={**environment, "PYTHONUNBUFFERED": "1"},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait_for(self, text: str) -> None:
+        """Returns as soon as the process says something."""
+        wait_until(lambda: re.search(text, self.said()), f"nobody said {text!r}", self.said, alive=self.process)
+
+    def end(self, code: int = 0) -> str:
+        """What it said, when it has ended with this exit code."""
+        found = self.process.wait(timeout=LONGEST_S)
+        assert found == code, f"exit code {found}\n{self.said()[-6000:]}"
+        return self.said()
+
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """Ends the process and all that it started."""
+        try:
+            os.killpg(self.process.pid, how)
+        except ProcessLookupError:
+            return
+        if how == signal.SIGKILL:
+            self.process.wait()
+
+
+def run_pipeline(arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> Started:
+    return Started(["flows.pipeline", *arguments], environment, log)
+
+
+def wait_until(
+    look: Callable[[], Any],
+    problem: str,
+    said: Callable[[], str] = lambda: "",
+    alive: "subprocess.Popen[bytes] | None" = None,
+    limit_s: float = LONGEST_S,
+) -> Any:
+    """What ``look`` finds in the end."""
+    end = time.monotonic() + limit_s
+    while True:
+        ended = alive is not None and alive.poll() is not None
+        if found := look():
+            return found
+        assert not ended and time.monotonic() < end, f"{problem}\n{said()[-6000:]}"
+        time.sleep(0.05)
+
+
+def epochs_in(*logs: str) -> list[str]:
+    """The epochs that were trained to their end, in order."""
+    return [found for log in logs for found in re.findall(r"member \d+ of \d+, epoch \d+ of \d+", log)]
+
+
+class Objects:
+    """What lies below a prefix of a bucket."""
+
+    def __init__(self, client: Any, bucket: str, prefix: str) -> None:
+        self.client, self.bucket, self.prefix = client, bucket, prefix
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        self.names = [entry["Key"].removeprefix(prefix) for page in pages for entry in page.get("Contents", ())]
+
+    def read(self, name: str) -> bytes:
+        return bytes(self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)["Body"].read())
+
+    def kinds(self) -> list[str]:
+        """Their names without what differs from run to run, sorted; a second copy under another name shows.
+
+        That is the time in a name, and keys of the cache: a model file holds the time when it was written.
+        """
+        return sorted(re.sub(r"\d{8}T\d{6}\.\d+Z|[0-9a-f]{24}", "DIFFERS", name) for name in self.names)
+
+    def require_like(self, other: "Objects", attempt: Attempt, run: str, other_run: str = "") -> None:
+        """Asserts that manifest and metrics of a run are those of a run below another prefix."""
+        require_like(
+            lambda name: self.read(f"{run}/{name}"), lambda name: other.read(f"{other_run or run}/{name}"), attempt
+        )
+
+
+@dataclass(frozen=True)
+class Store:
+    """A bucket with an undisturbed run at ``s3://chest/plain/one``.
+
+    Attributes:
+        url: Of the S3 server.
+        client: Of the S3 server.
+        plain: What lies below ``plain/``.
+        folder: The disk of the machine that made the run.
+    """
+
+    url: str
+    client: Any
+    plain: Objects
+    folder: Path
+
+    def copy_cache(self, folder: Path) -> None:
+        """Gives a machine a cache with all of the undisturbed run but its training."""
+        left_out = shutil.ignore_patterns("runs", "fit", "calibrate", "evaluate", "finished")
+        shutil.copytree(self.folder / "cache", folder / "cache", ignore=left_out)
+        shutil.copytree(self.folder / "raw", folder / "raw")
+
+    def require_like(self, run: Path, attempt: Attempt) -> None:
+        """Asserts that manifest and metrics of a run folder are those of the undisturbed run."""
+        require_like(lambda name: (run / name).read_bytes(), lambda name: self.plain.read(f"one/{name}"), attempt)
+
+
+@contextmanager
+def running_store(folder: Path) -> Iterator[Store]:
+    """Starts an S3 server and has the undisturbed run made."""
+    with running_s3({BUCKET: {}}) as url:
+        keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
+        client = boto3.client("s3", endpoint_url=url, **keys)
+        arguments = flags(folder, f"s3://{BUCKET}/plain/one")
+        run_pipeline(arguments, plain_environment(set_aws(url)), folder / "run.log").end()
+        yield Store(url, client, Objects(client, BUCKET, "plain/"), folder)
+
+
+def require_like(read: Callable[[str], bytes], plain: Callable[[str], bytes], attempt: Attempt) -> None:
+    manifests = [pd.read_parquet(io.BytesIO(some("manifest.parquet"))) for some in (read, plain)]
+    attempt.whole(manifests[0].equals(manifests[1]), "the manifest is that of an undisturbed run")
+    metrics = [json.loads(some("metrics.json")) for some in (read, plain)]
+    attempt.whole(is_close(*metrics), f"the metrics are those of an undisturbed run: {metrics}")
+
+
+def is_close(one: Any, other: Any, most: float = 1e-4) -> bool:
+    """Whether two JSON values differ in their numbers by this at most, and in nothing else."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(is_close(one[name], other[name], most) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(is_close, one, other))
+    if isinstance(one, float) and isinstance(other, int | float):
+        return abs(one - other) <= most
+    return bool(one == other)
