@@ -1,7 +1,8 @@
 """The words of the product: each stage is pure functions under one thin task.
 
 Prefect and Great Expectations read these variables when they are first imported, so they are set here, before that:
-the temporary server needs longer than Prefect's 20 s on a small machine, and nothing is reported to anybody.
+the temporary server needs longer than Prefect's 20 s on a small machine, nothing is reported to anybody, and results
+that somebody has Prefect keep are JSON, not pickle.
 """
 
 import os
@@ -12,5 +13,6 @@ for _name, _value in {
     "DO_NOT_TRACK": "1",
     "GX_ANALYTICS_ENABLED": "false",
     "TF_CPP_MIN_LOG_LEVEL": "3",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
 }.items():
     os.environ.setdefault(_name, _value)

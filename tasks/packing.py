@@ -29,6 +29,7 @@ from tasks.storage import (
     digest,
     read_bytes,
     read_manifest,
+    read_record,
     run_folder,
     sha256_of_file,
     shards_exist,
@@ -138,7 +139,7 @@ def fetch_shelf(settings: Settings, shelf: Path, wanted: Collection[str]) -> Non
     """Brings from the shared cache the lists of a shelf, and those of its shards that have wanted files."""
     fetch_below(settings, f"arrays/{shelf.name}/", ending=".json")
     lost = [path for path in shelf.glob("[!.]*.json") if not path.with_suffix(".npy").exists()]
-    contents = {path: json.loads(path.read_text()) for path in lost}
+    contents = {path: read_record(path, rows=list, failed=dict) for path in lost}
     named = [path for path, said in contents.items() if not {*said["rows"], *said["failed"]}.isdisjoint(wanted)]
     fetch_files(settings, [f"arrays/{shelf.name}/{path.stem}.npy" for path in named])
 
@@ -147,7 +148,7 @@ def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: boo
     """Decodes files (sha256 -> path below ``folder``) into one shard and its list on the shelf; the shard's name.
 
     ``<name>.npy`` is uint8 ``(n, 224, 224)``; ``<name>.json``, written last, lists the sha256 of each row, and of each
-    file that did not decode the reason.
+    file that did not decode the reason, and the shard's own sha256.
     """
     pixels: dict[str, np.ndarray] = {}
     failed: dict[str, str] = {}
@@ -164,8 +165,9 @@ def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: boo
     stacked = np.stack(list(pixels.values())) if pixels else np.empty((0, SIDE_PX, SIDE_PX), np.uint8)
     beside = shelf / f".{name}.{os.getpid()}.partial.npy"
     np.save(beside, stacked)
+    sha256 = sha256_of_file(beside)
     os.replace(beside, shelf / f"{name}.npy")
-    write_whole(shelf / f"{name}.json", json.dumps({"rows": list(pixels), "failed": failed}))
+    write_whole(shelf / f"{name}.json", json.dumps({"rows": list(pixels), "failed": failed, "sha256": sha256}))
     return name
 
 
@@ -176,7 +178,7 @@ def known_files(shelf: Path) -> dict[str, tuple[str, int, str]]:
         shard = listing.with_suffix(".npy")
         if not shard.exists():
             continue
-        content = json.loads(listing.read_text())
+        content = read_record(listing, rows=list, failed=dict)
         known |= {sha: (f"arrays/{shelf.name}/{shard.name}", row, "") for row, sha in enumerate(content["rows"])}
         known |= {sha: ("", -1, reason) for sha, reason in content["failed"].items()}
     return known

@@ -12,6 +12,7 @@ from tasks.storage import REPOSITORY
 
 # From the ground up; a module imports from lower rows only, never from its own: a stage knows no stage.
 ROWS = [
+    {"tasks.addresses"},
     {"tasks.settings", "tasks.records"},
     {"tasks.storage", "tasks.bucket_folder"},
     {"tasks.run_copies"},
@@ -41,7 +42,6 @@ ROWS = [
         "tasks.answers",
         "tasks.readings",
         "tasks.screener_quality",
-        "tasks.epochs",
         "tasks.backbones",
         "tasks.augmentation",
         "tasks.normalisation",
@@ -59,6 +59,7 @@ ROWS = [
         "tasks.familiarity",
         "tasks.archives",
         "tasks.networks",
+        "tasks.epochs",
         "tasks.contact_sheet",
         "data.sample",
         "data.full_size",
