@@ -31,10 +31,11 @@ run: $(VENV)/.run ## run the pipeline on SOURCE (default: the embedded sample); 
 test: $(VENV)/.dev ## run the test suite; ARGS="-k splitting" picks tests
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: $(VENV)/.dev ## formatting, lint and types
+check: $(VENV)/.dev ## formatting, lint, types and known vulnerabilities of packages
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/python -m infra.audit_packages
 
 format: $(VENV)/.dev ## rewrite files in the house format
 	@$(BIN)/ruff check --fix --quiet .

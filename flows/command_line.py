@@ -104,7 +104,7 @@ def describe_problem(problem: Any) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if isinstance(problem["input"], dict):  # a rule over a whole group says itself what is wrong
         return f"{place}: {message}; see --help"
-    return f"{place}: {message[:1].lower()}{message[1:]}, not {problem['input']!r}; see --help"
+    return f"{place}: {message[:1].lower()}{message[1:]}, not {problem['input']!r:.100}; see --help"
 
 
 def run_command(

@@ -6,6 +6,7 @@ from typing import Any
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.context import FlowRunContext
 
+from tasks.addresses import hide_keys
 from tasks.provenance import read_commit
 from tasks.settings import Settings
 from tasks.sources import source_name
@@ -31,7 +32,7 @@ def find_subject(parameters: dict[str, Any]) -> str:
     settings = parameters["settings"]
     assert isinstance(settings, Settings)
     if "images" in parameters:
-        return str(parameters["images"])
+        return hide_keys(str(parameters["images"]))
     return str(settings.run_dir) if "answers" in parameters else settings.public_source
 
 

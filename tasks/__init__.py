@@ -2,7 +2,8 @@
 
 Prefect and Great Expectations read these variables when they are first imported, so they are set here, before that:
 the temporary server needs longer than Prefect's 20 s on a small machine, a server that is away for some minutes is
-waited for (with pauses of 2, 4, 8 … 256 s, instead of a minute in all), and nothing is reported to anybody.
+waited for (with pauses of 2, 4, 8 … 256 s, instead of a minute in all), nothing is reported to anybody, and results
+that somebody has Prefect keep are JSON, not pickle.
 """
 
 import os
@@ -14,5 +15,6 @@ for _name, _value in {
     "DO_NOT_TRACK": "1",
     "GX_ANALYTICS_ENABLED": "false",
     "TF_CPP_MIN_LOG_LEVEL": "3",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
 }.items():
     os.environ.setdefault(_name, _value)

@@ -32,7 +32,7 @@ CLOCK_SKEW = timedelta(days=1)
 """A time further ahead than clocks differ is a mistake, and would outlast every later answer."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What a person said about an image: ``device`` 1 seen, 0 not; ``sha256`` empty or 64 hex digits."""
 
@@ -110,9 +110,10 @@ def read_answers(path: Path, setting: str) -> list[Answer]:
     table = read_table(path, setting, ("path", "device"))
     refuse_values(table, "device", ("0", "1"), path, setting)
     answers = []
-    for line, row in table.iterrows():
+    rows = table.reindex(columns=list(COLUMNS), fill_value="").itertuples(name=None)
+    for line, *values in rows:
         place = f"{setting}: {path} line {line}"
-        cells = {name: str(row.get(name, "")) for name in COLUMNS}
+        cells = dict(zip(COLUMNS, values, strict=True))
         sha256 = cells["sha256"].lower()
         if sha256 and not re.fullmatch("[0-9a-f]{64}", sha256):
             raise TableError(f"{place} has sha256 = {cells['sha256']!r}; give 64 hex digits or leave it empty")

@@ -78,7 +78,13 @@ class BucketFolder:
         return found
 
     def get(self, name: str, path: Path) -> Stored | None:
-        """Brings an object to a file, whole or not at all, and checks what came; ``None`` where there is none."""
+        """Brings an object to a file, whole or not at all, and checks what came; ``None`` where there is none.
+
+        Raises:
+            RunError: If the bucket cannot be used, or the name would lead out of the folder it is brought to.
+        """
+        if name.startswith("/") or ".." in name.split("/"):
+            raise RunError(f"run_dir: {self.address} holds the name {name!r}, which leads out of its folder; remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
         try:

@@ -17,7 +17,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import Progress
 from tasks.images import PackedImages
-from tasks.network_files import save_network
+from tasks.network_files import check_network, load_network, save_network
 from tasks.records import Facts
 from tasks.settings import Settings
 from tasks.stages import run_stage
@@ -33,18 +33,17 @@ BATCH_IMAGES = 256
 def calibrate(settings: Settings, name: str = MODEL) -> Facts:
     """Joins the members of the model, or of its twin, and calibrates on validation and shifts of it."""
     run = run_folder(settings)
-    paths = [
-        work_folder(run, name) / "members" / f"member_{number}.keras"
-        for number in range(1, settings.training.n_models + 1)
-    ]
+    folder = work_folder(run, name) / "members"
+    members = [f"member_{number}" for number in range(1, settings.training.n_models + 1)]
 
     def make(out: Path) -> Facts:
         from tasks.familiarity import fit_familiarity, save_familiarity
-        from tasks.keras_backend import keras
         from tasks.networks import join_members
 
-        members = [keras.saving.load_model(path, compile=False, safe_mode=True) for path in paths]
-        model, images = join_members(members), PackedImages(run, cache_folder(settings))
+        model, images = (
+            join_members([load_network(folder, member) for member in members]),
+            PackedImages(run, cache_folder(settings)),
+        )
         rows = used_rows(read_manifest(run))
         val = rows[rows["split"] == "val"]
         shifts, said = calibrate_model(model, val, images.read(list(val["image_id"])))
@@ -60,7 +59,7 @@ def calibrate(settings: Settings, name: str = MODEL) -> Facts:
 
     inputs = {
         "network": name,
-        "members": [sha256_of_file(path) for path in paths],
+        "members": [check_network(folder, member) for member in members],
         "manifest": sha256_of_file(run / "manifest.parquet"),
         "seed": settings.seed,
     }

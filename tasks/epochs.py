@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 
 from tasks.keras_backend import keras
-from tasks.records import Facts
+from tasks.network_files import load_checked
+from tasks.records import Facts, RunError
 from tasks.room import room_in
-from tasks.storage import write_whole
+from tasks.storage import inside, read_record, sha256_of_file, write_whole
+
+CHECKPOINT = "checkpoint.json"
 
 
 def build_optimizer(learning_rate: float, epochs: int, n_train: int, batch_size: int) -> Any:
@@ -60,7 +63,7 @@ def _flatten(model: Any) -> Iterator[Any]:
 
 
 def save_checkpoint(model: Any, state: Facts, folder: Path) -> None:
-    """Keeps model and optimiser; the small JSON, written last, says which file counts.
+    """Keeps model and optimiser; the small JSON, written last, says which file counts, and its sha256.
 
     Args:
         model: Compiled.
@@ -77,7 +80,7 @@ def save_checkpoint(model: Any, state: Facts, folder: Path) -> None:
             beside.replace(folder / name)
     finally:
         beside.unlink(missing_ok=True)
-    write_whole(folder / "checkpoint.json", json.dumps({**state, "model": name}))
+    write_whole(folder / CHECKPOINT, json.dumps({**state, "model": name, "sha256": sha256_of_file(folder / name)}))
     for old in folder.glob("checkpoint-*.keras"):
         if old.name != name:
             old.unlink()
@@ -117,3 +120,25 @@ def hold_sigterm() -> Iterator[Callable[[Callable[[], None]], None]]:
         signal.signal(signal.SIGTERM, before)
         if came:
             deliver()
+
+
+def load_checkpoint(folder: Path, of: str) -> tuple[Any, Facts] | None:
+    """Model and state of a training that was killed; ``None`` where there is none to go on from.
+
+    A checkpoint that is damaged, or of another training, costs the epochs in it and not the run: it is left alone, and
+    the training starts afresh.
+
+    Args:
+        folder: Where ``save_checkpoint`` kept it.
+        of: What the state has to say under this name: which training it belongs to.
+    """
+    if not (folder / CHECKPOINT).exists():
+        return None
+    try:
+        state = read_record(folder / CHECKPOINT, history=list, model=str, sha256=str, of=str)
+        if state["of"] != of:
+            raise RunError(f"{folder / CHECKPOINT} is of another training")
+        return load_checked(inside(folder, state["model"]), state["sha256"], compiled=True), state
+    except RunError as error:
+        print(f"the checkpoint cannot be gone on from, training starts afresh: {error}")
+        return None

@@ -7,8 +7,6 @@ two parts, how far it lies from their mean within the directions in which they d
 two see too seldom. To be familiar means to be of that kind, not to be well exposed, in focus or easy.
 """
 
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 
 from tasks.images import SIDE_PX
 from tasks.records import RunError
-from tasks.storage import open_whole
+from tasks.storage import BROKEN, open_whole
 
 FILE = "familiar.npz"
 SMALL_PX = 56
@@ -38,12 +36,6 @@ MIN_IMAGES = 20  # with fewer nobody can say what is usual, and nothing is refus
 # About as much as training turns, scales and shifts its images: no reason to refuse.
 TURN_DEGREES, SCALE, SHIFT = 10.0, 0.12, 0.06
 _BATCH = 256
-
-# What NumPy and zipfile raise when a file is broken or another one: bytes anywhere in it may be wrong.
-BROKEN = (
-    *(OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError, SyntaxError),
-    *(zipfile.BadZipFile, zlib.error),
-)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,17 +5,17 @@ Screening, training, explaining and scoring get their pixels here and nowhere el
 """
 
 import io
-import json
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
 from tasks.records import RunError
+from tasks.storage import BROKEN, read_index, read_record, sha256_of_file
 
 SIDE_PX = 224
 FORMATS = ("JPEG", "PNG")
@@ -150,14 +150,12 @@ class PackedImages:
         path = run / "arrays" / "index.json"
         if not path.exists():
             raise RunError(f"{path} is missing: run the prepare flow on this run folder first")
-        index: dict[str, Any] = json.loads(path.read_text())
-        self._rows: dict[str, tuple[int, int]] = {k: (v[0], v[1]) for k, v in index["images"].items()}
-        self._shards: list[NDArray[np.uint8]] = []
-        for shard in index["shards"]:
-            path = cache / shard["name"]
+        names, self._rows = read_index(path)
+        self._paths = [cache / name for name in names]
+        for path in self._paths:
             if not path.exists():
                 raise RunError(f"{path} is gone from the cache: run the prepare flow again")
-            self._shards.append(np.load(path, mmap_mode="r"))
+        self._shards: dict[int, NDArray[np.uint8]] = {}
 
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._rows
@@ -167,9 +165,40 @@ class PackedImages:
 
         Raises:
             KeyError: If an image was not packed.
+            RunError: If its shard is damaged.
         """
         pixels = np.empty((len(image_ids), SIDE_PX, SIDE_PX), np.uint8)
         for i, image_id in enumerate(image_ids):
-            shard, row = self._rows[image_id]
-            pixels[i] = self._shards[shard][row]
+            number, row = self._rows[image_id]
+            if number not in self._shards:
+                self._shards[number] = open_shard(self._paths[number])
+            shard = self._shards[number]
+            if row >= len(shard):
+                raise RunError(f"{self._paths[number]} is damaged: remove it and run the prepare flow again")
+            pixels[i] = shard[row]
         return pixels
+
+
+def open_shard(path: Path) -> NDArray[np.uint8]:
+    """The packed pixels of a shard, uint8 ``(n, 224, 224)``, memory-mapped.
+
+    Raises:
+        RunError: If it is no such file, or its content is not what was packed (the list beside it has the sha256).
+    """
+    try:
+        state = path.stat()
+        whole = _is_as_packed(path, state.st_size, state.st_mtime_ns)
+        shard = np.load(path, mmap_mode="r", allow_pickle=False)
+        whole &= shard.dtype == np.uint8 and shard.ndim == 3 and shard.shape[1:] == (SIDE_PX, SIDE_PX)
+    except BROKEN:
+        whole = False
+    if not whole:
+        raise RunError(f"{path} is damaged: remove it and run the prepare flow again")
+    return shard
+
+
+@lru_cache(maxsize=4096)
+def _is_as_packed(path: Path, n_bytes: int, mtime_ns: int) -> bool:
+    listing = path.with_suffix(".json")
+    said = read_record(listing).get("sha256") if listing.exists() else None
+    return said is None or said == sha256_of_file(path)

@@ -165,9 +165,9 @@ def read_index(path: Path, images: tuple[str, ...]) -> pd.DataFrame:
     twice = table["path"][table["path"].duplicated()]
     if len(twice):
         raise TableError(f"index.csv: {path} lists {twice.iloc[0]!r} twice; keep one line")
-    absent = sorted(set(table["path"]) - set(images))
+    absent = set(table["path"]) - set(images)
     if absent:
-        raise TableError(f"index.csv: {path} lists {absent[0]!r}, which is no JPEG or PNG below it; correct the path")
+        raise TableError(f"index.csv: {path} lists {min(absent)!r}, which is no JPEG or PNG below it; correct the path")
     rows = []
     for row in table.to_dict("records"):
         label, own, patient = labels[row["label"]], str(row["path"]), row["patient_id"]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.records import RunError
-from tasks.storage import read_json, write_whole
+from tasks.storage import BROKEN, read_index, write_whole
 
 MASK_SIDE_PX = 224
 
@@ -22,19 +22,35 @@ def write_shard(path: Path, scores: NDArray[np.float32], masks: NDArray[np.uint8
 
 def read_scores(path: Path) -> NDArray[np.float32]:
     """The scores of a shard, float32 ``(n,)``."""
-    with np.load(path) as content:
-        return np.asarray(content["scores"])
+    return _read_shard(path)[0]
+
+
+def _read_shard(path: Path) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Scores and masks of a shard; a zip checks its contents by CRC-32.
+
+    Raises:
+        RunError: If it is gone or damaged.
+    """
+    if not path.exists():
+        raise RunError(f"{path} is gone from the cache: run the prepare flow again")
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
+            scores, masks = np.asarray(content["scores"]), np.asarray(content["masks"])
+        whole = scores.dtype == np.float32 and masks.dtype == np.uint8
+        whole &= masks.shape == (*scores.shape, MASK_SIDE_PX, MASK_SIDE_PX)
+    except BROKEN:
+        whole = False
+    if not whole:
+        raise RunError(f"{path} is damaged: remove it and run the prepare flow again")
+    return scores, masks
 
 
 class DeviceMasks:
     """The masks of a run; ``masks/index.json`` holds the shards and, for each image id, its shard and row."""
 
     def __init__(self, run: Path, cache: Path) -> None:
-        index = read_json(run / "masks" / "index.json")
-        self._shards = [cache / shard["name"] for shard in index["shards"]]
-        self._rows: dict[str, tuple[int, int]] = {
-            image: (place[0], place[1]) for image, place in index["images"].items()
-        }
+        names, self._rows = read_index(run / "masks" / "index.json")
+        self._shards = [cache / name for name in names]
         self._open: tuple[int, NDArray[np.uint8]] | None = None
 
     def __contains__(self, image_id: str) -> bool:
@@ -45,19 +61,19 @@ class DeviceMasks:
 
         Raises:
             KeyError: If an image was not screened.
-            RunError: If a shard is gone.
+            RunError: If a shard is gone or damaged.
         """
         places = [self._rows[image_id] for image_id in image_ids]
         masks = np.empty((len(places), MASK_SIDE_PX, MASK_SIDE_PX), np.uint8)
         for i in sorted(range(len(places)), key=lambda i: places[i]):  # each shard is unpacked once
             shard, row = places[i]
-            masks[i] = self._unpack(shard)[row]
+            found = self._unpack(shard)
+            if row >= len(found):
+                raise RunError(f"{self._shards[shard]} is damaged: remove it and run the prepare flow again")
+            masks[i] = found[row]
         return masks
 
     def _unpack(self, shard: int) -> NDArray[np.uint8]:
         if self._open is None or self._open[0] != shard:
-            if not self._shards[shard].exists():
-                raise RunError(f"{self._shards[shard]} is gone from the cache: run the prepare flow again")
-            with np.load(self._shards[shard]) as content:
-                self._open = (shard, content["masks"])
+            self._open = (shard, _read_shard(self._shards[shard])[1])
         return self._open[1]

@@ -5,7 +5,6 @@ each epoch a checkpoint is kept, and at SIGTERM after the step that is being don
 follows from seed, member and epoch: resumed and unbroken trainings see the same.
 """
 
-import json
 import math
 import shutil
 import time
@@ -21,13 +20,14 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from tasks.augmentation import BorderBlank, DetailShift, ExposureShift, FramingShift
-from tasks.epochs import build_optimizer, hold_sigterm, put_seeds, read_seeds, reseed, save_checkpoint
+from tasks.epochs import build_optimizer, hold_sigterm, load_checkpoint, put_seeds, read_seeds, reseed, save_checkpoint
 from tasks.images import to_float
 from tasks.keras_backend import keras
+from tasks.network_files import check_network, save_network
 from tasks.networks import build_member, shrink
 from tasks.records import Facts, RunError
 from tasks.settings import TrainingSettings
-from tasks.storage import write_whole
+from tasks.storage import digest, read_record, write_json
 
 ops = keras.ops
 SMOOTHING = 0.1
@@ -173,18 +173,18 @@ def train_member(
     Raises:
         RunError: If the loss is no number any more.
     """
-    done, epochs_done, checkpoints = folder / f"{name}.keras", folder / f"{name}.json", folder / name
-    if done.exists():
+    checkpoints = folder / name
+    if (finished := read_finished(folder, name)) is not None:
         shutil.rmtree(checkpoints, ignore_errors=True)  # of a process that was killed just before it did so
-        return list(json.loads(epochs_done.read_text()))
+        return finished
     checkpoints.mkdir(parents=True, exist_ok=True)
-    if (checkpoints / "checkpoint.json").exists():
-        state = json.loads((checkpoints / "checkpoint.json").read_text())
-        trainer = keras.saving.load_model(checkpoints / state["model"], safe_mode=True)
+    of = digest([settings.model_dump(), seed, name, len(train.labels)])
+    if (kept := load_checkpoint(checkpoints, of)) is not None:
+        trainer, state = kept
         after = f"epoch {len(state['history'])}" + (f" and {len(state['losses'])} steps" if state["losses"] else "")
         print(f"{name.replace('_', ' ')}: going on after {after} from {checkpoints}")
     else:
-        state = {"history": [], "losses": [], "seeds": []}
+        state = {"history": [], "losses": [], "seeds": [], "of": of}
         start_afresh(trainer, settings, seed)
     member = trainer.get_layer("member")
     trainer.get_layer("resident").put(train.pixels)
@@ -219,19 +219,30 @@ def train_member(
                 member.set_weights(plain)
             seconds = round(time.perf_counter() - start, 2)
             entry = {"epoch": epoch, "loss": round(loss, 6), "val_auc": round(auc, 6), "seconds": seconds}
-            state = {"history": [*state["history"], entry], "losses": [], "seeds": []}
+            state = {"history": [*state["history"], entry], "losses": [], "seeds": [], "of": of}
             save_checkpoint(trainer, state, checkpoints)
             show(entry)
             look(lambda: None)  # all is saved
     # Built anew: the kept network computes in single precision, whatever it was trained in.
-    kept = build_member(settings.model_copy(update={"weights": None}), seed, name)
-    kept.set_weights(member.get_weights())
-    write_whole(epochs_done, json.dumps(state["history"]))
-    beside = folder / f"{name}.partial.keras"
-    kept.save(beside)
-    beside.rename(done)
+    finished_member = build_member(settings.model_copy(update={"weights": None}), seed, name)
+    finished_member.set_weights(member.get_weights())
+    save_network(finished_member, folder, name)
+    # Last: a member without it is not finished.
+    write_json(folder / f"{name}.json", {"history": state["history"]})
     shutil.rmtree(checkpoints)
     return list(state["history"])
+
+
+def read_finished(folder: Path, name: str) -> list[Facts] | None:
+    """The epochs of a member whose training is over; ``None`` where it is not, or a file of it is damaged."""
+    if not (folder / f"{name}.json").exists():
+        return None
+    try:
+        check_network(folder, name)
+        return list(read_record(folder / f"{name}.json", history=list)["history"])
+    except RunError as error:
+        print(f"{name.replace('_', ' ')} is trained again: {error}")
+        return None
 
 
 def describe_truth(lesson: Lesson) -> NDArray[np.float32]:

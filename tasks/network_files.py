@@ -1,5 +1,6 @@
 """Network files: ``<name>.keras`` with its checksum, ``<name>.sha256``; nothing loads before the checksum matched."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,29 @@ def load_network(folder: Path, name: str = "model") -> Any:
     Raises:
         RunError: If a file is missing, the checksum differs, or the file does not load.
     """
+    return load_checked(folder / f"{name}.keras", check_network(folder, name))
+
+
+def load_checked(path: Path, sha256: str, *, compiled: bool = False) -> Any:
+    """Loads a ``keras.Model`` from a ``.keras`` file; nothing else loads one, and nothing before its checksum matched.
+
+    Args:
+        path: The file.
+        sha256: Its checksum as noted when it was written.
+        compiled: With optimiser and loss, to go on training.
+
+    Raises:
+        RunError: If it is no ``.keras`` file, the checksum differs, or it does not load in Keras' safe mode.
+    """
     from tasks.keras_backend import keras
 
-    check_network(folder, name)
-    path = folder / f"{name}.keras"
+    # An .h5 file would be loaded without the safe mode.
+    if path.suffix != ".keras" or not zipfile.is_zipfile(path):
+        raise RunError(f"{path} is no .keras file: train again")
+    if sha256_of_file(path) != sha256:
+        raise RunError(f"{path} does not match its checksum: it was changed after training; train again")
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        return keras.saving.load_model(path, compile=compiled, safe_mode=True)
     except Exception as error:  # Keras raises many kinds for a network of another make, some without a message
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"{path} does not load ({reason[:120]}): train again") from None

@@ -31,6 +31,7 @@ from tasks.storage import (
     locked,
     read_bytes,
     read_manifest,
+    read_record,
     run_folder,
     sha256_of_file,
     shards_exist,
@@ -140,7 +141,7 @@ def fetch_shelf(settings: Settings, shelf: Path, wanted: Collection[str]) -> Non
     """Brings from the shared cache the lists of a shelf, and those of its shards that have wanted files."""
     fetch_below(settings, f"arrays/{shelf.name}/", ending=".json")
     lost = [path for path in shelf.glob("[!.]*.json") if not path.with_suffix(".npy").exists()]
-    contents = {path: json.loads(path.read_text()) for path in lost}
+    contents = {path: read_record(path, rows=list, failed=dict) for path in lost}
     named = [path for path, said in contents.items() if not {*said["rows"], *said["failed"]}.isdisjoint(wanted)]
     fetch_files(settings, [f"arrays/{shelf.name}/{path.stem}.npy" for path in named])
 
@@ -149,7 +150,8 @@ def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: boo
     """Decodes files (sha256 -> path below ``folder``) into one shard and its list on the shelf; the shard's name.
 
     ``<name>.npy`` is uint8 ``(n, 224, 224)``; ``<name>.json``, written last, lists the sha256 of each row, and of each
-    file that did not decode the reason. Of runs that pack the same at once one does it, and the others wait.
+    file that did not decode the reason, and the shard's own sha256. Of runs that pack the same at once one does it, and
+    the others wait.
     """
     name = digest(sorted(files))[:24]
     shard, listing = shelf / f"{name}.npy", shelf / f"{name}.json"
@@ -160,7 +162,8 @@ def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: boo
             content = io.BytesIO()  # NumPy's own writing to a file hides why it failed
             np.save(content, stacked)
             write_whole(shard, content.getvalue())
-            write_whole(listing, json.dumps({"rows": list(pixels), "failed": failed}))
+            sha256 = hashlib.sha256(content.getvalue()).hexdigest()
+            write_whole(listing, json.dumps({"rows": list(pixels), "failed": failed, "sha256": sha256}))
     return name
 
 
@@ -192,7 +195,7 @@ def known_files(shelf: Path) -> dict[str, tuple[str, int, str]]:
         shard = listing.with_suffix(".npy")
         if not shard.exists():
             continue
-        content = json.loads(listing.read_text())
+        content = read_record(listing, rows=list, failed=dict)
         known |= {sha: (f"arrays/{shelf.name}/{shard.name}", row, "") for row, sha in enumerate(content["rows"])}
         known |= {sha: ("", -1, reason) for sha, reason in content["failed"].items()}
     return known

@@ -52,8 +52,18 @@ MANIFEST_DTYPES: dict[str, str] = {
 }
 
 
+LONGEST_SAID = 2_000
+
+
 class PipelineError(Exception):
     """Something that the user can mend; its message is one sentence that says how."""
+
+    def __str__(self) -> str:
+        """In one line, whatever names it quotes: line breaks, terminal codes and turned writing come as escapes."""
+        said = super().__str__()
+        if len(said) > LONGEST_SAID:
+            said = f"{said[: LONGEST_SAID // 2]} … {said[-LONGEST_SAID // 2 :]}"
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in said)
 
 
 class SettingsError(PipelineError):

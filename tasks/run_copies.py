@@ -18,9 +18,11 @@ from tasks.settings import IngestionSettings, Settings
 from tasks.storage import (
     SEAL,
     cache_folder,
+    inside,
     is_in_bucket,
     locked,
-    read_json,
+    read_index,
+    read_record,
     run_folder,
     runs_address,
     sha256_of_file,
@@ -59,7 +61,7 @@ def fetch_run(settings: Settings) -> None:
             if stored is not None:  # else it was removed since it was listed
                 known[name] = [stored.etag, stored.sha256]
         for name in set(known) - set(there):
-            (run / name).unlink(missing_ok=True)
+            inside(run, name).unlink(missing_ok=True)
             del known[name]
         write_json(run / KNOWN, known)
     if changed:
@@ -114,7 +116,7 @@ def read_seal(settings: Settings) -> Facts | None:
         path = path.with_name(".sealed.json")
         if _open_run(settings).get(SEAL, path) is None:
             return None
-    return dict(read_json(path)) if path.exists() else None
+    return read_record(path) if path.exists() else None
 
 
 def fetch_beside(settings: Settings, name: str) -> None:
@@ -234,7 +236,7 @@ def open_bucket(address: str, settings: Settings) -> BucketFolder:
 
 
 def _shards(index: Path) -> list[str]:
-    return [str(shard["name"]) for shard in read_json(index)["shards"]]
+    return read_index(index)[0]
 
 
 def _with_listing(shard: str) -> list[str]:
@@ -251,7 +253,7 @@ def _each(
 
 
 def _read_known(run: Path) -> dict[str, list[str]]:
-    return dict(read_json(run / KNOWN)) if (run / KNOWN).exists() else {}
+    return read_record(run / KNOWN) if (run / KNOWN).exists() else {}
 
 
 def _etag(known: dict[str, list[str]], name: str) -> str:

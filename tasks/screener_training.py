@@ -7,7 +7,6 @@ epoch a checkpoint is kept, so that a killed training goes on from its last whol
 """
 
 import hashlib
-import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +29,7 @@ from tasks.screener_files import find_screener
 from tasks.screener_quality import judge_screener
 from tasks.settings import ScreenerRecipe, ScreeningSettings, Settings
 from tasks.stages import run_stage
-from tasks.storage import cache_folder, read_manifest, run_folder, sha256_of_file, write_json
+from tasks.storage import cache_folder, digest, read_manifest, run_folder, sha256_of_file, write_json
 from tasks.tables import read_table, refuse_values
 
 PARTS = {"fit": 0.7, "tune": 0.1, "report": 0.2}
@@ -128,8 +127,7 @@ def train_screener(
         TableError: If a part lacks images with or without devices, or none is surely without.
         SettingsError: If an epoch has fewer pictures than a batch.
     """
-    from tasks.epochs import build_optimizer, reseed, save_checkpoint
-    from tasks.keras_backend import keras
+    from tasks.epochs import CHECKPOINT, build_optimizer, load_checkpoint, reseed, save_checkpoint
     from tasks.network_files import save_network
     from tasks.screener import finish_screener, score_pixels
     from tasks.screener_loss import build_trainer, mean_of_losses
@@ -149,13 +147,12 @@ def train_screener(
     if n_epoch < recipe.batch_size:
         raise SettingsError(f"recipe.batch_size: {recipe.batch_size} is more than the {n_epoch} pictures of an epoch")
 
-    checkpoint = folder / "checkpoint.json"
-    if checkpoint.exists():
-        state = json.loads(checkpoint.read_text())
-        trainer = keras.saving.load_model(folder / state["model"], safe_mode=True)
+    of = digest([recipe.model_dump(), seed, len(read)])
+    if (kept := load_checkpoint(folder, of)) is not None:
+        trainer, state = kept
         print(f"going on after epoch {len(state['history'])} from {folder}")
     else:
-        state = {"history": []}
+        state = {"history": [], "of": of}
         trainer = build_trainer(start_core(recipe, seed), seed)
         optimizer = build_optimizer(recipe.learning_rate, recipe.epochs, n_epoch, recipe.batch_size)
         trainer.compile(optimizer=optimizer, loss=mean_of_losses)
@@ -184,7 +181,7 @@ def train_screener(
     scores = pd.Series(score_pixels(screener, images.read(list(rows["image_id"]))), index=rows.index)
     card = describe_screener(rows, scores, manifest, recipe, seed, checksum, state["history"])
     write_json(folder / "card.json", card)
-    for leftover in [checkpoint, *folder.glob("checkpoint-*.keras")]:
+    for leftover in [folder / CHECKPOINT, *folder.glob("checkpoint-*.keras")]:
         leftover.unlink()
     return {"card": card}
 

@@ -22,7 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.answers import read_answered
 from tasks.artifacts import show_table
 from tasks.contact_sheet import TEMPLATE, doubtful_rows, find_doubtful, show_sheet, write_sheet
-from tasks.images import SIDE_PX, PackedImages
+from tasks.images import SIDE_PX, PackedImages, open_shard
 from tasks.masks import DeviceMasks, read_scores, write_shard
 from tasks.measures import format_value
 from tasks.provenance import BACKENDS, find_backend
@@ -46,8 +46,8 @@ from tasks.storage import (
     cache_folder,
     digest,
     locked,
-    read_json,
     read_manifest,
+    read_record,
     run_folder,
     sha256_of_file,
     shards_exist,
@@ -159,7 +159,7 @@ def screen(settings: Settings, folder: str) -> Facts:
 def find_targets(settings: Settings) -> dict[str, str]:
     """Names in the cache: of each packed shard of a run, and of the scores and masks that this screener gives it."""
     screener = find_screener(settings.screening.screener)
-    arrays = read_json(run_folder(settings) / "arrays" / "index.json")
+    arrays = read_record(run_folder(settings) / "arrays" / "index.json", shards=list, images=dict)
     return {shard["name"]: name_target(screener, Path(shard["name"])) for shard in arrays["shards"]}
 
 
@@ -181,7 +181,7 @@ def index_masks(settings: Settings) -> Facts:
     fetch_files(settings, targets)
     if missing := [target for target in targets if not (cache / target).exists()]:
         raise RunError(f"scaling.runner: {len(missing):,} of the screened shards not found; {LOST_SHARDS}")
-    arrays = read_json(run_folder(settings) / "arrays" / "index.json")
+    arrays = read_record(run_folder(settings) / "arrays" / "index.json", shards=list, images=dict)
     return {"shards": [{"name": target} for target in targets], "images": arrays["images"]}
 
 
@@ -202,7 +202,7 @@ def screen_shard(model: Any, source: Path, target: Path) -> None:
     """Scores and masks of one packed shard, uint8 ``(n, 224, 224)`` -> a compressed shard of masks."""
     from tasks.screener import screen_pixels
 
-    said = list(screen_pixels(model, np.load(source, mmap_mode="r")))
+    said = list(screen_pixels(model, open_shard(source)))
     scores = np.concatenate([batch.scores for batch in said] or [np.empty(0, np.float32)])
     masks = np.concatenate([batch.masks for batch in said] or [np.empty((0, SIDE_PX, SIDE_PX), np.uint8)])
     write_shard(target, scores, masks)

@@ -23,8 +23,8 @@ from tasks.storage import (
     cache_folder,
     digest,
     is_in_bucket,
-    read_json,
     read_manifest,
+    read_record,
     run_folder,
     sha256_of_file,
     write_json,
@@ -48,7 +48,7 @@ def seal(settings: Settings) -> Facts:
 def note_finished(settings: Settings) -> None:
     """Notes in the cache that this sealed run is done with, so that one like it has nothing new to do."""
     run = run_folder(settings)
-    path = cache_folder(settings) / "finished" / f"{read_json(run / SEAL)['news']}.json"
+    path = cache_folder(settings) / "finished" / f"{read_record(run / SEAL, news=str)['news']}.json"
     used = dict(read_stage(run, "screen")["parts"]["inputs"]["answers"])
     contents = set(read_manifest(run)["sha256"])
     if used == {sha: device for sha, device in read_answered(settings).items() if sha in contents}:
@@ -65,7 +65,7 @@ def find_finished(settings: Settings) -> str | None:
     fetch_note(settings, f"finished/{path.name}")
     if not path.exists():
         return None
-    finished = read_json(path)
+    finished = read_record(path, run_dir=str, report=str)
     sealed = read_seal(settings.model_copy(update={"run_dir": finished["run_dir"]}))
     # The folder may hold another run by now: what it was sealed for counts.
     return str(finished["report"]) if sealed and sealed.get("news") == path.stem else None

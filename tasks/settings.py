@@ -5,10 +5,12 @@ field is a flag of the command line: ``--training.epochs 3``.
 """
 
 import re
-from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
+
+from tasks.addresses import hide_keys
 
 Split = Literal["val", "test"]
 AuditPart = Literal["baselines", "insertion", "removal", "blanked", "attribution", "groups"]
@@ -31,9 +33,18 @@ RunFolder = Annotated[str, AfterValidator(_refuse_other_buckets)]
 
 
 class Section(BaseModel):
-    """A frozen group of settings that refuses names it does not know."""
+    """A frozen group of settings that refuses names it does not know, and values that nothing can work with."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _refuse_no_text(cls, value: Any) -> Any:
+        """No file has such a name, and JSON no such text."""
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and ("\x00" in text or re.search("[\ud800-\udfff]", text)):
+                raise ValueError("should be text in UTF-8 without NUL bytes")
+        return value
 
 
 class StorageSettings(Section):
@@ -79,11 +90,14 @@ class IngestionSettings(Section):
         description="Hosts that a https source and its redirects may name; '*.' stands for any subdomain.",
     )
     ca_file: str | None = Field(None, description="PEM file of the certificate authority to trust for https sources.")
-    timeout_s: float = Field(60.0, gt=0, description="Longest silence of a server before the attempt counts as failed.")
+    timeout_s: float = Field(
+        60.0, gt=0, le=86_400, description="Longest silence of a server before the attempt counts as failed."
+    )
     tries: int = Field(8, ge=1, le=100, description="Attempts without progress before fetching gives up.")
     backoff_s: float = Field(
         1.0,
         ge=0,
+        le=3_600,
         description="First pause between attempts, in seconds; it doubles each time, with jitter, up to 60 s.",
     )
     n_connections: int = Field(8, ge=1, le=64, description="Objects fetched from a bucket at the same time.")
@@ -93,10 +107,16 @@ class IngestionSettings(Section):
     dropbox_block: str | None = Field(
         None, description="Name of a Prefect Secret block with the token for dropbox: sources; default: DROPBOX_TOKEN."
     )
-    max_unpacked_gb: float = Field(20.0, gt=0, description="Largest unpacked size of an archive, in GB (10^9 bytes).")
-    max_members: int = Field(200_000, ge=1, description="Largest number of members of an archive.")
-    max_ratio: float = Field(100.0, ge=1, description="Largest ratio of unpacked to packed size of an archive member.")
-    max_side_px: int = Field(20_000, ge=64, description="Longest side of an image that is still decoded, in pixels.")
+    max_unpacked_gb: float = Field(
+        20.0, gt=0, le=1e6, description="Largest unpacked size of an archive, in GB (10^9 bytes)."
+    )
+    max_members: int = Field(200_000, ge=1, le=10**9, description="Largest number of members of an archive.")
+    max_ratio: float = Field(
+        100.0, ge=1, le=1e9, description="Largest ratio of unpacked to packed size of an archive member."
+    )
+    max_side_px: int = Field(
+        20_000, ge=64, le=10**6, description="Longest side of an image that is still decoded, in pixels."
+    )
 
 
 class SampleSettings(Section):
@@ -114,11 +134,16 @@ class QualitySettings(Section):
 
     max_undecodable: float = Field(0.01, ge=0, le=1, description="Largest accepted share of files that do not decode.")
     min_images: int = Field(
-        1, ge=1, description="Smallest accepted number of usable images of a class in a split after splitting."
+        1,
+        ge=1,
+        le=10**9,
+        description="Smallest accepted number of usable images of a class in a split after splitting.",
     )
-    min_train_images: int = Field(4, ge=1, description="Smallest accepted number of training images of a class.")
-    min_side_px: int = Field(64, ge=1, description="Shortest accepted side of an image, in pixels.")
-    max_side_px: int = Field(8_000, ge=64, description="Longest accepted side of an image, in pixels.")
+    min_train_images: int = Field(
+        4, ge=1, le=10**9, description="Smallest accepted number of training images of a class."
+    )
+    min_side_px: int = Field(64, ge=1, le=10**6, description="Shortest accepted side of an image, in pixels.")
+    max_side_px: int = Field(8_000, ge=64, le=10**6, description="Longest accepted side of an image, in pixels.")
 
 
 class SplittingSettings(Section):
@@ -267,10 +292,11 @@ class AuditingSettings(Section):
     n_images: int = Field(
         100, ge=1, le=2_000, description="Most images of each class that devices are put on, and taken off."
     )
-    min_images: int = Field(20, ge=2, description="Fewest images that a rule of the verdict is judged on.")
+    min_images: int = Field(20, ge=2, le=10**9, description="Fewest images that a rule of the verdict is judged on.")
     max_shift: float = Field(
         0.1,
         gt=0,
+        le=1_000,
         description="Largest accepted shift of the logit when a device comes or goes, as a share of the gap between "
         "the classes.",
     )
@@ -283,6 +309,7 @@ class AuditingSettings(Section):
     max_excess_lift: float = Field(
         0.5,
         gt=0,
+        le=1_000,
         description="Largest accepted lift of LIME weight on devices, above the lift of the same places without one.",
     )
     max_group_loss: float = Field(
@@ -328,9 +355,11 @@ class ScreenerRecipe(Section):
     start_from: str | None = Field(
         None, description="Folder of a screener of the same widths whose weights training starts from."
     )
-    n_composites: int = Field(1_300, ge=10, description="Device-free images drawn on afresh in each epoch.")
-    n_chests: int = Field(2_000, ge=40, description="Drawn chests in all.")
-    n_chests_shown: int = Field(650, ge=0, description="Drawn chests in an epoch, a third of them drawn on afresh.")
+    n_composites: int = Field(1_300, ge=10, le=10**6, description="Device-free images drawn on afresh in each epoch.")
+    n_chests: int = Field(2_000, ge=40, le=10**6, description="Drawn chests in all.")
+    n_chests_shown: int = Field(
+        650, ge=0, le=10**6, description="Drawn chests in an epoch, a third of them drawn on afresh."
+    )
 
 
 class Settings(Section):
@@ -365,8 +394,15 @@ class Settings(Section):
 
     @property
     def public_source(self) -> str:
-        """The source as it may be shown: of a web address host and file name, since path and query are keys."""
-        if not self.source.startswith(("https://", "http://")):
-            return self.source
-        address = urlsplit(self.source)
-        return f"{address.scheme}://{address.hostname}/…/{address.path.rstrip('/').split('/')[-1]}"
+        """The source as it may be shown; see ``hide_keys``."""
+        return hide_keys(self.source)
+
+    @field_serializer("source", when_used="json")
+    def _write_source(self, source: str) -> str:
+        # Prefect writes the parameters of a run into its server's database; what fetches the source has the object.
+        return hide_keys(source)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What ``repr`` and ``str`` show: the source as it may be shown."""
+        for name, value in super().__repr_args__():
+            yield name, self.public_source if name == "source" else value

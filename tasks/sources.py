@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from tasks.addresses import holds_keys
 from tasks.archives import list_members, open_archive, unpack_members
 from tasks.layout import plan_layout
 from tasks.records import Fetched, Layout, SourceError
@@ -39,8 +40,15 @@ def fetch_source(settings: Settings) -> Fetched:
 
 def _fetch_source(settings: Settings) -> Fetched:
     source = settings.source
+    if source.startswith("s3://") and holds_keys(source):
+        raise SourceError(
+            f"source: {settings.public_source} was given with credentials or a query; name s3://bucket/prefix and set "
+            "AWS_PROFILE or the other AWS variables"
+        )
     if settings.ingestion.sha256 and not (source.endswith(".zip") or source.startswith("https://")):
-        raise SourceError(f"ingestion.sha256: {source} is no archive, so it has no checksum; leave the setting out")
+        raise SourceError(
+            f"ingestion.sha256: {settings.public_source} is no archive, so it has no checksum; leave the setting out"
+        )
     if source == "sample":
         return _fetch_sample(settings)
     if source.startswith("https://"):

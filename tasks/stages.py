@@ -15,11 +15,22 @@ from functools import cache
 from pathlib import Path
 from types import CodeType
 
-from tasks.records import Facts
+from tasks.records import Facts, RunError
 from tasks.room import room_in
 from tasks.run_copies import fetch_below, fetch_shards, keep_below, send
 from tasks.settings import Settings
-from tasks.storage import REPOSITORY, SEAL, cache_folder, digest, make_once, read_json, run_folder, write_json
+from tasks.storage import (
+    REPOSITORY,
+    SEAL,
+    cache_folder,
+    digest,
+    inside,
+    make_once,
+    read_json,
+    read_record,
+    run_folder,
+    write_json,
+)
 
 STAGES_FOLDER = "stages"
 SHAPES_NOTHING = {"tasks.settings", "tasks.run_copies", "tasks.bucket_folder", "tasks.room"}
@@ -68,7 +79,11 @@ def run_stage(
         write_json(folder / "stage.json", {"facts": facts, "seconds": seconds, "parts": parts})
 
     def is_whole(folder: Path) -> bool:
-        return (folder / "stage.json").exists() and is_valid(folder)
+        try:
+            read_record(folder / "stage.json", facts=dict, seconds=(int, float))
+            return is_valid(folder)
+        except RunError:  # missing or damaged: it is made again
+            return False
 
     if not (entry / "stage.json").exists() and fetch_below(settings, name, last="stage.json"):
         fetch_shards(settings, entry)
@@ -88,9 +103,9 @@ def place_files(settings: Settings, entry: Path, stage: str, record: Facts) -> N
         (run / SEAL).unlink(missing_ok=True)
         send(settings, [], gone=[SEAL])
         record_path = run / STAGES_FOLDER / f"{stage}.json"
-        earlier = set(read_json(record_path).get("files", [])) if record_path.exists() else set()
+        earlier = set(read_record(record_path, files=list)["files"]) if record_path.exists() else set()
         for name in earlier - set(names):
-            (run / name).unlink(missing_ok=True)
+            inside(run, name).unlink(missing_ok=True)
         for name in names:
             _place(entry / name, run / name)
         send(settings, names, gone=earlier - set(names))
@@ -117,7 +132,7 @@ def _growth(run: Path, entry: Path, names: Sequence[str]) -> int:
 
 def read_stage(run: Path, stage: str) -> Facts:
     """The record of a stage in a run folder: ``facts``, ``seconds``, ``reused``, ``files``, ``entry``."""
-    return dict(read_json(run / STAGES_FOLDER / f"{stage}.json"))
+    return read_record(run / STAGES_FOLDER / f"{stage}.json", facts=dict, parts=dict)
 
 
 def package_versions(packages: Sequence[str]) -> dict[str, str]:

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import threading
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,11 @@ from tasks.settings import Settings
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED_REVIEW = REPOSITORY / "data" / "device_review.csv"
 SEAL = "run.json"
+BROKEN = (
+    *(OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What NumPy and zipfile raise when a file is broken or another one: bytes anywhere in it may be wrong."""
 
 
 def cache_folder(settings: Settings) -> Path:
@@ -125,8 +132,33 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise RunError(f"{path} is missing: run the stage that writes it first") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise RunError(f"{path} is not JSON: remove it and run again") from None
+
+
+def read_record(path: Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
+    """A JSON object of a run that has entries of these names and types.
+
+    Raises:
+        RunError: If the file is missing, not JSON, or something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict) or any(not isinstance(found.get(name), kind) for name, kind in kinds.items()):
+        raise RunError(f"{path} is not what a run wrote there: remove it and run again")
+    return found
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file that a record names below a folder.
+
+    Raises:
+        RunError: If the name leads out of it.
+    """
+    if name.startswith("/") or ".." in name.split("/") or "\x00" in name:
+        raise RunError(
+            f"{folder}: a record names {name!r}, which leads out of this folder; remove stages/ and run again"
+        )
+    return folder / name
 
 
 def make_once(
@@ -196,7 +228,25 @@ def _names(path: Path, descriptor: int) -> bool:
 
 def shards_exist(index: Path, cache: Path) -> bool:
     """Whether the cache holds all shards that an index (``{"shards": [{"name"}], …}``) names."""
-    return all((cache / shard["name"]).exists() for shard in read_json(index)["shards"])
+    return all((cache / name).exists() for name in read_index(index)[0])
+
+
+def read_index(path: Path) -> tuple[list[str], dict[str, tuple[int, int]]]:
+    """An index of shards: their names in the cache, and of each image id its shard and row.
+
+    Raises:
+        RunError: If it is missing or another file.
+    """
+    found = read_record(path, shards=list, images=dict)
+    try:
+        shards = [str(shard["name"]) for shard in found["shards"]]
+        images = {str(image): (int(place[0]), int(place[1])) for image, place in found["images"].items()}
+        whole = all(0 <= shard < len(shards) and row >= 0 for shard, row in images.values())
+    except (TypeError, ValueError, KeyError, IndexError):
+        whole = False
+    if not whole:
+        raise RunError(f"{path} is not what a run wrote there: run the prepare flow on this run folder again")
+    return shards, images
 
 
 # -- the manifest ------------------------------------------------------------------------------------------------------
@@ -206,12 +256,18 @@ def read_manifest(folder: Path) -> pd.DataFrame:
     """Reads ``manifest.parquet``: a row per image, nullable dtypes, sorted by path.
 
     Raises:
-        RunError: If the folder has none.
+        RunError: If the folder has none, or another file under its name.
     """
     path = folder / "manifest.parquet"
     if not path.exists():
         raise RunError(f"{path} is missing: run the prepare flow on this run folder first")
-    return pd.read_parquet(path, dtype_backend="numpy_nullable")
+    try:
+        manifest = pd.read_parquet(path, dtype_backend="numpy_nullable")
+    except Exception:  # pyarrow raises many kinds for bytes that are wrong
+        manifest = pd.DataFrame()
+    if not set(MANIFEST_DTYPES) <= set(manifest.columns):
+        raise RunError(f"{path} is not what the prepare flow wrote: remove it and run that flow on this run folder")
+    return manifest
 
 
 def write_manifest(folder: Path, manifest: pd.DataFrame) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from tasks.records import DEVICE_REASONS
 from tasks.settings import Settings
-from tasks.storage import read_json
+from tasks.storage import read_record
 from tasks.thresholds import choose_threshold
 
 MODEL, TWIN = "model", "unfiltered"
@@ -62,6 +62,6 @@ def stage_name(stage: str, name: str) -> str:
 def read_threshold_of(run: Path, name: str) -> float:
     """From which probability on a network calls an image pneumonia; both thresholds are chosen in the same way."""
     if name == MODEL:
-        return float(read_json(run / "metrics.json")["threshold"])
+        return float(read_record(run / "metrics.json", threshold=float)["threshold"])
     shifts = pd.read_csv(work_folder(run, name) / "shifts.csv")
     return choose_threshold(shifts["label"].to_numpy(float), shifts["probability"].to_numpy(float))

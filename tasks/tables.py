@@ -2,11 +2,15 @@
 
 import csv
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 
 from tasks.records import TableError
+
+MAX_MB = 500
+PART_ROWS = 20_000
 
 
 def read_table(path: Path, setting: str, required: Sequence[str]) -> pd.DataFrame:
@@ -21,37 +25,44 @@ def read_table(path: Path, setting: str, required: Sequence[str]) -> pd.DataFram
         The rows that are not blank; the index is the line in the file that a row ends on.
 
     Raises:
-        TableError: If the file is missing, not a CSV in UTF-8, lacks a required column, names one twice, or has a row
-            with more cells than columns.
+        TableError: If the file is missing, not a CSV in UTF-8, lacks a required column, names one twice, has a row with
+            more cells than columns, or is far larger than any table about images.
     """
     try:
+        if path.stat().st_size > MAX_MB * 1e6:
+            raise TableError(f"{setting}: {path} is larger than {MAX_MB} MB; give a table of images only")
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, strict=True, skipinitialspace=True)
-            lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+            stripped = ((reader.line_num, [cell.strip() for cell in row]) for row in reader)
+            filled = ((line, row) for line, row in stripped if any(row))
+            header = next(filled, (0, []))[1]
+            missing = [column for column in required if column not in header]
+            if missing:
+                raise TableError(f"{setting}: {path} lacks the column {_join(missing)}; it needs {_join(required)}")
+            twice = [column for column in header if column and header.count(column) > 1]
+            if twice:
+                raise TableError(f"{setting}: {path} has the column {twice[0]} twice; keep one")
+            parts = []
+            # In parts, because a table packs its text several times closer than lists of cells do.
+            while lines := list(islice(filled, PART_ROWS)):
+                for line, row in lines:
+                    if any(row[len(header) :]):
+                        raise TableError(
+                            f"{setting}: {path} line {line} has more cells than the header; put text with commas into "
+                            "quotes"
+                        )
+                cells = [[*row, *[""] * len(header)][: len(header)] for _, row in lines]
+                parts.append(pd.DataFrame(cells, index=[line for line, _ in lines], columns=header, dtype="str"))
     except FileNotFoundError:
         raise TableError(
             f"{setting}: {path} does not exist; name a CSV file with the columns {_join(required)}"
         ) from None
     except UnicodeDecodeError:
         raise TableError(f"{setting}: {path} is not UTF-8 text; save it as CSV in UTF-8") from None
-    except (csv.Error, OSError) as error:
+    except (csv.Error, OSError, ValueError) as error:
         reason = str(error).split("\n")[0][:100]
         raise TableError(f"{setting}: {path} is no CSV table ({reason}); give columns {_join(required)}") from None
-    filled = [(line, row) for line, row in lines if any(row)]
-    header = filled[0][1] if filled else []
-    missing = [column for column in required if column not in header]
-    if missing:
-        raise TableError(f"{setting}: {path} lacks the column {_join(missing)}; it needs {_join(required)}")
-    twice = [column for column in header if column and header.count(column) > 1]
-    if twice:
-        raise TableError(f"{setting}: {path} has the column {twice[0]} twice; keep one")
-    for line, row in filled[1:]:
-        if any(row[len(header) :]):
-            raise TableError(
-                f"{setting}: {path} line {line} has more cells than the header; put text with commas into quotes"
-            )
-    cells = [[*row, *[""] * len(header)][: len(header)] for _, row in filled[1:]]
-    table = pd.DataFrame(cells, index=[line for line, _ in filled[1:]], columns=header, dtype="str")
+    table = pd.concat(parts) if parts else pd.DataFrame(columns=header, dtype="str")
     return table.loc[:, [bool(column) for column in header]]
 
 

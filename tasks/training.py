@@ -5,7 +5,6 @@ a row per member and epoch; those of the unscreened twin into ``unfiltered/``. A
 whole epoch.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from tasks.records import Facts, RunError
 from tasks.retries import outside_failed
 from tasks.settings import Settings, TrainingSettings
 from tasks.stages import run_stage
-from tasks.storage import cache_folder, read_manifest, run_folder
+from tasks.storage import cache_folder, read_manifest, read_record, run_folder
 from tasks.suspects import MODEL, TITLES, stage_name, used_rows, work_folder
 
 
@@ -49,7 +48,7 @@ def fit(settings: Settings, name: str = MODEL) -> Facts:
 
     inputs = {
         "rows": rows.to_csv(index=False),
-        "arrays": json.loads((run / "arrays" / "index.json").read_text())["shards"],
+        "arrays": read_record(run / "arrays" / "index.json", shards=list)["shards"],
         "training": settings.training.model_dump(),
         "weights": checksum_of_weights(settings.training),
         "seed": settings.seed,

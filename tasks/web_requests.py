@@ -22,6 +22,7 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 import certifi
 
+from tasks.addresses import hide_keys
 from tasks.artifacts import Progress
 from tasks.records import SourceError
 from tasks.settings import IngestionSettings
@@ -108,9 +109,8 @@ def retry_after_s(value: str | None) -> float | None:
 
 
 def shown_link(url: str) -> str:
-    """The link without its query, which may hold a secret, for messages."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    """The link as messages may show it; see ``hide_keys``."""
+    return hide_keys(url)
 
 
 def tls_context(settings: IngestionSettings) -> ssl.SSLContext:

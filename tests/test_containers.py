@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from s3_server import AWS, running_s3
 
 from infra.bucket import main as make_bucket
@@ -92,19 +93,49 @@ def test_the_entrypoint_is_a_shell_script_that_a_shell_accepts() -> None:
     subprocess.run(["sh", "-n", str(REPOSITORY / "infra" / "entrypoint.sh")], check=True)
 
 
-def test_packages_are_installed_as_pinned() -> None:
-    installs = [rest for _, words in STAGES.values() for word, rest in words if word == "RUN" and "pip install" in rest]
-    assert installs and all("-c constraints.txt" in line for line in installs)
-    assert sum("-r requirements.txt" in line for line in installs) == 1
+def read_lock(target: str) -> dict[str, tuple[str, list[str]]]:
+    """Name of a package -> its version and the sha256 of its files."""
+    text = (REPOSITORY / "infra" / f"requirements-{target}.lock").read_text()
+    lines = re.findall(r"^([\w.-]+)==(\S+)((?: \\\n +--hash=sha256:[0-9a-f]{64})+)$", text, re.MULTILINE)
+    assert len(lines) == len(re.findall(r"^[^#\s]", text, re.MULTILINE)), "every line is a package with hashes"
+    return {canonicalize_name(name): (version, re.findall("[0-9a-f]{64}", sums)) for name, version, sums in lines}
 
 
-def test_the_gpu_image_has_the_tensorflow_of_the_requirements_and_pins_what_that_brings() -> None:
-    wanted = " ".join(rest for _, rest in STAGES["packages-gpu"][1])
-    assert re.findall(r"tensorflow\[and-cuda\]==([\w.]+)", wanted) == [pinned("tensorflow")]
+def read_pins(file: str) -> dict[str, str]:
+    lines = re.findall(r"^([\w.-]+)(?:\[\w+\])?==(\S+)", (REPOSITORY / file).read_text(), re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in lines}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_image_installs_nothing_but_files_with_known_checksums(target: str) -> None:
+    installs = [rest for word, rest in effective(f"packages-{target}") if word == "RUN" and "pip install" in rest]
+    assert installs[-1].endswith(f"-r requirements-{target}.lock")
+    assert all("--require-hashes" in line for line in installs)
+    assert all(sums for _, sums in read_lock(target).values())
+
+
+def test_the_lock_holds_what_the_requirements_pin_and_all_that_it_brings_along() -> None:
+    locked = {name: version for name, (version, _) in read_lock("cpu").items()}
+    required, tested = read_pins("requirements.txt"), read_pins("constraints.txt")
+    assert {name: locked.get(name) for name in required} == required
+    assert {name: version for name, version in locked.items() if tested.get(name, required.get(name)) != version} in (
+        {},
+        {"setuptools": locked["setuptools"], "wheel": locked["wheel"]},
+    ), "other versions than those that were tested together"
+    for name in set(locked) - {"setuptools", "wheel"}:
+        for text in importlib.metadata.requires(name) or []:
+            needed = Requirement(text)
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                assert needed.specifier.contains(locked[canonicalize_name(needed.name)], prereleases=True), text
+
+
+def test_the_gpu_image_has_what_the_tensorflow_of_the_requirements_brings_for_a_gpu() -> None:
+    assert importlib.metadata.version("tensorflow") == pinned("tensorflow")
     of_cuda = [Requirement(text) for text in importlib.metadata.requires("tensorflow") or [] if "and-cuda" in text]
-    assert of_cuda
+    locked = read_lock("gpu")
+    assert {canonicalize_name(needed.name) for needed in of_cuda} <= set(locked)
     for needed in of_cuda:
-        assert needed.specifier.contains(pinned(needed.name, "infra/gpu_constraints.txt")), needed
+        assert needed.specifier.contains(locked[canonicalize_name(needed.name)][0]), needed
 
 
 def test_what_the_images_copy_exists_and_is_not_ignored() -> None:

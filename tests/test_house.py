@@ -12,6 +12,7 @@ from tasks.storage import REPOSITORY
 
 # From the ground up; a module imports from lower rows only, never from its own: a stage knows no stage.
 ROWS = [
+    {"tasks.addresses"},
     {"tasks.settings", "tasks.records"},
     {"tasks.room"},
     {"tasks.storage", "tasks.bucket_folder"},
@@ -43,7 +44,6 @@ ROWS = [
         "tasks.answers",
         "tasks.readings",
         "tasks.screener_quality",
-        "tasks.epochs",
         "tasks.backbones",
         "tasks.augmentation",
         "tasks.normalisation",
@@ -61,6 +61,7 @@ ROWS = [
         "tasks.familiarity",
         "tasks.archives",
         "tasks.networks",
+        "tasks.epochs",
         "tasks.contact_sheet",
         "data.sample",
         "data.full_size",

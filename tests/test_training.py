@@ -92,7 +92,7 @@ def test_a_killed_training_ends_like_an_unbroken_one(
         one, two = (pd.read_csv(folder / "history.csv")[column] for folder in (whole, broken))
         np.testing.assert_allclose(one, two, atol=1e-4)
     files = sorted(path.relative_to(broken).as_posix() for path in broken.rglob("*"))
-    members = [f"members/member_{number}.{suffix}" for number in (1, 2) for suffix in ("json", "keras")]
+    members = [f"members/member_{number}.{suffix}" for number in (1, 2) for suffix in ("json", "keras", "sha256")]
     assert files == ["history.csv", "members", *members]
 
 
@@ -188,7 +188,7 @@ def test_a_training_killed_while_it_clears_up_goes_on_and_leaves_no_checkpoint(
     facts = train_network(*data, one, 7, tmp_path)
     assert train_network(*data, one, 7, tmp_path) == facts, "a whole training is taken as it is"
     files = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
-    assert files == ["history.csv", "member_1.json", "member_1.keras"]
+    assert files == ["history.csv", "member_1.json", "member_1.keras", "member_1.sha256"]
 
 
 def test_a_rate_that_is_far_too_high_is_refused_by_name(

@@ -1,0 +1,23 @@
+"""Addresses of sources as people may see them: a share link is a key, and so is a password in an address."""
+
+from urllib.parse import urlsplit
+
+
+def hide_keys(address: str) -> str:
+    """An address as it may be shown: of one on the web host and file name, since its path and query are keys.
+
+    A path on this machine, and an address in a bucket that holds nothing else, are shown as they are.
+    """
+    scheme, found, _ = address.partition("://")
+    if not found or (scheme == "s3" and not holds_keys(address)):
+        return address
+    try:
+        parts = urlsplit(address)
+        return f"{scheme}://{parts.hostname or '…'}/…/{parts.path.rstrip('/').split('/')[-1]}"
+    except ValueError:
+        return f"{scheme}://…"
+
+
+def holds_keys(address: str) -> bool:
+    """Whether an address in a bucket holds credentials or the query of a signed request."""
+    return "@" in address.partition("://")[2].split("/")[0] or "?" in address

@@ -1,0 +1,171 @@
+"""Whatever a review table, an answers table or an ``index.csv`` holds: it is read right, or refused in one line."""
+
+import csv
+import hashlib
+import io
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from fault_table import FaultTable
+from hostile import DAMAGES, bounded_memory, damage, ends_well, hostile  # noqa: F401
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.answers import FORMULA, keep_answers, read_answers, read_kept, take_answers
+from tasks.ingestion import read_index
+from tasks.readings import find_review, read_review
+
+NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
+PATHS = ("a.png", "b.png", "=c.png", "ü/d e.png")
+CELLS = st.one_of(
+    st.sampled_from(
+        [
+            *PATHS,
+            *("", "0", "1", "2", "normal", "PNEUMONIA", "virus", "train", "val", "x", "nan", "NaN", "1e400", "-1"),
+            *("=cmd|' /C calc'!A0", "+1+1", "-2", "@SUM(A1)", "\t=1", "\r=1", '=HYPERLINK("h","x")', "<script>"),
+            *("../../etc/passwd", "/etc/passwd", "a\x00b", "\ufeff", "\u202egpj", "a\nb", "x" * 140_000, "é" * 300),
+            *("2026-01-01T00:00:00Z", "9999-12-31T23:59:59+14:00", "0001-01-01", "2026-13-45", "a" * 64, "1" * 5_000),
+        ]
+    ),
+    st.text(max_size=12),
+)
+HEADERS = st.lists(
+    st.sampled_from(
+        ["path", "device", "sha256", "reviewer", "time", "label", "patient_id", "subtype", "split", "", "=x", " path"]
+    ),
+    max_size=8,
+)
+HEADED = st.one_of(
+    HEADERS,
+    st.just(["path", "device"]),
+    st.just(["path", "sha256", "device", "reviewer", "time"]),
+    st.just(["path", "label", "patient_id"]),
+    st.just(["path", "label", "patient_id", "subtype", "split"]),
+)
+TABLES = st.builds(lambda header, rows: [header, *rows], HEADED, st.lists(st.lists(CELLS, max_size=6), max_size=5))
+ENCODINGS = st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "latin-1", "cp1252"])
+WHOLE = "path,sha256,device,reviewer,time,label,patient_id,subtype,split\n" + "".join(
+    f'"{path}",,{i % 2},Ada,2026-01-0{i + 1}T00:00:00Z,{i % 2},p{i},,\n' for i, path in enumerate(PATHS)
+)
+
+
+def sha_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+MANIFEST = pd.DataFrame(
+    {
+        "image_id": [sha_of(path)[:16] for path in PATHS],
+        "path": PATHS,
+        "sha256": [sha_of("of " + path) for path in PATHS],
+    }
+)
+
+
+def write_rows(rows: list[list[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
+
+
+@contextmanager
+def table_of(content: bytes) -> Iterator[Path]:
+    """A file of this content in a folder of its own, in which nothing else may appear but the kept answers."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name, "table.csv")
+        path.write_bytes(content)
+        yield path
+        assert {p.name for p in Path(name).iterdir()} <= {"table.csv", "kept.csv"}
+
+
+def read_as_review(path: Path) -> None:
+    readings = read_review(path, "screening.review")
+    assert set(readings.values()) <= {0, 1}
+    find_review(str(path), path.parent, MANIFEST["path"])
+
+
+def read_as_index(path: Path) -> None:
+    rows = read_index(path, PATHS)
+    assert set(rows["path"]) <= set(PATHS) and rows["path"].is_unique
+    assert set(rows["label"]) <= {0, 1} and set(rows["source_split"]) <= {"train", "val", "test"}
+
+
+def take_as_answers(path: Path) -> None:
+    """Takes them; what is kept then has no cell that a spreadsheet runs, and only answers about these images."""
+    kept = path.with_name("kept.csv")
+    take_answers(path, MANIFEST, kept, reviewer="someone", now=NOW)
+    with kept.open(newline="", encoding="utf-8") as stream:
+        assert not [cell for row in csv.reader(stream) for cell in row if cell.startswith(FORMULA)]
+    assert {answer.path for answer in read_kept(kept)} <= set(PATHS)
+
+
+@given(rows=TABLES, encoding=ENCODINGS)
+@hostile
+def test_any_review_table_is_read_right_or_refused_in_one_line(
+    faults: FaultTable, rows: list[list[str]], encoding: str
+) -> None:
+    with table_of(write_rows(rows).encode(encoding, "replace")) as path:
+        ends_well(faults, lambda: read_as_review(path))
+
+
+@given(rows=TABLES, encoding=ENCODINGS)
+@hostile
+def test_any_index_is_read_right_or_refused_in_one_line(
+    faults: FaultTable, rows: list[list[str]], encoding: str
+) -> None:
+    with table_of(write_rows(rows).encode(encoding, "replace")) as path:
+        ends_well(faults, lambda: read_as_index(path))
+
+
+@given(rows=TABLES, encoding=ENCODINGS)
+@hostile
+def test_any_answers_are_taken_without_a_formula_or_refused_in_one_line(
+    faults: FaultTable, rows: list[list[str]], encoding: str
+) -> None:
+    with table_of(write_rows(rows).encode(encoding, "replace")) as path:
+        ends_well(faults, lambda: take_as_answers(path))
+
+
+@given(kind=st.sampled_from(DAMAGES), seed=st.integers(0, 2**32 - 1))
+@hostile
+def test_a_damaged_table_is_read_right_or_refused_in_one_line(faults: FaultTable, kind: str, seed: int) -> None:
+    with table_of(damage(WHOLE.encode(), kind, seed)) as path:
+        for read in (read_as_review, read_as_index, take_as_answers):
+            ends_well(faults, lambda read=read: read(path))  # type: ignore[misc]
+
+
+@given(content=st.binary(max_size=400))
+@hostile
+def test_bytes_that_are_no_table_are_refused_in_one_line(faults: FaultTable, content: bytes) -> None:
+    with table_of(content) as path:
+        ends_well(faults, lambda: read_as_review(path))
+
+
+def test_a_whole_table_is_read_in_each_of_its_roles(faults: FaultTable) -> None:
+    with table_of(WHOLE.encode()) as path:
+        assert ends_well(faults, lambda: read_as_review(path))
+        assert ends_well(faults, lambda: read_as_index(path))
+        assert ends_well(faults, lambda: take_as_answers(path))
+
+
+@pytest.mark.long
+def test_a_table_with_a_million_rows_is_read_or_refused_within_the_memory_limit(
+    faults: FaultTable, tmp_path: Path
+) -> None:
+    table = tmp_path / "big.csv"
+    with table.open("w") as stream:
+        stream.write("path,device,label,patient_id\n")
+        stream.writelines(f"train/NORMAL/IM-{i}.jpeg,{i % 2},0,p{i}\n" for i in range(1_000_000))
+    assert ends_well(faults, lambda: read_review(table, "screening.review"))
+    assert not ends_well(faults, lambda: read_index(table, ("a.png",)))
+    assert not ends_well(
+        faults,
+        lambda: keep_answers(
+            read_answers(table, "answers"), MANIFEST, tmp_path / "kept.csv", reviewer="a", place="x", now=NOW
+        ),
+    )
