@@ -24,8 +24,10 @@ from fault_table import Attempt
 from tasks.storage import REPOSITORY, read_manifest
 
 SMALL = ["--sample.n-images", "60", "--sample.side-px", "128", "--training.epochs", "2", "--training.n-models", "2"]
-SMALL += ["--explanation.n-images", "4"]
-"""As the session's finished run has it, which all of these are compared with."""
+SMALL += ["--scaling.n-workers", "1"]
+"""As the session's finished run has it, which all of these are compared with; explaining takes long and is asked for
+where it matters."""
+EXPLAINED, UNEXPLAINED = ("--explanation.n-images", "4"), ("--explanation.n-images", "0")
 PATIENCE_S = 900.0
 """Far more than any of these runs takes: a busy machine is no failure."""
 TRAIN = "import sys; from flows.command_line import run_command; from flows.train import train; "
@@ -40,6 +42,7 @@ class Place:
 
     folder: Path
     logs: Path
+    more: tuple[str, ...] = UNEXPLAINED
 
     @property
     def run(self) -> Path:
@@ -61,12 +64,12 @@ class Place:
 
     def flags(self, *more: str) -> list[str]:
         kept = ["--storage.cache", str(self.cache), "--storage.raw", str(self.folder / "raw")]
-        return [*SMALL, "--scaling.n-workers", "1", *kept, "--run-dir", str(self.run), *more]
+        return [*SMALL, *self.more, *kept, "--run-dir", str(self.run), *more]
 
 
-def copy_place(workspace: Path, folder: Path, stages: Sequence[str] = ()) -> Place:
-    """A place with the drawn sample of another, and with what its cache holds of these stages."""
-    place = Place(folder, folder / "logs")
+def copy_place(workspace: Path, folder: Path, stages: Sequence[str] = (), more: tuple[str, ...] = UNEXPLAINED) -> Place:
+    """A place with the drawn sample of another, and with what its cache holds of these stages; more flags for it."""
+    place = Place(folder, folder / "logs", more)
     shutil.copytree(workspace / "raw", folder / "raw")
     for stage in stages:
         shutil.copytree(workspace / "cache" / stage, place.cache / stage)

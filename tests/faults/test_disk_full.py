@@ -43,7 +43,7 @@ SENTENCE = re.compile(
     r"([\d,.]+ (?:MB|bytes)) are free; make room there, or name another disk with storage\.cache, storage\.raw or "
     r"--run-dir, and give the same command again; what is finished is kept$"
 )
-SPARE = 300_000
+SPARE = 100_000
 """Bytes left free: enough for the small files of a stage, too little for what the next one writes."""
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from broken_runs import (
     BEFORE_TRAINING,
+    EXPLAINED,
     TRAIN,
     Place,
     broken_files,
@@ -117,7 +118,7 @@ def timeline(
     api: str, finished_run: Path, workspace: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, float]:
     """Seconds of each task in an unbroken run in a process of its own, and of all of it as ``""``."""
-    place = copy_place(workspace, tmp_path_factory.mktemp("unbroken") / "place")
+    place = copy_place(workspace, tmp_path_factory.mktemp("unbroken") / "place", more=EXPLAINED)
     start = time.monotonic()
     exit_code, said = finish(place, place.flags(), api)
     assert exit_code == 0, said[-2000:]
@@ -128,7 +129,7 @@ def timeline(
 def test_a_run_killed_in_each_of_its_stages_one_after_the_other_ends_like_an_unbroken_one(
     faults: FaultTable, api: str, finished_run: Path, workspace: Path, tmp_path: Path, timeline: dict[str, float]
 ) -> None:
-    place = copy_place(workspace, tmp_path)
+    place = copy_place(workspace, tmp_path, more=EXPLAINED)
     draw = random.Random(SEED)
     for number, aim in enumerate(AIMS):
         before = finished(ORDER[ORDER.index(aim) - 1]) if aim != ORDER[0] else lambda log: "Beginning flow run" in log
@@ -142,7 +143,7 @@ def test_a_run_killed_in_each_of_its_stages_one_after_the_other_ends_like_an_unb
 def test_a_run_killed_at_moments_drawn_evenly_over_its_whole_time_ends_like_an_unbroken_one(
     faults: FaultTable, api: str, finished_run: Path, workspace: Path, tmp_path: Path, timeline: dict[str, float]
 ) -> None:
-    place = copy_place(workspace, tmp_path)
+    place = copy_place(workspace, tmp_path, more=EXPLAINED)
     draw = random.Random(SEED + 1)
     # Drawn over the whole time, taken in order: the seconds between them are those each process gets.
     moments = [0.0, *sorted(draw.uniform(0, timeline[""]) for _ in range(4))]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from broken_runs import (
     BEFORE_TRAINING,
+    EXPLAINED,
     broken_files,
     compare_runs,
     copy_place,
@@ -97,7 +98,9 @@ def test_a_training_that_is_stopped_in_the_middle_of_epochs_goes_on_from_the_ver
 def test_a_run_that_is_told_to_stop_in_another_stage_says_how_to_go_on(
     after: str, faults: FaultTable, api: str, finished_run: Path, workspace: Path, tmp_path: Path
 ) -> None:
-    place = copy_place(workspace, tmp_path, [path.name for path in (workspace / "cache").iterdir() if path.is_dir()])
+    place = copy_place(
+        workspace, tmp_path, [path.name for path in (workspace / "cache").iterdir() if path.is_dir()], EXPLAINED
+    )
     for stage in ("check_source", "screen", "masks", "calibrate", "explain", "explanations"):
         for entry in (place.cache / stage).iterdir():
             entry.rename(tmp_path / f"away-{stage}-{entry.name}")
