@@ -55,7 +55,7 @@ def make_ready(client: SyncPrefectClient) -> Iterator[tuple[str, str]]:
         SettingsError: If a setting does not fit, before anything is changed, or ``prefect.yaml`` is refused.
     """
     heartbeat_s = read_number("HEARTBEAT_S", 30, least=30)  # Prefect beats no faster
-    window_s = read_number("WINDOW_S", 3 * heartbeat_s, least=2 * heartbeat_s)  # one late heartbeat is no crash
+    window_s = read_number("WINDOW_S", 5 * heartbeat_s, least=2 * heartbeat_s)  # one late heartbeat is no crash
     slots = read_number("GPU_SLOTS", 1, least=1)
     kind, webhook = read_pool_type(), read_webhook()
     for name in POOLS:

@@ -3,8 +3,8 @@
 Beside the runs, ``cache/held/<name>.json`` says which Prefect run works on the one of that name, and in which process;
 a beat that changes every 20 s says that it still does. No clock is compared with another machine's: who waits takes
 over when it has seen the same beat for two minutes. A process that died on the same machine is seen to be dead at
-once. A training that the run has done elsewhere is part of it and works beside it; the same Prefect run started anew
-takes over at once, and the process that it was before may send nothing any more.
+once. A training that the run has done elsewhere is part of it and works beside it. A run that the server took for dead
+and started again waits for itself, too, while its first process still works.
 """
 
 import os
@@ -38,8 +38,8 @@ def hold_run(settings: Settings, flow_run: str, is_part: bool = False) -> Iterat
 
     Args:
         settings: Name the run.
-        flow_run: Of Prefect, the topmost one; who gives the same works on the same run.
-        is_part: Whether this process does a part of what another one leads.
+        flow_run: Of Prefect, the topmost one.
+        is_part: Whether this process does a part of what another one leads: it may work beside that.
 
     Raises:
         RunError: If the bucket cannot be used.
@@ -86,17 +86,16 @@ class _Hold:
             time.sleep(POLL_S)
 
     def take(self, silent: Facts | None) -> bool:
-        """Takes the folder if nobody has it, this run has it, or who has it is dead or was silent for long."""
+        """Takes the folder if nobody has it, or who has it is dead or was silent for long; a part joins its leader."""
         taken = False
 
         def change(there: Facts | None) -> Facts | None:
             nonlocal taken
             self.there = there
-            free = there is None or there == silent or is_gone(str(there.get("process")))
-            ours = there is not None and there.get("flow_run") == self.flow_run
-            taken = free or ours
-            if ours and self.is_part:
-                return {**(there or {}), "beat": uuid4().hex}
+            if there is not None and self.is_part and there.get("flow_run") == self.flow_run:
+                taken = True
+                return {**there, "beat": uuid4().hex}
+            taken = there is None or there == silent or is_gone(str(there.get("process")))
             return self._record() if taken else None
 
         self._change(change)

@@ -137,8 +137,8 @@ def test_a_run_whose_worker_and_process_are_killed_is_noticed_started_again_and_
         killed = time.monotonic()
         assert team.names(run.id)[-1] == "Running", "nobody knows yet"
         second = team.start_worker()
-        wait_until(lambda: "AwaitingRetry" in team.names(run.id), "it was not noticed", team.said, limit_s=240)
-        assert time.monotonic() - killed < 90 + 15 + 60, "the window, the pause and the server's leisure"
+        wait_until(lambda: "AwaitingRetry" in team.names(run.id), "it was not noticed", team.said, limit_s=300)
+        assert time.monotonic() - killed < 150 + 15 + 75, "the window, the pause and the server's leisure"
         ended = team.wait_for_end(run)
         names = team.names(run.id)
         assert ended.run_count == 2 and names[names.index("Crashed") :][:2] == ["Crashed", "AwaitingRetry"], names
@@ -151,7 +151,7 @@ def test_a_run_whose_worker_and_process_are_killed_is_noticed_started_again_and_
 
 
 @pytest.mark.long
-def test_a_run_whose_worker_alone_is_killed_ends_by_itself_and_another_one_waits_for_its_place(
+def test_a_run_whose_worker_alone_is_killed_goes_on_and_another_run_of_its_deployment_is_never_beside_it(
     faults: FaultTable, store: Store, team: Team, tmp_path: Path
 ) -> None:
     with faults.attempt("kill -9 of a worker alone, with another run of its deployment waiting") as attempt:
@@ -161,18 +161,18 @@ def test_a_run_whose_worker_alone_is_killed_ends_by_itself_and_another_one_waits
         first.wait_for("fit model")
         other = team.start_run(tmp_path, tmp_path / "other")
         wait_until(lambda: "AwaitingConcurrencySlot" in team.names(other.id), "it does not wait", team.said)
-        children = children_of(first.process.pid)
-        os.kill(first.process.pid, signal.SIGKILL)
+        os.kill(first.process.pid, signal.SIGKILL)  # the run's process ends itself then, and says so to the server
         first.process.wait()
-        assert children
-        team.start_worker()
-        ended = team.wait_for_end(run)
-        if ended.run_count and ended.run_count > 1:
-            attempt.repeated("one epoch")
+        second = team.start_worker()
+        team.wait_for_end(run)
         store.require_like(tmp_path / "run", attempt)
         team.wait_for_end(other)
         store.require_like(tmp_path / "other", attempt)
         assert not overlap(team.states(run.id), team.states(other.id))
+        epochs = epochs_in(first.said(), second.said())
+        assert len(epochs) <= 3, "the other run takes the training from the cache"
+        for _ in range(len(epochs) - 2):
+            attempt.repeated("one epoch")
 
 
 def overlap(one: list[Any], other: list[Any]) -> bool:
@@ -244,7 +244,7 @@ def test_runs_go_on_when_the_server_is_away_for_a_minute_and_all_states_are_righ
         store.require_like(tmp_path / "run", attempt)
         store.require_like(tmp_path / "other", attempt)
         wait_until(lambda: not unfinished(team, since), "runs hang", lambda: str(unfinished(team, since)), limit_s=120)
-        print(team.names(run.id))
+        assert team.names(run.id)[-2:] == ["Running", "Completed"], team.names(run.id)
 
 
 def unfinished(team: Team, since: float) -> list[str]:
