@@ -118,7 +118,7 @@ def place_files(settings: Settings, entry: Path, stage: str, record: Facts) -> N
 
 def read_stage(run: Path, stage: str) -> Facts:
     """The record of a stage in a run folder: ``facts``, ``seconds``, ``reused``, ``files``, ``entry``."""
-    return read_record(run / STAGES_FOLDER / f"{stage}.json", facts=dict, parts=dict)
+    return read_record(run / STAGES_FOLDER / f"{stage}.json", facts=dict)
 
 
 def package_versions(packages: Sequence[str]) -> dict[str, str]:
