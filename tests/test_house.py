@@ -23,6 +23,7 @@ ROWS = [
         "tasks.tables",
         "tasks.artifacts",
         "tasks.retries",
+        "tasks.pseudonyms",
         "tasks.provenance",
         "tasks.keras_backend",
         "tasks.measures",
