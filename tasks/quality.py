@@ -64,7 +64,8 @@ def check(settings: Settings, checkpoint: Checkpoint) -> Facts:
         raise DataCheckError(
             f"{settings.public_source}: {len(critical)} critical data check(s) failed at checkpoint {checkpoint}: "
             + "; ".join(describe_failure(item) for item in critical)
-            + f" (see {run / 'checks' / checkpoint}, bounds are the quality settings; image ids lead to files in manifest.parquet)"
+            + f" (see {run / 'checks' / checkpoint}, bounds are the quality settings; "
+            "manifest.parquet tells the file of an image)"
         )
     return facts
 

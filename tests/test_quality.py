@@ -185,7 +185,7 @@ def test_a_warning_is_shown_and_stops_nothing(tmp_path: Path, capsys: pytest.Cap
     facts = checked(tmp_path, BREAKS["identical files have one label"](sound()))
     assert [item["says"] for item in facts["checks"] if not item["success"]] == ["identical files have one label"]
     shown = capsys.readouterr().out
-    assert "warning: identical files have one label fails in 1 of 30 rows, such as val/1/0" in shown
+    assert "warning: identical files have one label fails in 1 of 30 rows, such as image val10 of P-" in shown
     assert "13 of 14 expectations hold" in shown
 
 
@@ -194,7 +194,7 @@ def test_a_critical_failure_stops_with_the_sentence_and_leaves_its_results(tmp_p
     for _ in range(2):  # taken from the cache, it stops as well
         with pytest.raises(DataCheckError) as caught:
             checked(tmp_path, manifest)
-        assert "every label is 0 or 1 fails in 1 of 30 rows, such as val/1/0" in str(caught.value)
+        assert "every label is 0 or 1 fails in 1 of 30 rows, such as image val10 of P-" in str(caught.value)
         assert "checkpoint source" in str(caught.value)
         assert "\n" not in str(caught.value)
     summary = read_json(tmp_path / "run" / "checks" / "source" / "summary.json")

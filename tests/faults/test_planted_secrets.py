@@ -70,6 +70,7 @@ def draw_sample(folder: Path) -> bytes:
 def left(guarded_server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
     """A whole run from a share link into a bucket, reporting to a server with a password; and runs that fail."""
     folder = tmp_path_factory.mktemp("planted")
+    (folder / "certificates").mkdir()
     content = draw_sample(folder / "sample")
     with running_server(folder / "certificates") as dropbox, running_s3({BUCKET: {"kept": b""}}) as url:
         environment = {**guarded_server, **AWS, **PLANTED, **dropbox.sdk_environment, "AWS_ENDPOINT_URL": url}
