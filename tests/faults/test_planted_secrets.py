@@ -128,7 +128,8 @@ WORDS = {
 
 @pytest.mark.long
 def test_the_runs_ended_as_they_should(left: Left) -> None:
-    assert left.codes == {name: 0 if name == "whole" else 2 for name in left.codes}, left.said
+    wrong = [name for name, code in left.codes.items() if code != (0 if name == "whole" else 2)]
+    assert not wrong, left.said[wrong[0]][-6_000:]
     assert not [name for name, said in left.said.items() if "Traceback" in said]
     assert "s3://runs/one/run.json" in left.files and any(n.startswith("server/prefect.db") for n in left.files)
     database = b"".join(content for name, content in left.files.items() if name.startswith("server/prefect.db"))

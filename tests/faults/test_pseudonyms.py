@@ -1,4 +1,4 @@
-"""What a run shows of patients: image ids and pseudonyms, never what the source calls them, nor what its files carry."""
+"""What a run shows of patients: image ids and pseudonyms, never names of the source, nor what its files carry."""
 
 import hashlib
 import io
@@ -129,7 +129,7 @@ def test_neither_report_nor_card_nor_checks_nor_artifacts_nor_logs_name_a_patien
     names = {*manifest["path"], *(Path(path).name for path in manifest["path"])}
     names |= {patient for patient in manifest["patient_id"] if len(patient) > 5}
     places = [run / name for name in SHOWN] + [p for p in (run / "checks").rglob("*") if p.is_file()]
-    places += [p for p in (run / "explanations").rglob("*.json")]
+    places += list((run / "explanations").rglob("*.json"))
     for path in places:
         text = path.read_text(errors="replace")
         assert not [name for name in names if name in text], path
