@@ -150,7 +150,14 @@ def read_all_records(folder: Path) -> list[Callable[[], Any]]:
     ]
 
 
-PLACES = ("run.json", "stages/pack.json", "published.json", "metrics.json", "arrays/index.json", "masks/index.json")
+PLACES: tuple[str, ...] = (
+    "run.json",
+    "stages/pack.json",
+    "published.json",
+    "metrics.json",
+    "arrays/index.json",
+    "masks/index.json",
+)
 PLACES += ("stages/evaluate.json", "shelf/shard.json", "member_1/checkpoint.json")
 
 
