@@ -13,9 +13,10 @@ def hide_keys(address: str) -> str:
         return address
     try:
         parts = urlsplit(address)
-        return f"{scheme}://{parts.hostname or '…'}/…/{parts.path.rstrip('/').split('/')[-1]}"
+        name = parts.path.rstrip("/").split("/")[-1]
+        return f"{scheme}://{parts.hostname or '…'}/…/{name or '…'}"
     except ValueError:
-        return f"{scheme}://…"
+        return f"{scheme}://…/…/…"
 
 
 def holds_keys(address: str) -> bool:

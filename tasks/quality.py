@@ -15,6 +15,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import show_table
+from tasks.pseudonyms import name_patients
 from tasks.records import SPLITS, SUBTYPES, DataCheckError, Facts
 from tasks.settings import QualitySettings, Settings
 from tasks.stages import STAGES_FOLDER, run_stage
@@ -63,7 +64,8 @@ def check(settings: Settings, checkpoint: Checkpoint) -> Facts:
         raise DataCheckError(
             f"{settings.public_source}: {len(critical)} critical data check(s) failed at checkpoint {checkpoint}: "
             + "; ".join(describe_failure(item) for item in critical)
-            + f" (see {run / 'checks' / checkpoint}, bounds are the quality settings)"
+            + f" (see {run / 'checks' / checkpoint}, bounds are the quality settings; "
+            "manifest.parquet tells the file of an image)"
         )
     return facts
 
@@ -85,8 +87,8 @@ def add_facts(manifest: pd.DataFrame, checkpoint: Checkpoint, quality: QualitySe
     usable = excluded == ""
     table = pd.DataFrame(
         {
-            "path": manifest["path"].astype(object),
             "image_id": manifest["image_id"].astype(object),
+            "patient": name_patients(manifest).astype(object),
             "split": split.astype(object),
             "subtype": manifest["subtype"].astype(object),
             "label": manifest["label"].astype("float64"),
@@ -205,7 +207,7 @@ def run_checkpoint(
     """Runs a suite with Great Expectations; writes ``result.json`` and ``data_docs/`` into ``out``.
 
     Returns:
-        A row per expectation: ``says, severity, success, n, n_unexpected, examples`` (up to three paths).
+        A row per expectation: ``says, severity, success, n, n_unexpected, examples`` (up to three).
     """
     import great_expectations as gx
 
@@ -236,7 +238,7 @@ def run_checkpoint(
             name=checkpoint,
             validation_definitions=[definition],
             actions=[gx.checkpoint.UpdateDataDocsAction(name="data_docs", site_names=["run"])],
-            result_format={"result_format": "SUMMARY", "unexpected_index_column_names": ["path"]},
+            result_format={"result_format": "SUMMARY", "unexpected_index_column_names": ["image_id", "patient"]},
         )
     )
     (result,) = run.run(batch_parameters={"dataframe": table}).run_results.values()
@@ -248,7 +250,8 @@ def run_checkpoint(
 def summarise(item: Any, n: int) -> Facts:
     """What a person needs of one expectation's result."""
     details = item.result or {}
-    examples = [str(row.get("path")) for row in details.get("partial_unexpected_index_list") or []]
+    rows = details.get("partial_unexpected_index_list") or []
+    examples = [f"image {row.get('image_id')} of {row.get('patient')}" for row in rows]
     broken = (item.exception_info or {}).get("raised_exception", False)
     return {
         "says": item.expectation_config.meta["says"] + (" (could not be evaluated)" if broken else ""),

@@ -23,8 +23,8 @@ from tasks.network_files import check_network, load_network
 from tasks.records import Facts, RunError, SettingsError
 from tasks.screener_files import find_screener
 from tasks.settings import Settings
-from tasks.stages import STAGES_FOLDER, read_stage
-from tasks.storage import open_whole, read_json, run_folder
+from tasks.stages import STAGES_FOLDER
+from tasks.storage import open_whole, read_json, read_record, run_folder
 
 HEADER = "path,probability,decision,device_score,refused\n"
 
@@ -145,10 +145,10 @@ def as_packed(run: Path, settings: Settings) -> Settings:
 
 def stage_inputs(run: Path, stage: str) -> Facts:
     """What a stage of a run was made from; empty where the run folder does not say."""
-    if not (run / STAGES_FOLDER / f"{stage}.json").is_file():
-        return {}
-    parts = read_stage(run, stage).get("parts", {})
-    return dict(parts.get("inputs", {}))
+    record = run / STAGES_FOLDER / f"{stage}.json"
+    parts = read_record(record).get("parts") if record.is_file() else None
+    inputs = parts.get("inputs") if isinstance(parts, dict) else None
+    return inputs if isinstance(inputs, dict) else {}
 
 
 def score_batch(scorer: Scorer, pixels: NDArray[np.uint8]) -> list[ScoredImage]:

@@ -42,8 +42,13 @@ def known_readings(folder: Path) -> frozenset[str] | None:
     path = folder / "readings.csv"
     if not path.exists():
         return None
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = csv.DictReader(stream)
-        if not {"sha256", "part"} <= set(rows.fieldnames or ()):
-            raise RunError(f"screening.screener: {path} lacks the columns sha256,part; name an unchanged screener")
-        return frozenset(row["sha256"] for row in rows if row["part"] in LEARNT_FROM)
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = csv.DictReader(stream)
+            whole = {"sha256", "part"} <= set(rows.fieldnames or ())
+            learnt = frozenset(row["sha256"] for row in rows if row["part"] in LEARNT_FROM) if whole else frozenset()
+    except (csv.Error, ValueError):
+        whole = False
+    if not whole:
+        raise RunError(f"screening.screener: {path} lacks the columns sha256,part; name an unchanged screener")
+    return learnt

@@ -19,7 +19,7 @@ import pandas as pd
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.answers import read_answered
+from tasks.answers import read_answered, safe_path
 from tasks.artifacts import show_table
 from tasks.contact_sheet import TEMPLATE, doubtful_rows, find_doubtful, show_sheet, write_sheet
 from tasks.images import SIDE_PX, PackedImages, open_shard
@@ -102,8 +102,7 @@ def screen(settings: Settings, folder: str) -> Facts:
         scored = add_scores(read_manifest(run), index, cache_folder(settings))
         decided = decide(add_readings(scored, review.readings, answered), how)
         write_manifest(out, decided)
-        left = decided.loc[decided["excluded"].fillna("") != "", ["path", "excluded"]]
-        write_whole(out / "excluded.csv", left.rename(columns={"excluded": "reason"}).to_csv(index=False))
+        write_whole(out / "excluded.csv", describe_excluded(decided))
         doubtful = doubtful_rows(decided, how)
         write_sheet(
             out,
@@ -151,6 +150,18 @@ def screen(settings: Settings, folder: str) -> Facts:
     show_table("devices", facts["rates"], "Share of images that show a device, by class, before and after screening")
     show_sheet(settings, facts["n_on_sheet"])
     return facts
+
+
+def describe_excluded(decided: pd.DataFrame) -> str:
+    """``excluded.csv``, path and reason of what is left out; a person opens it, so no cell may be a formula.
+
+    ``./`` before a path names the same file. Tables that programs read keep paths as they are.
+
+    Args:
+        decided: Columns ``path, excluded``.
+    """
+    left = decided.loc[decided["excluded"].fillna("") != "", ["path", "excluded"]]
+    return left.assign(path=left["path"].map(safe_path)).rename(columns={"excluded": "reason"}).to_csv(index=False)
 
 
 # -- scores and masks --------------------------------------------------------------------------------------------------

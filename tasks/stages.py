@@ -132,7 +132,7 @@ def _growth(run: Path, entry: Path, names: Sequence[str]) -> int:
 
 def read_stage(run: Path, stage: str) -> Facts:
     """The record of a stage in a run folder: ``facts``, ``seconds``, ``reused``, ``files``, ``entry``."""
-    return read_record(run / STAGES_FOLDER / f"{stage}.json", facts=dict, parts=dict)
+    return read_record(run / STAGES_FOLDER / f"{stage}.json", facts=dict)
 
 
 def package_versions(packages: Sequence[str]) -> dict[str, str]:

@@ -25,6 +25,7 @@ ROWS = [
         "tasks.tables",
         "tasks.artifacts",
         "tasks.retries",
+        "tasks.pseudonyms",
         "tasks.provenance",
         "tasks.keras_backend",
         "tasks.measures",

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from tasks.pseudonyms import name_patients
 from tasks.quality import Checkpoint, add_facts, build_suite, check, run_checkpoint
 from tasks.records import MANIFEST_DTYPES, DataCheckError
 from tasks.settings import QualitySettings, Settings
@@ -137,7 +138,8 @@ def test_a_failure_counts_rows_and_names_some_of_them(tmp_path: Path) -> None:
     manifest.loc[manifest["path"].str.startswith("test/1"), "width_px"] = 10
     found = failing(manifest, "source", tmp_path)["width is 64 to 8,000 px"]
     assert (found["n"], found["n_unexpected"]) == (30, 5)
-    assert found["examples"] == ["test/1/0", "test/1/1", "test/1/2"]
+    named = dict(zip(manifest["image_id"], name_patients(manifest), strict=True))
+    assert found["examples"] == [f"image test1{i} of {named[f'test1{i}']}" for i in range(3)]
 
 
 def test_results_and_data_docs_are_written(tmp_path: Path) -> None:
@@ -147,9 +149,11 @@ def test_results_and_data_docs_are_written(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_not_usable_count_for_no_class_split_or_patient() -> None:
-    table = add_facts(changed("train/1/0", excluded="duplicate of x")(sound()), "prepared", BOUNDS).set_index("path")
-    assert table.loc["train/1/0", ["n_of_class", "n_classes", "n_splits_of_file", "n_splits_train_val"]].isna().all()
-    assert table.loc["train/1/1", "n_of_class"] == 4
+    table = add_facts(changed("train/1/0", excluded="duplicate of x")(sound()), "prepared", BOUNDS).set_index(
+        "image_id"
+    )
+    assert table.loc["train10", ["n_of_class", "n_classes", "n_splits_of_file", "n_splits_train_val"]].isna().all()
+    assert table.loc["train11", "n_of_class"] == 4
 
 
 def test_the_source_checkpoint_looks_at_the_splits_as_they_came() -> None:
@@ -181,7 +185,7 @@ def test_a_warning_is_shown_and_stops_nothing(tmp_path: Path, capsys: pytest.Cap
     facts = checked(tmp_path, BREAKS["identical files have one label"](sound()))
     assert [item["says"] for item in facts["checks"] if not item["success"]] == ["identical files have one label"]
     shown = capsys.readouterr().out
-    assert "warning: identical files have one label fails in 1 of 30 rows, such as val/1/0" in shown
+    assert "warning: identical files have one label fails in 1 of 30 rows, such as image val10 of P-" in shown
     assert "13 of 14 expectations hold" in shown
 
 
@@ -190,7 +194,7 @@ def test_a_critical_failure_stops_with_the_sentence_and_leaves_its_results(tmp_p
     for _ in range(2):  # taken from the cache, it stops as well
         with pytest.raises(DataCheckError) as caught:
             checked(tmp_path, manifest)
-        assert "every label is 0 or 1 fails in 1 of 30 rows, such as val/1/0" in str(caught.value)
+        assert "every label is 0 or 1 fails in 1 of 30 rows, such as image val10 of P-" in str(caught.value)
         assert "checkpoint source" in str(caught.value)
         assert "\n" not in str(caught.value)
     summary = read_json(tmp_path / "run" / "checks" / "source" / "summary.json")

@@ -1,0 +1,156 @@
+"""Secrets that were planted in the environment, and keys in links, are nowhere in what runs leave behind."""
+
+import base64
+import io
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+import pytest
+from dropbox_server import RLKEY, running_server
+from fault_table import FaultTable
+from s3_server import AWS, running_s3
+
+from tasks.storage import REPOSITORY
+
+PLANTED = {
+    "DROPBOX_TOKEN": "planted-dropbox-word-17",
+    "AWS_ACCESS_KEY_ID": "planted-id-word-23",
+    "AWS_SECRET_ACCESS_KEY": "planted-aws-word-29",
+    "AWS_SESSION_TOKEN": "planted-session-word-31",
+}
+BUCKET = "x-rays"
+SMALL = ["--sample.n-images", "60", "--sample.side-px", "128", "--training.epochs", "1", "--training.n-models", "1"]
+SMALL += ["--explanation.n-images", "2", "--ingestion.tries", "1", "--ingestion.backoff-s", "0.01"]
+
+
+@dataclass
+class Left:
+    """What the runs left: files by name, and what they printed."""
+
+    files: dict[str, bytes]
+    said: dict[str, str]
+    codes: dict[str, int]
+
+
+def run_line(name: str, flags: list[str], environment: dict[str, str], left: Left) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.pipeline", *SMALL, *flags],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    left.said[name], left.codes[name] = done.stdout + done.stderr, done.returncode
+
+
+def read_below(folder: Path, name: str) -> dict[str, bytes]:
+    return {f"{name}/{p.relative_to(folder)}": p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def draw_sample(folder: Path) -> bytes:
+    from data.sample import write_sample
+
+    write_sample(folder / "archive", folder / "truth", n_images=60, side_px=128, seed=7, device_effect="natural")
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for path in sorted((folder / "archive").rglob("*")):
+            if path.is_file():
+                archive.write(path, path.relative_to(folder / "archive").as_posix())
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def left(guarded_server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
+    """A whole run from a share link into a bucket, reporting to a server with a password; and runs that fail."""
+    folder = tmp_path_factory.mktemp("planted")
+    (folder / "certificates").mkdir()
+    content = draw_sample(folder / "sample")
+    with running_server(folder / "certificates") as dropbox, running_s3({BUCKET: {"kept": b""}}) as url:
+        environment = {**guarded_server, **AWS, **PLANTED, **dropbox.sdk_environment, "AWS_ENDPOINT_URL": url}
+        link = dropbox.put("sample.zip", content)
+        lost = link.replace("sample.zip", "lost.zip")
+        known = ["--ingestion.allowed-hosts", ",".join(dropbox.hosts), "--ingestion.ca-file", str(dropbox.ca_file)]
+        known += ["--storage.cache", str(folder / "cache"), "--storage.raw", str(folder / "raw")]
+        here = ["--run-dir", str(folder / "here")]
+        left = Left({}, {}, {})
+        for name, flags in {
+            "whole": ["--source", link, "--run-dir", f"s3://{BUCKET}/runs/one"],
+            "link that is gone": ["--source", lost, *here],
+            "old link that is gone": ["--source", lost.replace("/scl/fi/abc123/", "/s/planted-path-word-37/"), *here],
+            "link with a password": ["--source", link.replace("https://", "https://user:planted-link-word-41@"), *here],
+            "wrong checksum": ["--source", link, "--ingestion.sha256", "0" * 64, *here],
+            "bucket with a key": ["--source", "s3://planted-id-word-23:planted-aws-word-29@x-rays/a", *here],
+            "no such bucket": ["--source", "s3://no-such-bucket/a", *here],
+            "no such run bucket": ["--source", link, "--run-dir", "s3://no-such-bucket/runs/one"],
+            "dropbox without the folder": ["--source", "dropbox:/nowhere", *here],
+        }.items():
+            run_line(name, [*known, *flags], environment, left)
+        for var in PLANTED:
+            assert var in environment
+        s3 = boto3.client("s3", endpoint_url=url, **_as_arguments(AWS))
+        for page in s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
+            for entry in page["Contents"]:
+                body = s3.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read()
+                left.files[f"s3://{entry['Key']}"] = body
+        home = Path(guarded_server["PREFECT_HOME"])
+        for name, place in {"cache": folder / "cache", "raw": folder / "raw", "here": folder / "here"}.items():
+            left.files |= read_below(place, name)
+        left.files |= read_below(home.parent / "server", "server") | read_below(home, "client")
+        yield left
+
+
+def _as_arguments(aws: dict[str, str]) -> dict[str, str]:
+    return {
+        "aws_access_key_id": aws["AWS_ACCESS_KEY_ID"],
+        "aws_secret_access_key": aws["AWS_SECRET_ACCESS_KEY"],
+        "region_name": aws["AWS_DEFAULT_REGION"],
+    }
+
+
+WORDS = {
+    **{name: value for name, value in PLANTED.items() if name != "AWS_ACCESS_KEY_ID"},
+    "password of the server": "of-the-tests",
+    "password of the server, encoded": base64.b64encode(b"user:of-the-tests").decode().rstrip("="),
+    "key of the link": RLKEY,
+    "other part of the link": "st=x%2By",
+    "path of an old link": "planted-path-word-37",
+    "password in a link": "planted-link-word-41",
+    "id of the key": "planted-id-word-23",
+}
+
+
+@pytest.mark.long
+def test_the_runs_ended_as_they_should(left: Left) -> None:
+    wrong = [name for name, code in left.codes.items() if code != (0 if name == "whole" else 2)]
+    assert not wrong, left.said[wrong[0]][-6_000:]
+    assert not [name for name, said in left.said.items() if "Traceback" in said]
+    assert "s3://runs/one/run.json" in left.files and any(n.startswith("server/prefect.db") for n in left.files)
+    database = b"".join(content for name, content in left.files.items() if name.startswith("server/prefect.db"))
+    assert b"sample.zip" in database and b"min_train_images" in database, "it has parameters, logs and artifacts"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("what", WORDS)
+def test_no_planted_secret_is_in_anything_that_runs_leave(faults: FaultTable, left: Left, what: str) -> None:
+    with faults.attempt("a planted secret in files, bucket, logs and the server's database"):
+        word = WORDS[what]
+        assert [name for name, content in left.files.items() if word.encode() in content] == []
+        assert [name for name, said in left.said.items() if word in said] == []
+
+
+@pytest.mark.long
+def test_a_run_leaves_no_pickle(left: Left) -> None:
+    found = [name for name, content in left.files.items() if content[:2] in (b"\x80\x03", b"\x80\x04", b"\x80\x05")]
+    assert found == []
+    assert not [name for name in left.files if name.endswith((".pkl", ".pickle", ".joblib", ".h5"))]
+
+
+def test_the_environment_of_the_tests_holds_no_such_word() -> None:
+    assert not set(PLANTED.values()) & set(os.environ.values())
