@@ -179,7 +179,9 @@ def _fetch_archive(path: Path, settings: Settings) -> Fetched:
         def unpack(beside: Path) -> None:
             kept = [*layout.images, *layout.tables]
             print(f"unpacking {len(kept):,} files of {path} into {folder}")
-            with room_in(beside, sum(archive.getinfo(layout.root + name).file_size for name in kept)):
+            with room_in(
+                Path(settings.storage.raw), sum(archive.getinfo(layout.root + name).file_size for name in kept)
+            ):
                 unpack_members(archive, path, kept, layout.root, beside / "files", limits, _progress("unpacked"))
             write_json(beside / "layout.json", asdict(layout))
             if sha256_of_file(path) != checksum:

@@ -187,7 +187,7 @@ def make_once(
         for stale in [target] if resumable else [target, beside]:
             shutil.rmtree(stale, ignore_errors=True)
         try:
-            with room_in(beside):
+            with room_in(target.parent):
                 beside.mkdir(exist_ok=True)
                 make(beside)
         except BaseException:

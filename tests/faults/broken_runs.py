@@ -191,6 +191,7 @@ def read_file(path: Path) -> None:
 
 def compare_runs(attempt: Attempt, run: Path, unbroken: Path) -> None:
     """Two runs ended alike: the same manifest, and metrics, predictions and weights equal to 1e-4."""
+    import tasks.members  # noqa: F401  Keras knows their layers then
     from tasks.keras_backend import keras
 
     attempt.kept((run / "run.json").exists(), "the run is not finished")
