@@ -144,6 +144,32 @@ def test_a_stage_whose_upload_broke_off_before_its_record_is_not_taken_for_done(
     assert record in names_below(bucket, "test_a_stage_whose")
 
 
+def test_a_finished_stage_whose_upload_broke_off_is_sent_when_it_is_asked_for_again(
+    bucket: Any, address: str, tmp_path: Path
+) -> None:
+    done: list[int] = []
+    here = machine(tmp_path / "here", address)
+    do_stage(here, done)
+    sent = set(names_below(bucket, "test_a_finished_stage_whose"))
+    for name in (name for name in sent if "/cache/work/" in name):
+        bucket.delete_object(Bucket=BUCKET, Key=name)
+    assert do_stage(here, done)["reused"] is True and done == [1]
+    assert set(names_below(bucket, "test_a_finished_stage_whose")) == sent
+
+
+def test_a_stage_whose_fetch_broke_off_is_fetched_to_its_end_and_not_done_again(
+    bucket: Any, address: str, tmp_path: Path
+) -> None:
+    done: list[int] = []
+    here, there = machine(tmp_path / "here", address), machine(tmp_path / "there", address)
+    do_stage(here, done)
+    (record,) = Path(here.storage.cache).glob("work/*/stage.json")
+    came = Path(there.storage.cache) / "work" / record.parent.name / "masks" / "made.txt"
+    came.parent.mkdir(parents=True)
+    came.write_text("1")
+    assert do_stage(there, done)["reused"] is True and done == [1]
+
+
 def test_a_stage_that_changes_a_sealed_run_breaks_its_seal_in_the_bucket_too(
     bucket: Any, address: str, tmp_path: Path
 ) -> None:

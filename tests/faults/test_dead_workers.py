@@ -154,7 +154,10 @@ def test_a_run_whose_worker_and_process_are_killed_is_noticed_started_again_and_
 def test_a_run_whose_worker_alone_is_killed_goes_on_and_another_run_of_its_deployment_is_never_beside_it(
     faults: FaultTable, store: Store, team: Team, tmp_path: Path
 ) -> None:
-    with faults.attempt("kill -9 of a worker alone, with another run of its deployment waiting") as attempt:
+    with (
+        faults.attempt("two runs of the same deployment at once"),
+        faults.attempt("kill -9 of a worker alone") as attempt,
+    ):
         store.copy_cache(tmp_path)
         first = team.start_worker()
         run = team.start_run(tmp_path, tmp_path / "run")

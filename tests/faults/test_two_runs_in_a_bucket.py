@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +72,24 @@ def machine(folder: Path, address: str, **ingestion: Any) -> Settings:
     )
 
 
-def start(folder: Path, address: str, me: str, elsewhere: str = "yes") -> "subprocess.Popen[str]":
-    """A run that sends a file, and another one when it may go on; by default as if on a machine of its own."""
-    command = [sys.executable, "-c", WORK, address, str(folder / me), me, elsewhere]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.fixture
+def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Starts a run that sends a file, and another one when it may go on; by default as if on a machine of its own."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(folder: Path, address: str, me: str, elsewhere: str = "yes") -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", WORK, address, str(folder / me), me, elsewhere]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def go_on(folder: Path, *runs: str) -> None:
@@ -101,7 +114,7 @@ def put_file(settings: Settings, content: str) -> None:
 
 
 def test_the_second_of_two_runs_on_one_folder_waits_until_the_first_has_ended_however_long_that_takes(
-    faults: FaultTable, address: str, tmp_path: Path
+    faults: FaultTable, address: str, tmp_path: Path, start: Callable[..., "subprocess.Popen[str]"]
 ) -> None:
     with faults.attempt(FAULT) as attempt:
         first = start(tmp_path, address, "first")
@@ -125,7 +138,11 @@ def objects_below(address: str) -> list[Any]:
 
 
 def test_a_run_killed_on_this_machine_keeps_nobody_out(
-    faults: FaultTable, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    faults: FaultTable,
+    address: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    start: Callable[..., "subprocess.Popen[str]"],
 ) -> None:
     monkeypatch.setattr(run_locks, "SILENT_S", 1e6)
     with faults.attempt(FAULT) as attempt:
@@ -141,7 +158,7 @@ def test_a_run_killed_on_this_machine_keeps_nobody_out(
 
 
 def test_a_run_silent_for_long_is_taken_over_and_sends_nothing_when_it_wakes(
-    faults: FaultTable, address: str, tmp_path: Path
+    faults: FaultTable, address: str, tmp_path: Path, start: Callable[..., "subprocess.Popen[str]"]
 ) -> None:
     with faults.attempt(FAULT) as attempt:
         first = start(tmp_path, address, "first")
