@@ -86,7 +86,7 @@ def test_results_that_prefect_is_told_to_keep_are_json(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     kept = [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
-    assert len(kept) > 10
+    assert len(kept) >= 4, "a result of each flow"
     for path in kept:
         assert json.loads(path.read_text())["metadata"]["serializer"]["type"] == "json", path
 
