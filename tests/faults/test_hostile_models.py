@@ -329,7 +329,7 @@ def test_a_network_with_code_of_its_own_is_refused_and_the_code_does_not_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     pixels = keras.Input((4,))
-    runs = keras.layers.Lambda(lambda x: [__import__("os").makedirs("it-ran", exist_ok=True), x][1], output_shape=(4,))
+    runs = keras.layers.Lambda(lambda x: [__import__("os").makedirs("it-ran", exist_ok=True), x][1])
     keras.Model(pixels, runs(pixels)).save("model.keras")
     Path(MARK).rmdir()
     path = tmp_path / "model.keras"
