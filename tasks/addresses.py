@@ -13,7 +13,9 @@ def hide_keys(address: str) -> str:
         return address
     try:
         parts = urlsplit(address)
-        name = parts.path.rstrip("/").split("/")[-1]
+        folder, _, name = parts.path.rstrip("/").rpartition("/")
+        if parts.hostname and name and not (folder or parts.query or parts.fragment or "@" in parts.netloc):
+            return address
         return f"{scheme}://{parts.hostname or '…'}/…/{name or '…'}"
     except ValueError:
         return f"{scheme}://…/…/…"

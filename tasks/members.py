@@ -5,6 +5,7 @@ each epoch a checkpoint is kept, and at SIGTERM after the step that is being don
 follows from seed, member and epoch: resumed and unbroken trainings see the same.
 """
 
+import json
 import math
 import shutil
 import time
@@ -27,7 +28,7 @@ from tasks.network_files import check_network, save_network
 from tasks.networks import build_member, shrink
 from tasks.records import Facts, RunError
 from tasks.settings import TrainingSettings
-from tasks.storage import digest, read_record, write_json
+from tasks.storage import digest, read_record, write_whole
 
 ops = keras.ops
 SMOOTHING = 0.1
@@ -228,7 +229,7 @@ def train_member(
     finished_member.set_weights(member.get_weights())
     save_network(finished_member, folder, name)
     # Last: a member without it is not finished.
-    write_json(folder / f"{name}.json", {"history": state["history"]})
+    write_whole(folder / f"{name}.json", json.dumps({"history": state["history"]}))
     shutil.rmtree(checkpoints)
     return list(state["history"])
 

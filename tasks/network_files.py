@@ -1,6 +1,5 @@
 """Network files: ``<name>.keras`` with its checksum, ``<name>.sha256``; nothing loads before the checksum matched."""
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +54,14 @@ def load_checked(path: Path, sha256: str, *, compiled: bool = False) -> Any:
     """
     from tasks.keras_backend import keras
 
-    # An .h5 file would be loaded without the safe mode.
-    if path.suffix != ".keras" or not zipfile.is_zipfile(path):
+    # Keras goes by the name, and would load an .h5 file without its safe mode.
+    if path.suffix != ".keras":
         raise RunError(f"{path} is no .keras file: train again")
-    if sha256_of_file(path) != sha256:
+    try:
+        found = sha256_of_file(path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}): train again") from None
+    if found != sha256:
         raise RunError(f"{path} does not match its checksum: it was changed after training; train again")
     try:
         return keras.saving.load_model(path, compile=compiled, safe_mode=True)

@@ -49,16 +49,19 @@ def run_folder(settings: Settings) -> Path:
     """The run folder that the settings name, or for one in a bucket its working copy, in the cache.
 
     Raises:
-        RunError: If no run folder is named, or a file is in its place.
+        RunError: If no run folder is named, a file is in its place, or no folder can have that name.
     """
     if settings.run_dir is None:
         raise RunError("run_dir: no run folder is named; give --run-dir DIR")
     folder = Path(settings.run_dir)
     if is_in_bucket(settings):
         folder = cache_folder(settings) / "runs" / digest(runs_address(settings))[:16] / folder.name
-    for part in (folder, *folder.parents):
-        if part.exists() and not part.is_dir():
-            raise RunError(f"run_dir: {part} is a file; name a folder, or one that does not exist yet")
+    try:
+        in_place = next((part for part in (folder, *folder.parents) if part.exists() and not part.is_dir()), None)
+    except OSError as error:
+        raise RunError(f"run_dir: {folder} cannot be used ({error.strerror}); name another folder") from None
+    if in_place is not None:
+        raise RunError(f"run_dir: {in_place} is a file; name a folder, or one that does not exist yet")
     return folder
 
 

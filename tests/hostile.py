@@ -14,7 +14,7 @@ from tasks.records import PipelineError
 
 # Deterministic, so that a failure in one place is a failure in all; how many cases is for the profile to say.
 hostile = hypothesis_settings(derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-MEMORY_MB = 256
+MEMORY_MB = 512  # the most that a table with a million rows takes is about 300
 DAMAGES = ("cut", "flip", "insert", "blank", "other", "swap")
 
 

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_run import write_run
 
-from tasks.epochs import CHECKPOINT, load_checkpoint, save_checkpoint
+from tasks.epochs import load_checkpoint
 from tasks.familiarity import FILE as FAMILIAR
 from tasks.familiarity import fit_familiarity, load_familiarity, save_familiarity
 from tasks.images import PackedImages
 from tasks.keras_backend import keras
 from tasks.masks import DeviceMasks, read_scores
-from tasks.network_files import load_checked, load_network, save_network
+from tasks.network_files import load_network, save_network
 from tasks.packing import known_files, pack_shard
 from tasks.records import PipelineError, RunError
 from tasks.run_copies import read_seal
@@ -254,143 +253,6 @@ def make_png(seed: int) -> bytes:
 
 
 PNGS = (make_png(0), make_png(1))
-
-
-# -- networks ----------------------------------------------------------------------------------------------------------
-
-
-@given(kind=KINDS, seed=SEEDS)
-@hostile
-def test_a_damaged_network_is_refused_before_it_is_opened(
-    faults: FaultTable, whole: Path, kind: str, seed: int
-) -> None:
-    path = whole / "run" / "model.keras"
-    before = path.read_bytes()
-    path.write_bytes(damage(before, kind, seed))
-    try:
-        same = path.read_bytes() == before
-        assert ends_well(faults, lambda: load_network(whole / "run")) == same
-    finally:
-        path.write_bytes(before)
-
-
-@given(kind=KINDS, seed=SEEDS)
-@hostile
-def test_a_damaged_network_whose_checksum_was_made_to_fit_loads_or_is_refused(
-    faults: FaultTable, whole: Path, tmp_path_factory: pytest.TempPathFactory, kind: str, seed: int
-) -> None:
-    path = tmp_path_factory.mktemp("forged") / "model.keras"
-    path.write_bytes(damage((whole / "run" / "model.keras").read_bytes(), kind, seed))
-    ends_well(faults, lambda: load_checked(path, sha256_of_file(path)))
-    assert [p.name for p in path.parent.iterdir()] == ["model.keras"]
-
-
-def repack(source: Path, target: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
-    """A ``.keras`` file with other members."""
-    with zipfile.ZipFile(source) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    change(members)
-    with zipfile.ZipFile(target, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return target
-
-
-def with_lambda(members: dict[str, bytes]) -> None:
-    config = json.loads(members["config.json"])
-    code = {
-        "class_name": "__lambda__",
-        "config": {"code": "4wAAAAA=", "defaults": None, "closure": None},
-    }
-    layer = {"module": "keras.layers", "class_name": "Lambda", "config": {"name": "l", "function": code}}
-    config["config"]["layers"][-1] |= layer
-    members["config.json"] = json.dumps(config).encode()
-
-
-def with_system_call(members: dict[str, bytes]) -> None:
-    config = json.loads(members["config.json"])
-    config["config"]["layers"][-1] |= {"module": "os", "class_name": "mkdir", "config": {"path": MARK}}
-    members["config.json"] = json.dumps(config).encode()
-
-
-def with_path_out(members: dict[str, bytes]) -> None:
-    for name in ("../../" + MARK, "/tmp/" + MARK, "assets/../../../" + MARK):
-        members[name] = b"out"
-
-
-def without_weights(members: dict[str, bytes]) -> None:
-    del members["model.weights.h5"]
-
-
-def with_other_weights(members: dict[str, bytes]) -> None:
-    members["model.weights.h5"] = b"\x80\x04\x95" + b"pickle"
-
-
-@pytest.mark.parametrize(
-    "change", [with_lambda, with_system_call, without_weights, with_other_weights], ids=lambda f: f.__name__
-)
-def test_a_network_that_brings_code_or_lacks_a_part_is_refused_though_its_checksum_fits(
-    faults: FaultTable, whole: Path, tmp_path: Path, change: Callable[[dict[str, bytes]], None]
-) -> None:
-    path = repack(whole / "run" / "model.keras", tmp_path / "model.keras", change)
-    assert not ends_well(faults, lambda: load_checked(path, sha256_of_file(path)))
-    assert not list(tmp_path.rglob(MARK)) and not Path(MARK).exists()
-
-
-def test_a_network_with_paths_that_lead_out_writes_nothing_outside(
-    faults: FaultTable, whole: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    path = repack(whole / "run" / "model.keras", tmp_path / "a" / "b" / "model.keras", with_path_out)
-    ends_well(faults, lambda: load_checked(path, sha256_of_file(path)))
-    assert not list(tmp_path.rglob(MARK)) and not Path("/tmp", MARK).exists()
-
-
-@pytest.mark.parametrize("name", ["model.h5", "model.hdf5", "model.pkl", "saved_model"])
-def test_a_network_of_another_kind_of_file_is_refused_by_its_name(
-    faults: FaultTable, whole: Path, tmp_path: Path, name: str
-) -> None:
-    path = tmp_path / name
-    path.write_bytes((whole / "run" / "model.keras").read_bytes())
-    assert not ends_well(faults, lambda: load_checked(path, sha256_of_file(path)))
-
-
-def test_an_h5_file_under_the_name_of_a_keras_file_is_refused(faults: FaultTable, tmp_path: Path) -> None:
-    network().save(tmp_path / "model.h5")
-    path = (tmp_path / "model.h5").rename(tmp_path / "model.keras")
-    assert not ends_well(faults, lambda: load_checked(path, sha256_of_file(path)))
-
-
-@given(kind=KINDS, seed=SEEDS, which=st.sampled_from(["json", "keras"]))
-@hostile
-def test_a_damaged_checkpoint_is_gone_on_from_or_left_alone(
-    faults: FaultTable, tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, kind: str, seed: int, which: str
-) -> None:
-    (path,) = [checkpoint / CHECKPOINT] if which == "json" else checkpoint.glob("*.keras")
-    before = path.read_bytes()
-    path.write_bytes(damage(before, kind, seed))
-    try:
-        faults.n_cases += 1
-        found = load_checkpoint(checkpoint, "this")
-        assert found is None or (found[1]["of"] == "this" and isinstance(found[1]["history"], list))
-        assert which == "json" or path.read_bytes() == before or found is None
-    finally:
-        path.write_bytes(before)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    trainer = network()
-    trainer.compile(optimizer="adam", loss="mse")
-    save_checkpoint(trainer, {"history": [{"epoch": 1}], "of": "this"}, folder)
-    return folder
-
-
-def test_a_checkpoint_of_another_training_is_not_gone_on_from(faults: FaultTable, checkpoint: Path) -> None:
-    faults.n_cases += 2
-    assert load_checkpoint(checkpoint, "this") is not None
-    assert load_checkpoint(checkpoint, "another") is None
 
 
 # -- pickles and screeners ---------------------------------------------------------------------------------------------

@@ -166,6 +166,7 @@ LINES = [
 
 def run_line(flags: list[str], tmp_path: Path) -> "subprocess.CompletedProcess[str]":
     folders = ["--storage.cache", str(tmp_path / "cache"), "--storage.raw", str(tmp_path / "raw")]
+    folders += ["--sample.n-images", "60", "--sample.side-px", "128"]
     if "--run-dir" not in flags:
         folders += ["--run-dir", str(tmp_path / "run")]
     return subprocess.run(
