@@ -191,7 +191,7 @@ def test_shards_that_an_index_names_go_before_it_and_come_with_it_once(
     shelf.mkdir(parents=True)
     (shelf / "one.npy").write_bytes(b"pixels")
     (shelf / "one.json").write_text("{}")
-    write_json(run_folder(here) / "arrays" / "index.json", {"shards": [{"name": "arrays/shelf/one.npy"}]})
+    write_json(run_folder(here) / "arrays" / "index.json", {"shards": [{"name": "arrays/shelf/one.npy"}], "images": {}})
     send(here, ["arrays/index.json"])
     found = names_below(bucket, "test_shards_that/cache/")
     assert sorted(name.rpartition("/")[2] for name in names_below(bucket, "test_shards_that")) == [
@@ -204,7 +204,9 @@ def test_shards_that_an_index_names_go_before_it_and_come_with_it_once(
     assert fetched.read_bytes() == b"pixels"
     before = fetched.stat().st_ino
     other = machine(tmp_path / "there", address.replace("/run", "/next"))
-    write_json(run_folder(other) / "arrays" / "index.json", {"shards": [{"name": "arrays/shelf/one.npy"}]})
+    write_json(
+        run_folder(other) / "arrays" / "index.json", {"shards": [{"name": "arrays/shelf/one.npy"}], "images": {}}
+    )
     send(other, ["arrays/index.json"])
     fetch_run(other)
     assert fetched.stat().st_ino == before

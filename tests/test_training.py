@@ -141,7 +141,7 @@ def test_a_training_killed_between_its_last_epoch_and_its_end_trains_nothing_aga
     data: tuple[pd.DataFrame, PackedImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = SETTINGS.model_copy(update={"n_models": 1})
-    monkeypatch.setattr(tasks.members, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(tasks.members, "write_whole", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         train_network(*data, one, 7, tmp_path)
     monkeypatch.undo()

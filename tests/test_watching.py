@@ -42,7 +42,8 @@ def test_a_run_shows_progress_tables_and_a_link_to_its_report(finished_run: Path
     links = [artifact.data for artifact in found if artifact.key == "report-page"]
     address = str(finished_run.resolve() / "report" / "index.html")
     assert f"[{address}](file://{address})" in links
-    assert {artifact.data for artifact in found if artifact.key == "training"} == {100.0}
+    # Other tests of the session kill their trainings half-way.
+    assert 100.0 in {artifact.data for artifact in found if artifact.key == "training"}
     shown = next(str(a.data) for a in found if a.key == "report" and address in str(a.data))
     assert shown.count("](data:image/") == 2, "ROC curve and LIME pair"
 
