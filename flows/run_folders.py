@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
@@ -14,6 +15,9 @@ from tasks.run_locks import hold_run, is_held_here
 from tasks.settings import Settings
 from tasks.sources import source_name
 from tasks.storage import is_in_bucket, locked, run_folder
+
+HELD: ContextVar[frozenset[Path]] = ContextVar("HELD", default=frozenset())
+"""Run folders that this flow, or one that called it, keeps others out of."""
 
 
 def with_run_folder(settings: Settings) -> Settings:
@@ -48,7 +52,7 @@ def own_run_folder(settings: Settings) -> Iterator[None]:
     if is_in_bucket(settings):
         with _hold_in_bucket(settings, run):
             yield
-    elif run is not None and run.parent_task_run_id is not None:
+    elif run_folder(settings) in HELD.get() or (run is not None and run.parent_task_run_id is not None):
         yield
     else:
         with _lock_here(run_folder(settings)):
@@ -58,12 +62,14 @@ def own_run_folder(settings: Settings) -> Iterator[None]:
 @contextmanager
 def _lock_here(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
+    before = HELD.set(HELD.get() | {folder})
     try:
         with locked(folder / f".{folder.name}.lock"):
             for left in folder.rglob("*.partial"):  # by a process that was killed while it wrote
                 left.unlink()
             yield
     finally:
+        HELD.reset(before)
         with suppress(OSError):  # a run that was refused before it wrote anything leaves nothing
             folder.rmdir()
 

@@ -11,6 +11,8 @@ from broken_runs import BEFORE_TRAINING, PATIENCE_S, Place, broken_files, compar
 from fault_table import FaultTable
 from PIL import Image
 
+from flows.run_folders import own_run_folder
+from tasks.settings import Settings
 from tasks.storage import REPOSITORY, sha256_of_file
 
 SAME_RUN, SAME_CACHE = "two runs at once in one run folder", "two runs at once with one cache"
@@ -60,6 +62,12 @@ do()
     said = [process.communicate(timeout=PATIENCE_S)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     return said
+
+
+def test_a_flow_does_not_wait_for_the_one_that_called_it(tmp_path: Path) -> None:
+    settings = Settings(run_dir=str(tmp_path / "run"))
+    with own_run_folder(settings), own_run_folder(settings):
+        (tmp_path / "run" / "record.txt").touch()
 
 
 def test_a_run_folder_is_held_by_one_process_and_the_other_waits_and_says_so(
