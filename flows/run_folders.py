@@ -66,7 +66,8 @@ def _lock_here(folder: Path) -> Iterator[None]:
     try:
         with locked(folder / f".{folder.name}.lock"):
             for left in folder.rglob("*.partial"):  # by a process that was killed while it wrote
-                left.unlink()
+                if left.is_file():  # a folder of this name is work to go on from, in a cache that lies here
+                    left.unlink()
             yield
     finally:
         HELD.reset(before)

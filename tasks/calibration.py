@@ -40,10 +40,8 @@ def calibrate(settings: Settings, name: str = MODEL) -> Facts:
         from tasks.familiarity import fit_familiarity, save_familiarity
         from tasks.networks import join_members
 
-        model, images = (
-            join_members([load_network(folder, member) for member in members]),
-            PackedImages(run, cache_folder(settings)),
-        )
+        model = join_members([load_network(folder, member) for member in members])
+        images = PackedImages(run, cache_folder(settings))
         rows = used_rows(read_manifest(run))
         val = rows[rows["split"] == "val"]
         shifts, said = calibrate_model(model, val, images.read(list(val["image_id"])))

@@ -72,6 +72,14 @@ def prefect_engine() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def api(prefect_engine: None) -> str:
+    """The session's server, so that the many processes of a test need none of their own."""
+    from prefect.settings import PREFECT_API_URL
+
+    return str(PREFECT_API_URL.value())
+
+
+@pytest.fixture(scope="session")
 def guarded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A real server that asks for a password; the environment of a client that knows it."""
     from prefect_server import running_server

@@ -18,6 +18,14 @@ MEMORY_MB = 512  # the most that a table with a million rows takes is about 300
 DAMAGES = ("cut", "flip", "insert", "blank", "other", "swap")
 
 
+def network(units: int = 1) -> Any:
+    """A small network, built and not trained."""
+    from tasks.keras_backend import keras
+
+    pixels = keras.Input((4, 4, 1))
+    return keras.Model(pixels, keras.layers.Dense(units)(keras.layers.Flatten()(pixels)))
+
+
 def ends_well(faults: FaultTable, act: Callable[[], Any]) -> bool:
     """Counts a case and does it: whether it ended right; a refusal has to be one of ours and one line."""
     faults.n_cases += 1

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from fault_table import FaultTable
+from fault_table import Attempt, FaultTable
 from pipeline_runs import Started, Store, epochs_in, flags, plain_environment, run_pipeline, wait_until
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
@@ -145,8 +145,7 @@ def test_a_run_whose_worker_and_process_are_killed_is_noticed_started_again_and_
         attempt.kept("taken from the cache" in second.said() or "(already" in second.said(), "what was done is kept")
         epochs = epochs_in(first.said(), second.said())
         assert len(epochs) <= 3, epochs
-        for _ in range(len(epochs) - 2):
-            attempt.repeated("one epoch")
+        note_repeated(attempt, epochs)
         store.require_like(tmp_path / "run", attempt)
 
 
@@ -174,8 +173,13 @@ def test_a_run_whose_worker_alone_is_killed_goes_on_and_another_run_of_its_deplo
         assert not overlap(team.states(run.id), team.states(other.id))
         epochs = epochs_in(first.said(), second.said())
         assert len(epochs) <= 3, "the other run takes the training from the cache"
-        for _ in range(len(epochs) - 2):
-            attempt.repeated("one epoch")
+        note_repeated(attempt, epochs)
+
+
+def note_repeated(attempt: Attempt, epochs: list[str]) -> None:
+    """Notes the epochs that were done beyond the two of a run."""
+    for _ in range(len(epochs) - 2):
+        attempt.repeated("one epoch")
 
 
 def overlap(one: list[Any], other: list[Any]) -> bool:
@@ -213,8 +217,7 @@ def test_a_run_asked_to_stop_is_rescheduled_and_goes_on_from_its_checkpoint(
         attempt.kept("going on after epoch" in again, again[-4000:])
         epochs = epochs_in(said, again)
         assert len(set(epochs)) == 2
-        for _ in range(len(epochs) - 2):
-            attempt.repeated("one epoch")
+        note_repeated(attempt, epochs)
         store.require_like(tmp_path / "run", attempt)
 
 
@@ -242,8 +245,7 @@ def test_runs_go_on_when_the_server_is_away_for_a_minute_and_all_states_are_righ
         epochs = epochs_in(said), epochs_in(worker.said())
         for some in epochs:
             assert len(some) <= 3, epochs
-            for _ in range(len(some) - 2):
-                attempt.repeated("one epoch")
+            note_repeated(attempt, some)
         store.require_like(tmp_path / "run", attempt)
         store.require_like(tmp_path / "other", attempt)
         wait_until(lambda: not unfinished(team, since), "runs hang", lambda: str(unfinished(team, since)), limit_s=120)

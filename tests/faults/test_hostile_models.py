@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fault_table import FaultTable
-from hostile import DAMAGES, bounded_memory, damage, ends_well, hostile  # noqa: F401
+from hostile import DAMAGES, bounded_memory, damage, ends_well, hostile, network  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
 from small_run import write_run
@@ -20,7 +20,6 @@ from tasks.epochs import load_checkpoint
 from tasks.familiarity import FILE as FAMILIAR
 from tasks.familiarity import fit_familiarity, load_familiarity, save_familiarity
 from tasks.images import PackedImages
-from tasks.keras_backend import keras
 from tasks.masks import DeviceMasks, read_scores
 from tasks.network_files import load_network, save_network
 from tasks.packing import known_files, pack_shard
@@ -46,11 +45,6 @@ class Runs:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (os.mkdir, (str(self.place),))
-
-
-def network(units: int = 1) -> Any:
-    pixels = keras.Input((4, 4, 1))
-    return keras.Model(pixels, keras.layers.Dense(units)(keras.layers.Flatten()(pixels)))
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,10 @@ import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fault_table import FaultTable
-from hostile import DAMAGES, bounded_memory, damage, ends_well, hostile  # noqa: F401
+from hostile import DAMAGES, bounded_memory, damage, ends_well, hostile, network  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,11 +19,6 @@ from tasks.storage import sha256_of_file
 SEEDS = st.integers(0, 2**32 - 1)
 KINDS = st.sampled_from(DAMAGES)
 MARK = "it-ran"
-
-
-def network(units: int = 1) -> Any:
-    pixels = keras.Input((4, 4, 1))
-    return keras.Model(pixels, keras.layers.Dense(units)(keras.layers.Flatten()(pixels)))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,31 +104,14 @@ def take_as_answers(path: Path) -> None:
     assert {answer.path for answer in read_kept(kept)} <= set(PATHS)
 
 
+@pytest.mark.parametrize("read", [read_as_review, read_as_index, take_as_answers])
 @given(rows=TABLES, encoding=ENCODINGS)
 @hostile
-def test_any_review_table_is_read_right_or_refused_in_one_line(
-    faults: FaultTable, rows: list[list[str]], encoding: str
+def test_any_table_is_read_right_or_refused_in_one_line(
+    faults: FaultTable, read: Callable[[Path], None], rows: list[list[str]], encoding: str
 ) -> None:
     with table_of(write_rows(rows).encode(encoding, "replace")) as path:
-        ends_well(faults, lambda: read_as_review(path))
-
-
-@given(rows=TABLES, encoding=ENCODINGS)
-@hostile
-def test_any_index_is_read_right_or_refused_in_one_line(
-    faults: FaultTable, rows: list[list[str]], encoding: str
-) -> None:
-    with table_of(write_rows(rows).encode(encoding, "replace")) as path:
-        ends_well(faults, lambda: read_as_index(path))
-
-
-@given(rows=TABLES, encoding=ENCODINGS)
-@hostile
-def test_any_answers_are_taken_without_a_formula_or_refused_in_one_line(
-    faults: FaultTable, rows: list[list[str]], encoding: str
-) -> None:
-    with table_of(write_rows(rows).encode(encoding, "replace")) as path:
-        ends_well(faults, lambda: take_as_answers(path))
+        ends_well(faults, lambda: read(path))
 
 
 @given(kind=st.sampled_from(DAMAGES), seed=st.integers(0, 2**32 - 1))

@@ -36,14 +36,6 @@ AIMS += ["calibrate model", "evaluate", "explain shards", "explain", "audit", "r
 """Stages that are killed in, one after the other, in the long version."""
 
 
-@pytest.fixture(scope="module")
-def api(prefect_engine: None) -> str:
-    """The session's server, so that each of the many processes needs none of its own."""
-    from prefect.settings import PREFECT_API_URL
-
-    return str(PREFECT_API_URL.value())
-
-
 def under_way(log: str) -> str:
     """The task that a process was at when it died."""
     done = finished_tasks(log)

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -28,11 +29,17 @@ GENEROUS_S = 90.0
 """It is a matter of seconds; a busy machine, which also has to stop Prefect's engine, gets more."""
 
 
-@pytest.fixture(scope="module")
-def api(prefect_engine: None) -> str:
-    from prefect.settings import PREFECT_API_URL
-
-    return str(PREFECT_API_URL.value())
+def stop(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Sends SIGTERM: it ends within seconds, and its log, which is returned, says how to go on."""
+    told = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.wait(600)
+    said = log.read_text()
+    assert time.monotonic() - told < GENEROUS_S
+    assert process.returncode == 143, said[-2000:]
+    assert said.strip().splitlines()[-1] == STOPPED
+    assert "Traceback" not in said
+    return said
 
 
 def test_a_training_that_is_told_to_stop_saves_and_goes_on_without_repeating_an_epoch(
@@ -43,14 +50,7 @@ def test_a_training_that_is_told_to_stop_saves_and_goes_on_without_repeating_an_
         with started(place, place.flags(), api) as process:
             log = place.last_log
             assert wait_until(process, lambda: "member 1 of 2, epoch 1" in log.read_text()), log.read_text()[-2000:]
-            told = time.monotonic()
-            process.send_signal(signal.SIGTERM)
-            process.wait(600)
-        said = log.read_text()
-        assert time.monotonic() - told < GENEROUS_S
-        assert process.returncode == 143, said[-2000:]
-        assert said.strip().splitlines()[-1] == STOPPED
-        assert "Traceback" not in said
+            said = stop(process, log)
         attempt.whole(not broken_files(tmp_path), f"half-written: {broken_files(tmp_path)}")
         before, epochs = finished_work(place), epochs_done(said)
         exit_code, said = finish(place, place.flags(), api)
@@ -110,14 +110,7 @@ def test_a_run_that_is_told_to_stop_in_another_stage_says_how_to_go_on(
             begun = "Beginning flow run"
             wait_until(process, lambda: (f"Task run '{after}" if after else begun) in log.read_text())
             wait_seconds(process, 0.3)
-            told = time.monotonic()
-            process.send_signal(signal.SIGTERM)
-            process.wait(600)
-        said = log.read_text()
-        assert time.monotonic() - told < GENEROUS_S
-        assert process.returncode == 143, said[-2000:]
-        assert said.strip().splitlines()[-1] == STOPPED
-        assert "Traceback" not in said
+            said = stop(process, log)
         attempt.whole(not broken_files(tmp_path), f"half-written: {broken_files(tmp_path)}")
         exit_code, said = finish(place, place.flags(), api)
         attempt.kept(exit_code == 0, said[-2000:])

@@ -19,13 +19,6 @@ SAME_RUN, SAME_CACHE = "two runs at once in one run folder", "two runs at once w
 WAITED = "another run is making"
 
 
-@pytest.fixture(scope="module")
-def api(prefect_engine: None) -> str:
-    from prefect.settings import PREFECT_API_URL
-
-    return str(PREFECT_API_URL.value())
-
-
 def run_both(one: tuple[Place, list[str]], two: tuple[Place, list[str]], api: str) -> list[str]:
     """Starts two at once and waits for both, which have to end well; what each of them said."""
     with started(*one, api) as first, started(*two, api) as second:
@@ -68,6 +61,15 @@ def test_a_flow_does_not_wait_for_the_one_that_called_it(tmp_path: Path) -> None
     settings = Settings(run_dir=str(tmp_path / "run"))
     with own_run_folder(settings), own_run_folder(settings):
         (tmp_path / "run" / "record.txt").touch()
+
+
+def test_a_cache_in_the_run_folder_keeps_the_work_that_is_to_be_gone_on_from(tmp_path: Path) -> None:
+    begun, cut = tmp_path / "run" / "cache" / "fit" / "key.partial" / "checkpoint.json", tmp_path / "run" / "x.partial"
+    begun.parent.mkdir(parents=True)
+    begun.touch()
+    cut.touch()
+    with own_run_folder(Settings(run_dir=str(tmp_path / "run"))):
+        assert begun.exists() and not cut.exists()
 
 
 def test_a_run_folder_is_held_by_one_process_and_the_other_waits_and_says_so(
