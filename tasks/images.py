@@ -188,7 +188,7 @@ def open_shard(path: Path) -> NDArray[np.uint8]:
     try:
         state = path.stat()
         whole = _is_as_packed(path, state.st_size, state.st_mtime_ns)
-        shard = np.load(path, mmap_mode="r", allow_pickle=False)
+        shard = np.lib.format.open_memmap(path, mode="r")  # no other kind of file, as numpy.load would
         whole &= shard.dtype == np.uint8 and shard.ndim == 3 and shard.shape[1:] == (SIDE_PX, SIDE_PX)
     except BROKEN:
         whole = False

@@ -65,8 +65,8 @@ def test_a_training_that_is_told_to_stop_saves_and_goes_on_without_repeating_an_
 def test_a_training_that_is_stopped_in_the_middle_of_epochs_goes_on_from_the_very_step(
     faults: FaultTable, api: str, finished_run: Path, workspace: Path, tmp_path: Path
 ) -> None:
-    """20 steps an epoch here, so that most signals come in the middle of one."""
-    more = ["--training.batch-size", "2", "--training.epochs", "4", "--training.n-models", "1"]
+    """Ten steps an epoch, so that most signals come in the middle of one; more epochs than three stops can use."""
+    more = ["--training.batch-size", "2", "--training.epochs", "30", "--training.n-models", "1"]
     whole = copy_place(workspace, tmp_path / "whole", BEFORE_TRAINING)
     exit_code, said = finish(whole, whole.flags(*more), api)
     assert exit_code == 0, said[-2000:]
@@ -75,8 +75,8 @@ def test_a_training_that_is_stopped_in_the_middle_of_epochs_goes_on_from_the_ver
     for number in (1, 2, 3):
         with faults.attempt(FAULT) as attempt:
             with started(place, place.flags(*more), api) as process:
-                log, said = place.last_log, f"member 1 of 1, epoch {number} of 4"
-                assert wait_until(process, lambda log=log, said=said: said in log.read_text())  # type: ignore[misc]
+                log = place.last_log
+                assert wait_until(process, lambda log=log: "member 1 of 1, epoch" in log.read_text())  # type: ignore[misc]
                 wait_seconds(process, 0.1 * number)
                 process.send_signal(signal.SIGTERM)
                 process.wait(600)
