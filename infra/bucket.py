@@ -19,7 +19,9 @@ def main() -> int:
     try:
         print(f"bucket {name}: {ensure_bucket(name)}")
     except (BotoCoreError, ClientError, ValueError) as error:
-        print(f"error: S3_BUCKET: {name} cannot be made ({error}); check the AWS variables", file=sys.stderr)
+        # Only its kind: the text may hold keys.
+        said = error.response["Error"]["Code"] if isinstance(error, ClientError) else type(error).__name__
+        print(f"error: S3_BUCKET: {name} cannot be made ({said}); check the AWS variables", file=sys.stderr)
         return 2
     return 0
 

@@ -9,6 +9,7 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
+from tasks import SURROUNDINGS
 from tasks.records import SettingsError
 
 PoolType = Literal["process", "kubernetes"]
@@ -21,7 +22,8 @@ def job_template(name: str, kind: PoolType, heartbeat_s: int) -> dict[str, Any]:
 
     Its runs get their heartbeat here and not from the worker's environment: a worker started without it would let them
     send one in 180 s, and the automation that waits for heartbeats would take them for dead. They also wait for a
-    server that is away for some minutes, as runs of a command line do; ``tasks`` is imported too late for that there.
+    server that is away for some minutes, and keep results as JSON, as runs of a command line do: where a worker starts
+    them, Prefect has read its settings before ``tasks`` is imported.
     """
     if kind == "kubernetes":
         template = json.loads((TEMPLATES / f"{name}.json").read_text())
@@ -30,7 +32,7 @@ def job_template(name: str, kind: PoolType, heartbeat_s: int) -> dict[str, Any]:
     environment = template["variables"]["properties"]["env"]
     environment["default"] = environment.get("default", {}) | {
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(heartbeat_s),
-        "PREFECT_CLIENT_MAX_RETRIES": "8",
+        **{name: SURROUNDINGS[name] for name in ("PREFECT_CLIENT_MAX_RETRIES", "PREFECT_RESULTS_DEFAULT_SERIALIZER")},
     }
     return template
 

@@ -8,7 +8,7 @@ that somebody has Prefect keep are JSON, not pickle.
 
 import os
 
-for _name, _value in {
+SURROUNDINGS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     "PREFECT_CLIENT_MAX_RETRIES": "8",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -16,5 +16,6 @@ for _name, _value in {
     "GX_ANALYTICS_ENABLED": "false",
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
-}.items():
+}
+for _name, _value in SURROUNDINGS.items():
     os.environ.setdefault(_name, _value)

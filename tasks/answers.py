@@ -65,9 +65,17 @@ def fetch_answers(settings: Settings) -> None:
 
 
 def send_answers(settings: Settings) -> None:
-    """Sends the answers that lie beside a run in a bucket."""
+    """Sends the answers that lie beside a run in a bucket, together with those that others sent meanwhile."""
+    address = answers_address(settings)
+
+    def join(there: Path) -> None:
+        with locked(address.with_name(f".{address.name}.lock")):
+            everything = _in_order({*read_kept(there), *read_kept(address)})
+            _refuse_contradictions(everything, f"screening.answers: {address} and those in the bucket together: one")
+            write_whole(address, write_table(everything))
+
     if settings.screening.answers is None:
-        send_beside(settings, ANSWERS)
+        send_beside(settings, ANSWERS, join)
 
 
 def read_answered(settings: Settings) -> dict[str, int]:
@@ -264,7 +272,7 @@ def keep_answers(
             # Taking the same list once more is no second reading.
             said = standing and (standing.device, standing.reviewer) == (stamped.device, stamped.reviewer)
             added += [] if said and answer.time is None else [stamped]
-        everything = sorted({*kept, *added}, key=lambda a: (a.path, a.sha256, _age(a)))
+        everything = _in_order({*kept, *added})
         _refuse_contradictions(everything, f"{place} and {address} together: one")
         after = _newest_of_each(everything)
         write_whole(address, write_table(everything))
@@ -279,6 +287,10 @@ def keep_answers(
         "n_with_device": sum(counts for _, counts, _ in changes),
         "n_kept": len(everything),
     }
+
+
+def _in_order(answers: Iterable[Answer]) -> list[Answer]:
+    return sorted(answers, key=lambda a: (a.path, a.sha256, _age(a)))
 
 
 def _resolve(answer: Answer, contents: dict[str, str], place: str) -> Answer:

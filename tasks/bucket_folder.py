@@ -144,12 +144,18 @@ class BucketFolder:
         return Stored(answer["ETag"], path.stat().st_size, sha256)
 
     def remove(self, names: Iterable[str]) -> None:
-        """Removes objects; one that is not there is no error."""
+        """Removes objects; one that is not there is no error.
+
+        Raises:
+            RunError: As all methods, and if the server keeps one.
+        """
         waiting = [{"Key": self.prefix + name} for name in sorted(names)]
         with self._explained():
             for start in range(0, len(waiting), MOST_AT_ONCE):
                 some = waiting[start : start + MOST_AT_ONCE]
-                self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": some, "Quiet": True})
+                answer = self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": some, "Quiet": True})
+                for kept in answer.get("Errors", ()):  # with the status of a success
+                    raise boto.ClientError({"Error": {"Code": kept.get("Code", "unknown")}}, "DeleteObjects")
 
     def _again(self, action: Callable[[], Stored | None]) -> Stored | None:
         # boto3 repeats requests, but not the reading of an answer that broke off.

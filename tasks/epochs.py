@@ -15,7 +15,7 @@ from tasks.keras_backend import keras
 from tasks.network_files import load_checked
 from tasks.records import Facts, RunError
 from tasks.room import room_in
-from tasks.storage import inside, read_record, sha256_of_file, write_whole
+from tasks.storage import digest, inside, read_record, sha256_of_file, write_whole
 
 CHECKPOINT = "checkpoint.json"
 
@@ -63,7 +63,7 @@ def _flatten(model: Any) -> Iterator[Any]:
 
 
 def save_checkpoint(model: Any, state: Facts, folder: Path) -> None:
-    """Keeps model and optimiser; the small JSON, written last, says which file counts, and its sha256.
+    """Keeps model and optimiser; the small JSON, written last, says which file counts, with the sha256 of both.
 
     Args:
         model: Compiled.
@@ -80,7 +80,8 @@ def save_checkpoint(model: Any, state: Facts, folder: Path) -> None:
             beside.replace(folder / name)
     finally:
         beside.unlink(missing_ok=True)
-    write_whole(folder / CHECKPOINT, json.dumps({**state, "model": name, "sha256": sha256_of_file(folder / name)}))
+    said = {**state, "model": name, "sha256": sha256_of_file(folder / name)}
+    write_whole(folder / CHECKPOINT, json.dumps({**said, "digest": digest(said)}))
     for old in folder.glob("checkpoint-*.keras"):
         if old.name != name:
             old.unlink()
@@ -136,6 +137,8 @@ def load_checkpoint(folder: Path, of: str) -> tuple[Any, Facts] | None:
         return None
     try:
         state = read_record(folder / CHECKPOINT, history=list, model=str, sha256=str, of=str)
+        if state.pop("digest", "") != digest(state):
+            raise RunError(f"{folder / CHECKPOINT} is damaged")
         if state["of"] != of:
             raise RunError(f"{folder / CHECKPOINT} is of another training")
         return load_checked(inside(folder, state["model"]), state["sha256"], compiled=True), state

@@ -21,7 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.images import PackedImages, to_float
 from tasks.masks import DeviceMasks
 from tasks.records import Facts, RunError
-from tasks.run_copies import LOST_SHARDS, fetch_below, fetch_run, keep_below
+from tasks.run_copies import LOST_SHARDS, fetch_entry, fetch_run, keep_entry
 from tasks.settings import ExplanationSettings, Settings
 from tasks.stages import code_version, package_versions, run_stage
 from tasks.storage import (
@@ -143,7 +143,7 @@ def is_at_hand(settings: Settings, shard: Shard) -> bool:
     """Whether a shard is explained; what only the shared cache has is brought here."""
     entry = cache_folder(settings) / shard.name
     if not is_whole(entry, shard):
-        fetch_below(settings, f"{shard.name}/", last=shard.files[-1])
+        fetch_entry(settings, f"{shard.name}/", last=shard.files[-1])
     return is_whole(entry, shard)
 
 
@@ -169,7 +169,7 @@ def explain_shard(settings: Settings, shard: Shard) -> None:
             picture.save(out / f"{row['image_id']}.png", optimize=True)
 
     make_once(cache / shard.name, make, is_valid=lambda entry: is_whole(entry, shard))
-    keep_below(settings, f"{shard.name}/", last=shard.files[-1])
+    keep_entry(settings, f"{shard.name}/")
 
 
 def _load(run: Path, name: str, settings: Settings) -> Network:

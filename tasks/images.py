@@ -31,7 +31,8 @@ TURNS = {
 }
 """EXIF orientation -> what brings the picture upright."""
 
-MAX_PIXELS = 150_000_000  # guards memory; a large detector has about 20 megapixels
+MAX_PIXELS = 64_000_000  # 8,000 x 8,000; guards memory, 5 to 6 bytes a pixel. A large detector has about 20 megapixels
+BAND_PX = 256
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 Image.MAX_IMAGE_PIXELS = None  # our own bound says what it is
@@ -125,6 +126,15 @@ def _turn_upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
+    # In bands: the steps between need up to four times the picture's memory.
+    grey = Image.new("L", image.size)
+    for top in range(0, image.height, BAND_PX):
+        band = image.crop((0, top, image.width, min(top + BAND_PX, image.height)))
+        grey.paste(_band_to_grey(band), (0, top))
+    return grey
+
+
+def _band_to_grey(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         deep = np.asarray(image, dtype=np.float32)
         # 16-bit PNG uses the full range; Pillow's own convert("L") would clip at 255.

@@ -21,7 +21,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.images import SIDE_PX, UndecodableError, decode
 from tasks.records import Facts, RunError, SourceError
-from tasks.run_copies import LOST_SHARDS, fetch_below, fetch_files, keep_files
+from tasks.run_copies import LOST_SHARDS, fetch_files, fetch_lists, keep_files
 from tasks.settings import Settings
 from tasks.sources import fetch_source
 from tasks.stages import code_version, run_stage
@@ -139,7 +139,7 @@ def find_files(settings: Settings, folder: Path, files: dict[str, str]) -> Path:
 
 def fetch_shelf(settings: Settings, shelf: Path, wanted: Collection[str]) -> None:
     """Brings from the shared cache the lists of a shelf, and those of its shards that have wanted files."""
-    fetch_below(settings, f"arrays/{shelf.name}/", ending=".json")
+    fetch_lists(settings, f"arrays/{shelf.name}/")
     lost = [path for path in shelf.glob("[!.]*.json") if not path.with_suffix(".npy").exists()]
     contents = {path: read_record(path, rows=list, failed=dict) for path in lost}
     named = [path for path, said in contents.items() if not {*said["rows"], *said["failed"]}.isdisjoint(wanted)]

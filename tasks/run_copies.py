@@ -2,8 +2,9 @@
 
 Machines that work on a run at ``s3://bucket/prefix/run`` share nothing but that address. A flow brings the working copy
 up to date when it starts (``fetch_run``); what a stage places in it goes to the bucket at once (``send``). Beside the
-runs, ``s3://bucket/prefix/cache/`` holds what the cache of a machine holds, under the same names: entries of stages,
-and shards of packed pixels and masks, each sent and fetched once. For a run on this machine all of it does nothing.
+runs, ``s3://bucket/prefix/cache/`` holds what the cache of a machine holds: shards of packed pixels and masks under the
+same names, and entries of stages by content, each sent and fetched once. For a run on this machine all of it does
+nothing.
 """
 
 import os
@@ -11,9 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tasks.bucket_folder import BucketFolder, Stored
-from tasks.records import Facts
+from tasks.records import Facts, RunError
 from tasks.settings import IngestionSettings, Settings
 from tasks.storage import (
     SEAL,
@@ -36,7 +38,13 @@ LOST_SHARDS = (
     "(run_dir s3://…)"
 )
 """The way out where what a worker made is nowhere to be found."""
+TRIES = 100
+"""A change of a shared file is tried again while others change it; each time one of them gets on."""
+
 INDICES = ("arrays/index.json", "masks/index.json")
+
+WHOLE = "whole.json"
+"""In a folder of the shared cache: the files that belong to it, ``{"files": {name: sha256}}``."""
 
 guards: dict[str, Callable[[], None]] = {}
 """By the address of a run that this process works on: raises once another process does (see ``tasks.run_locks``)."""
@@ -125,56 +133,100 @@ def fetch_beside(settings: Settings, name: str) -> None:
         _open_beside(settings).get(name, run_folder(settings).parent / name)
 
 
-def send_beside(settings: Settings, name: str) -> None:
-    """Sends a file that all runs share."""
-    if is_in_bucket(settings):
-        _open_beside(settings).put(run_folder(settings).parent / name, name)
+def send_beside(settings: Settings, name: str, join: Callable[[Path], None]) -> None:
+    """Sends a file that all runs share, so that of several who change it at once none loses another's step.
+
+    Args:
+        settings: Name the run.
+        name: Of the file.
+        join: Takes over into the file here what a copy of the one in the bucket, at a path, has beyond it.
+
+    Raises:
+        RunError: If the bucket cannot be used, or others never stop changing the file.
+    """
+    if not is_in_bucket(settings):
+        return
+    bucket, here = _open_beside(settings), run_folder(settings).parent / name
+    with TemporaryDirectory() as place:
+        for _ in range(TRIES):
+            stored = bucket.get(name, Path(place, name))
+            if stored is not None:
+                join(Path(place, name))
+            if bucket.put_instead(here, name, None if stored is None else stored.etag):
+                return
+    raise RunError(f"run_dir: {bucket.address}/{name} is changed by others all the time; run again later")
 
 
 # -- the cache that machines share -------------------------------------------------------------------------------------
 
 
-def fetch_below(settings: Settings, below: str, last: str = "", ending: str = "") -> bool:
-    """Brings what the shared cache holds below a name and this machine's cache does not.
+def fetch_entry(settings: Settings, below: str, last: str) -> bool:
+    """Brings a folder of finished work from the shared cache to this machine's, as one machine made it.
 
     Args:
         settings: Name run and cache.
-        below: Start of the names: ``arrays/…/`` or ``<stage>/<key>/``.
-        last: Name of the file that is written last; without it nothing below counts as there.
-        ending: Only names that end so.
+        below: Name of the folder in the cache, with a slash at its end.
+        last: Name of the file that is brought last; without it the folder does not count as there.
 
     Returns:
-        Whether anything, with its last file, is there.
+        Whether it is there, whole.
+
+    Raises:
+        RunError: If the bucket cannot be used, or a name in it leads out of the folder.
     """
     if not is_in_bucket(settings):
         return False
-    bucket, here = _open_cache(settings), cache_folder(settings)
-    there = bucket.entries(below)
-    if not there or (last and below + last not in there):
+    bucket, folder = _open_cache(settings), cache_folder(settings) / below
+    files = _read_whole(bucket, below)
+    if files is None or last not in files:
         return False
-    wanted = [name for name in there if name.endswith(ending) and name != below + last]
-    missing = [name for name in wanted if not (here / name).exists()]
-    _each(lambda name: bucket.get(name, here / name), missing, settings)
-    if last:
-        bucket.get(below + last, here / (below + last))
+
+    def bring(name: str) -> Stored | None:
+        return bucket.get(f"{below}{files[name]}/{name}", inside(folder, name))
+
+    for names in ([name for name in files if name != last], [last]):
+        wrong = [name for name, stored in _each(bring, names, settings) if not stored or stored.sha256 != files[name]]
+        if wrong:
+            print(
+                f"{bucket.address}/{below} lacks {wrong[0]} as it was written; it is made again here; remove it there"
+            )
+            return False
     return True
 
 
-def keep_below(settings: Settings, below: str, last: str = "") -> None:
-    """Sends what this machine's cache holds below a folder's name to the shared cache.
+def keep_entry(settings: Settings, below: str) -> None:
+    """Sends a folder of finished work in this machine's cache to the shared one, unless that has one of its name.
 
-    Args:
-        settings: Name run and cache.
-        below: Start of the names.
-        last: Name of the file that goes last; where it is there, nothing is sent.
+    Files lie there by their content, and ``whole.json``, written last and never in place of another, says which of
+    them the folder is: one that several machines make, also where one of them dies over it, is of one of them alone.
     """
-    if not is_in_bucket(settings) or (last and _open_cache(settings).entries(below + last)):
+    if not is_in_bucket(settings) or _open_cache(settings).entries(below + WHOLE):
         return
-    here = cache_folder(settings)
-    names = [path.relative_to(here).as_posix() for path in (here / below).rglob("*") if path.is_file()]
-    keep_files(settings, [name for name in names if name != below + last])
-    if last:
-        keep_files(settings, [below + last])
+    bucket, folder = _open_cache(settings), cache_folder(settings) / below
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    files = {name: sha256_of_file(path) for name, path in paths.items()}
+    there = bucket.entries(below)
+    new = [name for name, sha256 in files.items() if f"{below}{sha256}/{name}" not in there]
+    _each(lambda name: bucket.put(paths[name], f"{below}{files[name]}/{name}"), new, settings)
+    with TemporaryDirectory() as place:
+        write_json(Path(place, WHOLE), {"files": files})
+        bucket.put_instead(Path(place, WHOLE), below + WHOLE, None)
+    kept = _read_whole(bucket, below)
+    if kept is not None:
+        named = {below + WHOLE, *(f"{below}{sha256}/{name}" for name, sha256 in kept.items())}
+        bucket.remove(set(bucket.entries(below)) - named)  # begun by others, or by us where another was faster
+
+
+def _read_whole(bucket: BucketFolder, below: str) -> dict[str, str] | None:
+    with TemporaryDirectory() as place:
+        path = Path(place, WHOLE)
+        return None if bucket.get(below + WHOLE, path) is None else dict(read_record(path, files=dict)["files"])
+
+
+def fetch_lists(settings: Settings, below: str) -> None:
+    """Brings the JSON files that lie directly below a name in the shared cache, and not in this machine's."""
+    if is_in_bucket(settings):
+        fetch_files(settings, [name for name in _open_cache(settings).entries(below) if name.endswith(".json")])
 
 
 def fetch_shards(settings: Settings, folder: Path) -> None:

@@ -79,8 +79,8 @@ class _Hold:
                 seen, since = self.there, time.monotonic()
             if not told:
                 print(
-                    f"another run works in {self.settings.run_dir}, on {self.there['machine']} since "
-                    f"{self.there['since']}: waiting until it ends, or is silent for {SILENT_S:.0f} s"
+                    f"another run works in {self.settings.run_dir}, on {self.there.get('machine')} since "
+                    f"{self.there.get('since')}: waiting until it ends, or is silent for {SILENT_S:.0f} s"
                 )
                 told = True
             time.sleep(POLL_S)
@@ -109,8 +109,8 @@ class _Hold:
             if others or (there is not None and not self.is_part and there.get("process") != self.process):
                 assert there is not None
                 self.lost = (
-                    f"run_dir: {self.settings.run_dir} was taken over by another process, on {there['machine']} since "
-                    f"{there['since']}, while this one was silent; let that one end, or give another run folder"
+                    f"run_dir: {self.settings.run_dir} was taken over by another process, on {there.get('machine')} "
+                    f"since {there.get('since')}, while this one was silent; let that one end, or give another folder"
                 )
                 return None
             self.there = there
@@ -150,7 +150,7 @@ class _Hold:
         """Lets others in; for a part of a run, whoever leads it does."""
         try:
             self.beat()  # after that nobody takes it for silent while it is removed
-            if not self.lost and (self.there is None or self.there["process"] == self.process):
+            if not self.lost and (self.there is None or self.there.get("process") == self.process):
                 open_bucket(self.runs, self.settings).remove([self.name])
         except PipelineError as error:
             print(f"{error} (others wait {SILENT_S:.0f} s for this run now)")

@@ -23,7 +23,8 @@ def _refuse_address(value: str) -> str:
 
 
 def _refuse_other_buckets(value: str) -> str:
-    if "://" in value and not re.fullmatch(r"s3://[A-Za-z0-9][A-Za-z0-9._-]{1,254}(/[A-Za-z0-9._=+@-]+)+/?", value):
+    name = r"(?!\.+(/|$))[A-Za-z0-9._=+@-]+"
+    if "://" in value and not re.fullmatch(rf"s3://[A-Za-z0-9][A-Za-z0-9._-]{{1,254}}(/{name})+/?", value):
         raise ValueError("should be a folder on this machine, or s3://bucket/prefix/run")
     return value
 

@@ -6,12 +6,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tasks.records import Facts, RunError
-from tasks.run_copies import open_bucket
+from tasks.run_copies import TRIES, open_bucket
 from tasks.settings import Settings
 from tasks.storage import is_in_bucket, locked, read_json, run_folder, runs_address, sha256_of_file, write_json
-
-TRIES = 100
-"""A change of a shared file is tried again while others change it; each time one of them gets on."""
 
 
 def runs_of(settings: Settings) -> str:

@@ -17,7 +17,7 @@ from types import CodeType
 
 from tasks.records import Facts, RunError
 from tasks.room import room_in
-from tasks.run_copies import fetch_below, fetch_shards, keep_below, send
+from tasks.run_copies import fetch_entry, fetch_shards, keep_entry, send
 from tasks.settings import Settings
 from tasks.storage import (
     REPOSITORY,
@@ -85,12 +85,12 @@ def run_stage(
         except RunError:  # missing or damaged: it is made again
             return False
 
-    if not (entry / "stage.json").exists() and fetch_below(settings, name, last="stage.json"):
+    if not (entry / "stage.json").exists() and fetch_entry(settings, name, last="stage.json"):
         fetch_shards(settings, entry)
     reused = make_once(entry, make_entry, is_valid=is_whole, resumable=resumable)
+    keep_entry(settings, name)  # one that is reused, too: its first upload may have broken off
     sealed = read_json(entry / "stage.json")
     place_files(settings, entry, stage, {**sealed, "reused": reused, "entry": name.rstrip("/")})
-    keep_below(settings, name, last="stage.json")  # one that is reused, too: its first upload may have broken off
     return {**sealed["facts"], "reused": reused, "seconds": sealed["seconds"]}
 
 

@@ -125,9 +125,10 @@ class Objects:
     def kinds(self) -> list[str]:
         """Their names without what differs from run to run, sorted; a second copy under another name shows.
 
-        That is the time in a name, and keys of the cache: a model file holds the time when it was written.
+        That is the time in a name, and what names things in the cache by content: a model file holds the time when it
+        was written.
         """
-        return sorted(re.sub(r"\d{8}T\d{6}\.\d+Z|[0-9a-f]{24}", "DIFFERS", name) for name in self.names)
+        return sorted(re.sub(r"\d{8}T\d{6}\.\d+Z|[0-9a-f]{64}|[0-9a-f]{24}", "DIFFERS", name) for name in self.names)
 
     def require_like(self, other: "Objects", attempt: Attempt, run: str, other_run: str = "") -> None:
         """Asserts that manifest and metrics of a run are those of a run below another prefix."""

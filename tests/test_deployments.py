@@ -80,4 +80,5 @@ def test_a_run_in_a_process_sends_heartbeats_as_often_as_the_server_was_told() -
         "OWN": "1",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "45",
         "PREFECT_CLIENT_MAX_RETRIES": "8",
+        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
     }

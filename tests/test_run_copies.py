@@ -1,21 +1,25 @@
 """Runs in a bucket: what one machine places there another one finds, and what is finished is not done again."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import boto3  # type: ignore[import-untyped]
+import pandas as pd
 import pytest
 from conftest import SMALL
 from s3_server import running_s3, set_aws
 
+from tasks.answers import Answer, answers_address, keep_answers, read_kept, send_answers
 from tasks.bucket_folder import BucketFolder
 from tasks.records import Facts, RunError
-from tasks.run_copies import address_of, fetch_beside, fetch_run, read_seal, send, send_beside
+from tasks.run_copies import WHOLE, address_of, fetch_run, read_seal, send
 from tasks.settings import Settings
 from tasks.stages import run_stage
 from tasks.storage import REPOSITORY, SEAL, run_folder, write_json
@@ -132,16 +136,65 @@ def test_a_stage_done_on_one_machine_is_taken_from_the_shared_cache_on_another_a
     }
 
 
-def test_a_stage_whose_upload_broke_off_before_its_record_is_not_taken_for_done(
+def make_half(settings: Settings, made_on: str) -> None:
+    """A stage of two files whose content differs from machine to machine, as that of a network does."""
+
+    def make(out: Path) -> Facts:
+        (out / "model.txt").write_text(f"of {made_on}")
+        (out / "model.sha256").write_text(f"checksum of {made_on}")
+        return {"n": 1}
+
+    run_stage(settings, "work", module="tasks.tables", inputs={"n": 1}, make=make)
+
+
+def require_made_on(settings: Settings, name: str) -> None:
+    assert (run_folder(settings) / "model.txt").read_text() == f"of {name}"
+    assert (run_folder(settings) / "model.sha256").read_text() == f"checksum of {name}"
+
+
+def test_an_upload_that_broke_off_counts_for_nothing_and_another_machine_s_work_is_never_mixed_with_it(
     bucket: Any, address: str, tmp_path: Path
 ) -> None:
-    done: list[int] = []
-    do_stage(machine(tmp_path / "here", address), done)
-    record = next(name for name in names_below(bucket, "test_a_stage_whose") if name.endswith("/stage.json"))
-    bucket.delete_object(Bucket=BUCKET, Key=record)
-    do_stage(machine(tmp_path / "there", address), done)
-    assert done == [1, 1]
-    assert record in names_below(bucket, "test_a_stage_whose")
+    prefix = address.partition(f"{BUCKET}/")[2].replace("/run", "/cache/work/")
+    first, second, third = (machine(tmp_path / name, address) for name in ("first", "second", "third"))
+    make_half(first, "first")
+    for name in names_below(bucket, prefix):
+        if name.endswith((WHOLE, "model.txt")):
+            bucket.delete_object(Bucket=BUCKET, Key=name)
+    make_half(second, "second")
+    make_half(third, "nobody")
+    require_made_on(third, "second")
+    contents = [bucket.get_object(Bucket=BUCKET, Key=name)["Body"].read() for name in names_below(bucket, prefix)]
+    assert len(contents) == 4 and not [content for content in contents if b"of first" in content], "nothing is left"
+
+
+def test_of_two_machines_that_make_the_same_at_once_the_shared_cache_keeps_what_one_of_them_made(
+    bucket: Any, address: str, tmp_path: Path
+) -> None:
+    first, second, third = (machine(tmp_path / name, address) for name in ("first", "second", "third"))
+    cache = address.partition(f"{BUCKET}/")[2].replace("/run", "/cache/")
+    make_half(first, "first")
+    for name in names_below(bucket, cache):  # the second one does not see it
+        bucket.delete_object(Bucket=BUCKET, Key=name)
+    make_half(second, "second")
+    kept = names_below(bucket, cache)
+    make_half(first, "nobody")  # has it, and would send it
+    assert names_below(bucket, cache) == kept and len(kept) == 4
+    make_half(third, "nobody")
+    require_made_on(third, "second")
+
+
+def test_a_stage_that_is_damaged_in_the_shared_cache_is_done_again(
+    bucket: Any, address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = machine(tmp_path / "first", address), machine(tmp_path / "second", address)
+    make_half(first, "first")
+    prefix = address.partition(f"{BUCKET}/")[2].replace("/run", "/cache/")
+    (model,) = [name for name in names_below(bucket, prefix) if name.endswith("/model.txt")]
+    bucket.put_object(Bucket=BUCKET, Key=model, Body=b"something else")
+    make_half(second, "second")
+    require_made_on(second, "second")
+    assert "lacks model.txt as it was written" in capsys.readouterr().out
 
 
 def test_a_finished_stage_whose_upload_broke_off_is_sent_when_it_is_asked_for_again(
@@ -213,15 +266,25 @@ def test_shards_that_an_index_names_go_before_it_and_come_with_it_once(
     assert names_below(bucket, "test_shards_that/cache/") == found
 
 
-def test_what_all_runs_share_lies_beside_them(bucket: Any, address: str, tmp_path: Path) -> None:
-    here = machine(tmp_path / "here", address)
-    other = machine(tmp_path / "there", address.replace("/run", "/next"))
-    fetch_beside(here, "device_answers.csv")
-    run_folder(here).parent.mkdir(parents=True, exist_ok=True)
-    (run_folder(here).parent / "device_answers.csv").write_text("path,device\n")
-    send_beside(here, "device_answers.csv")
-    fetch_run(other)
-    assert (run_folder(other).parent / "device_answers.csv").read_text() == "path,device\n"
+def answer_here(settings: Settings, path: str) -> None:
+    address = answers_address(settings)
+    images = pd.DataFrame({"path": [path], "sha256": [hashlib.sha256(path.encode()).hexdigest()]})
+    keep_answers([Answer(path, "", 1)], images, address, reviewer="someone", place="a test", now=datetime.now(UTC))
+
+
+def test_answers_lie_beside_the_runs_and_of_two_people_who_answer_at_once_neither_loses_any(
+    bucket: Any, address: str, tmp_path: Path
+) -> None:
+    here, other = machine(tmp_path / "here", address), machine(tmp_path / "there", address.replace("/run", "/next"))
+    for settings, path in ((here, "a.png"), (other, "b.png")):
+        fetch_run(settings)
+        answer_here(settings, path)
+    send_answers(here)
+    send_answers(other)
+    fetch_run(here)
+    assert [answer.path for answer in read_kept(answers_address(here))] == ["a.png", "b.png"]
+    before = names_below(bucket, address.partition(f"{BUCKET}/")[2].replace("/run", "/device_answers.csv"))
+    assert len(before) == 1
 
 
 def test_a_run_in_a_bucket_is_named_by_its_address_there_and_another_by_its_path(tmp_path: Path) -> None:

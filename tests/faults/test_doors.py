@@ -1,6 +1,7 @@
 """Doors that stay shut: one loader of networks, no pickle, settings that hide keys, a policy that grants no more."""
 
 import ast
+import hashlib
 import json
 import os
 import re
@@ -18,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from s3_server import running_s3, set_aws
 
+from infra.pools import POOLS, PoolType, job_template
 from tasks.addresses import hide_keys
-from tasks.run_copies import fetch_below, fetch_run
+from tasks.run_copies import WHOLE, fetch_entry, fetch_run
 from tasks.settings import Settings, StorageSettings
 from tasks.storage import REPOSITORY
 
@@ -100,6 +102,24 @@ def test_results_are_json_unless_somebody_says_otherwise() -> None:
         [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "json"
+
+
+@pytest.mark.parametrize("kind", ["process", "kubernetes"])
+def test_results_of_a_run_that_a_worker_starts_are_json_too(kind: PoolType) -> None:
+    """There Prefect has read its settings before this package is imported."""
+    code = "import prefect.flow_engine, tasks; from prefect.results import get_default_result_serializer as s"
+    for pool in POOLS:
+        given = job_template(pool, kind, 30)["variables"]["properties"]["env"]["default"]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | given
+        done = subprocess.run(
+            [sys.executable, "-c", f"{code}; print(s().type)"],
+            cwd=REPOSITORY,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == "json"
 
 
 # -- keys in settings --------------------------------------------------------------------------------------------------
@@ -204,15 +224,17 @@ def test_the_policy_reaches_one_prefix_and_never_everything() -> None:
 def test_names_in_a_bucket_that_lead_out_of_a_run_or_the_cache_write_nothing_there(
     faults: FaultTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ["runs/one/../../../../../out.txt", "runs/one//out.txt", "runs/cache/pack/k/../../../../../out.txt"]
+    out, sha256 = "../../../../../out.txt", hashlib.sha256(b"out").hexdigest()
+    names = [f"runs/one/{out}", "runs/one//out.txt", f"runs/cache/pack/k/{sha256}/{out}"]
+    whole = json.dumps({"files": {out: sha256, "stage.json": sha256}}).encode()
     cache = tmp_path / "a" / "b" / "cache"
     settings = Settings(run_dir="s3://x-rays/runs/one", storage=StorageSettings(cache=str(cache)))
-    with running_s3({"x-rays": {**dict.fromkeys(names, b"out"), "runs/cache/pack/k/stage.json": b"{}"}}) as url:
+    with running_s3({"x-rays": {**dict.fromkeys(names, b"out"), f"runs/cache/pack/k/{WHOLE}": whole}}) as url:
         for name, value in set_aws(url).items():
             if name.startswith("AWS_"):
                 monkeypatch.setenv(name, value)
         assert not ends_well(faults, lambda: fetch_run(settings))
-        assert not ends_well(faults, lambda: fetch_below(settings, "pack/k/", last="stage.json"))
+        assert not ends_well(faults, lambda: fetch_entry(settings, "pack/k/", last="stage.json"))
     assert not list(tmp_path.rglob("out.txt")) and not Path("/out.txt").exists()
 
 

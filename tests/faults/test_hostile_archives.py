@@ -1,9 +1,12 @@
 """Whatever an archive, an image or a name brings: a right result or a named refusal, and nothing outside its folder."""
 
 import io
+import math
 import random
+import struct
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks.images import SIDE_PX, UndecodableError, decode, read_size
+from tasks.images import MAX_PIXELS, SIDE_PX, UndecodableError, decode, read_size
 from tasks.ingestion import list_images
 from tasks.layout import plan_layout
+from tasks.loose_images import open_loose_images
 from tasks.records import SourceError
 from tasks.settings import IngestionSettings, Settings, StorageSettings
 from tasks.sources import fetch_source
@@ -90,7 +94,16 @@ def take_in(data: bytes, faults: FaultTable) -> bool:
         strays = [p for p in folder.rglob("*") if p.name != "set.zip" and folder / "raw" not in [p, *p.parents]]
         assert strays == []
         assert not list(folder.rglob("*.partial"))
+        ends_well(faults, lambda: read_loose(folder / "set.zip", settings))
         return accepted
+
+
+def read_loose(archive: Path, settings: Settings) -> None:
+    """Reads it as X-rays to score or to screen are read: every image becomes pixels, or has its reason."""
+    with open_loose_images(str(archive), settings) as images:
+        for batch in images.read_batches():
+            assert len(batch.paths) == len(batch.refused)
+            assert batch.pixels.shape == (batch.refused.count(""), SIDE_PX, SIDE_PX)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -150,6 +163,29 @@ def test_a_damaged_image_decodes_to_a_square_or_is_refused(faults: FaultTable, s
         return
     assert square.shape == (SIDE_PX, SIDE_PX)
     assert square.dtype == np.uint8
+
+
+def wide_picture(width: int, height: int, depth: int, colour: int, n_bytes: int) -> bytes:
+    """A black PNG, packed row by row: some kilobytes that want hundreds of megabytes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    packer, row = zlib.compressobj(), bytes(1 + width * n_bytes)
+    pixels = b"".join([packer.compress(row) for _ in range(height)] + [packer.flush()])
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("depth", "colour", "n_bytes"), [(16, 0, 2), (8, 6, 4), (16, 6, 8)])
+def test_the_largest_picture_that_is_decoded_stays_below_the_limit_of_memory(
+    faults: FaultTable, depth: int, colour: int, n_bytes: int
+) -> None:
+    faults.n_cases += 2
+    side = math.isqrt(MAX_PIXELS)
+    assert decode(wide_picture(side, side, depth, colour, n_bytes)).max() == 0
+    with pytest.raises(UndecodableError, match="megapixels"):
+        decode(wide_picture(side + 20, side + 20, depth, colour, n_bytes))
 
 
 def test_what_is_whole_is_taken_in(faults: FaultTable) -> None:

@@ -20,7 +20,7 @@ from flows.command_line import describe_problem, read_flags
 from tasks.records import SettingsError
 from tasks.settings import Section, Settings
 from tasks.sources import fetch_source, source_name
-from tasks.storage import REPOSITORY, run_folder
+from tasks.storage import REPOSITORY, cache_folder, is_in_bucket, run_folder
 
 
 def leaves(model: type[Section] = Settings, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -39,7 +39,8 @@ NAMES = st.one_of(
 WORDS = st.sampled_from(
     [
         *("", " ", "true", "nan", "inf", "-inf", "1e400", "1e308", "-1", "0", "1", "3.5", "9" * 400, "0x10", "1_000"),
-        *("None", "null", "[]", "{}", "[1,2]", '{"a":1}', "a,b", "val,test", "s3://", "s3://b", "s3://b/../../x/y"),
+        *("None", "null", "[]", "{}", "[1,2]", '{"a":1}', "a,b", "val,test"),
+        *("s3://", "s3://b", "s3://bucket", "s3://bucket/../../x/y", "s3://bucket/x/..", "s3://bucket/x/y/"),
         *("s3://k:v@b/x", "https://", "https://[", "ftp://u:p@h/x", "dropbox:", "dropbox:/../..", "file:///etc/passwd"),
         *(
             "tcp://h:99999",
@@ -89,7 +90,9 @@ def use(settings: Settings) -> None:
     source_name(settings.public_source).encode("ascii")
     repr(settings).encode()
     if settings.run_dir is not None:
-        run_folder(settings)
+        folder, copies = run_folder(settings).absolute(), cache_folder(settings).absolute() / "runs"
+        if is_in_bucket(settings):
+            assert folder.resolve().is_relative_to(copies.resolve()) and folder.resolve() != copies.resolve()
 
 
 @given(parts=st.lists(st.tuples(NAMES, VALUES), min_size=1, max_size=3))
@@ -155,7 +158,7 @@ LINES = [
     ["--quality.max-undecodable", "nan"],
     ["--ingestion.timeout-s", "1e400"],
     ["--seed", "9" * 400],
-    ["--run-dir", "s3://b/../x/y"],
+    ["--run-dir", "s3://bucket/../x/y"],
     ["--run-dir", "/dev/null/x"],
     ["--run-dir", "x" * 4_000],
     ["--screening.review", "/dev/null"],

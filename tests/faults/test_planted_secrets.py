@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
+import pandas as pd
 import pytest
 from dropbox_server import RLKEY, running_server
 from fault_table import FaultTable
@@ -52,6 +53,18 @@ def run_line(name: str, flags: list[str], environment: dict[str, str], left: Lef
 
 def read_below(folder: Path, name: str) -> dict[str, bytes]:
     return {f"{name}/{p.relative_to(folder)}": p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def unpack(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Also what lies compressed within: members of networks and arrays, the cells of tables."""
+    found = dict(files)
+    for name, content in files.items():
+        if name.endswith(".parquet"):
+            found[f"{name}, unpacked"] = pd.read_parquet(io.BytesIO(content)).to_csv().encode()
+        elif zipfile.is_zipfile(io.BytesIO(content)):
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                found |= {f"{name}, {member}": archive.read(member) for member in archive.namelist()}
+    return found
 
 
 def draw_sample(folder: Path) -> bytes:
@@ -103,6 +116,7 @@ def left(guarded_server: dict[str, str], tmp_path_factory: pytest.TempPathFactor
         for name, place in {"cache": folder / "cache", "raw": folder / "raw", "here": folder / "here"}.items():
             left.files |= read_below(place, name)
         left.files |= read_below(home.parent / "server", "server") | read_below(home, "client")
+        left.files = unpack(left.files)
         yield left
 
 
@@ -132,6 +146,8 @@ def test_the_runs_ended_as_they_should(left: Left) -> None:
     assert not wrong, left.said[wrong[0]][-6_000:]
     assert not [name for name, said in left.said.items() if "Traceback" in said]
     assert "s3://runs/one/run.json" in left.files and any(n.startswith("server/prefect.db") for n in left.files)
+    inside = {name.rpartition(", ")[2] for name in left.files if ".keras, " in name}
+    assert "metadata.json" in inside and any(name.endswith("manifest.parquet, unpacked") for name in left.files)
     database = b"".join(content for name, content in left.files.items() if name.startswith("server/prefect.db"))
     assert b"sample.zip" in database and b"min_train_images" in database, "it has parameters, logs and artifacts"
 
