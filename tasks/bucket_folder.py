@@ -14,6 +14,8 @@ from typing import Any
 from botocore import UNSIGNED  # type: ignore[import-untyped]
 from botocore import exceptions as boto  # type: ignore[import-untyped]
 from botocore.credentials import Credentials  # type: ignore[import-untyped]
+from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
+from urllib3.exceptions import HTTPError
 
 from tasks.records import RunError, SourceError
 from tasks.settings import IngestionSettings
@@ -26,6 +28,15 @@ ANOTHER_VERSION = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKe
 
 EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "InvalidToken")
 """What a server says to credentials that were good once."""
+
+BROKEN_OFF = (
+    boto.HTTPClientError,
+    boto.IncompleteReadError,
+    boto.ResponseStreamingError,
+    ResponseParserError,
+    HTTPError,  # of urllib3: an error of the server, the text of which broke off
+)
+"""What comes of an answer that broke off while it was read, which boto3 does not ask for again."""
 
 WAYS_OUT = {
     "NoSuchBucket": "there is no such bucket; make it, or correct the address or the endpoint (AWS_ENDPOINT_URL)",
@@ -158,11 +169,10 @@ class BucketFolder:
                     raise boto.ClientError({"Error": {"Code": kept.get("Code", "unknown")}}, "DeleteObjects")
 
     def _again(self, action: Callable[[], Stored | None]) -> Stored | None:
-        # boto3 repeats requests, but not the reading of an answer that broke off.
         for tried in range(1, self.tries + 1):
             try:
                 return action()
-            except (boto.HTTPClientError, boto.IncompleteReadError, boto.ResponseStreamingError):
+            except BROKEN_OFF:
                 if tried == self.tries:
                     raise
                 time.sleep(min(2.0**tried / 4, 10.0))
@@ -177,7 +187,7 @@ class BucketFolder:
             code = str(error.response.get("Error", {}).get("Code", "unknown"))
             way_out = WAYS_OUT.get(code, f"the server refuses ({code}); look at the address and credentials")
             raise RunError(f"{self.about}: {self.address}: {way_out}") from None
-        except boto.BotoCoreError as error:
+        except (boto.BotoCoreError, *BROKEN_OFF) as error:
             raise RunError(
                 f"{self.about}: {self.address} cannot be reached ({type(error).__name__}); look at the network, the "
                 "AWS_… variables and the endpoint (AWS_ENDPOINT_URL), and run again; what is finished is kept"

@@ -14,7 +14,7 @@ import boto3  # type: ignore[import-untyped]
 import pandas as pd
 import pytest
 from conftest import SMALL
-from s3_server import running_s3, set_aws
+from s3_server import faulty_proxy, running_s3, set_aws
 
 from tasks.answers import Answer, answers_address, keep_answers, read_kept, send_answers
 from tasks.bucket_folder import BucketFolder
@@ -314,6 +314,27 @@ def test_what_comes_with_another_checksum_than_it_was_put_with_does_not_take_the
         folder.get("a.txt", tmp_path / "a.txt")
     assert names_in(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "earlier"
     assert folder.get("none.txt", tmp_path / "none.txt") is None
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_answer_that_breaks_off_is_asked_for_again_and_in_the_end_refused_in_one_sentence(
+    server: str, bucket: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """What says that there is no such object can break off, too."""
+    if there:
+        put_files(machine(tmp_path / "other", address), **{"a.txt": "whole"})
+    with faulty_proxy(server, share=1.0, faults=["reset"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        folder = BucketFolder(address, machine(tmp_path, address).ingestion)
+        with pytest.raises(RunError, match="cannot be reached") as caught:
+            folder.get("a.txt", tmp_path / "a.txt")
+        assert "\n" not in str(caught.value) and proxy.n_failed["reset"] >= 2
+
+        def heal(request: str) -> None:
+            proxy.share = 0.0
+
+        proxy.before = heal  # after the next one has failed
+        assert (folder.get("a.txt", tmp_path / "a.txt") is not None) == there
 
 
 @pytest.mark.parametrize(
