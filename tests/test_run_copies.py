@@ -321,6 +321,7 @@ def test_an_answer_that_breaks_off_is_asked_for_again_and_in_the_end_refused_in_
     server: str, bucket: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
 ) -> None:
     """What says that there is no such object can break off, too."""
+    address += str(there)
     if there:
         put_files(machine(tmp_path / "other", address), **{"a.txt": "whole"})
     with faulty_proxy(server, share=1.0, faults=["reset"]) as proxy:
