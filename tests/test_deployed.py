@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,16 @@ def test_a_scheduled_run_completes_and_report_and_metrics_are_in_the_bucket(team
     assert page["ContentType"].startswith("text/html")
     report = f"s3://{BUCKET}/team/{run}/report/index.html"
     assert report in team.log_of(team.weekly, until=report)
+
+
+def test_the_server_has_planned_the_runs_of_the_next_mondays(team: Team) -> None:
+    deployment = team.ask("/deployments/name/pipeline/weekly")["id"]
+    found = team.ask("/flow_runs/filter", flow_runs={"deployment_id": {"any_": [deployment]}})
+    planned = [run for run in found if run["auto_scheduled"]]
+    times = sorted(datetime.fromisoformat(run["expected_start_time"]) for run in planned)
+    assert len(times) >= 3 and {run["state"]["type"] for run in planned} == {"SCHEDULED"}
+    assert {(time.isoweekday(), time.hour, time.minute, time.utcoffset()) for time in times} == {(1, 3, 0, timedelta())}
+    assert {later - earlier for earlier, later in pairwise(times)} == {timedelta(weeks=1)}
 
 
 def test_the_weekly_run_had_its_training_done_by_the_worker_of_the_gpu_pool(team: Team) -> None:

@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 from dropbox_server import RLKEY, running_server
 from fault_table import FaultTable
+from pipeline_runs import wait_until
+from prefect_team import running_team
 from s3_server import AWS, running_s3
 
 from tasks.storage import REPOSITORY
@@ -32,11 +34,11 @@ SMALL += ["--explanation.n-images", "2", "--ingestion.tries", "1", "--ingestion.
 
 @dataclass
 class Left:
-    """What the runs left: files by name, and what they printed."""
+    """What the runs left: files by name, what they printed, and how they ended: an exit code or a state."""
 
     files: dict[str, bytes]
     said: dict[str, str]
-    codes: dict[str, int]
+    ends: dict[str, int | str]
 
 
 def run_line(name: str, flags: list[str], environment: dict[str, str], left: Left) -> None:
@@ -48,11 +50,18 @@ def run_line(name: str, flags: list[str], environment: dict[str, str], left: Lef
         text=True,
         check=False,
     )
-    left.said[name], left.codes[name] = done.stdout + done.stderr, done.returncode
+    left.said[name], left.ends[name] = done.stdout + done.stderr, done.returncode
 
 
 def read_below(folder: Path, name: str) -> dict[str, bytes]:
     return {f"{name}/{p.relative_to(folder)}": p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def read_bucket(url: str) -> dict[str, bytes]:
+    s3 = boto3.client("s3", endpoint_url=url, **_as_arguments(AWS))
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
+    names = [entry["Key"] for page in pages for entry in page["Contents"]]
+    return {f"s3://{name}": s3.get_object(Bucket=BUCKET, Key=name)["Body"].read() for name in names}
 
 
 def unpack(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -107,15 +116,50 @@ def left(guarded_server: dict[str, str], tmp_path_factory: pytest.TempPathFactor
             run_line(name, [*known, *flags], environment, left)
         for var in PLANTED:
             assert var in environment
-        s3 = boto3.client("s3", endpoint_url=url, **_as_arguments(AWS))
-        for page in s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
-            for entry in page["Contents"]:
-                body = s3.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read()
-                left.files[f"s3://{entry['Key']}"] = body
+        left.files = read_bucket(url)
         home = Path(guarded_server["PREFECT_HOME"])
         for name, place in {"cache": folder / "cache", "raw": folder / "raw", "here": folder / "here"}.items():
             left.files |= read_below(place, name)
         left.files |= read_below(home.parent / "server", "server") | read_below(home, "client")
+        left.files = unpack(left.files)
+        yield left
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
+    """A worker's whole run, from bucket to bucket with the keys of a block; one whose token in a block is refused."""
+    from prefect.blocks.system import Secret
+    from prefect_aws import AwsClientParameters, AwsCredentials
+
+    folder = tmp_path_factory.mktemp("deployed")
+    content = draw_sample(folder / "sample")
+    team_folder = folder / "team"
+    (folder / "certificates").mkdir()
+    hook = {"NOTIFY_WEBHOOK": "http://127.0.0.1:9/planted-hook-word-53"}
+    with (
+        running_server(folder / "certificates") as dropbox,
+        running_s3({BUCKET: {"sample.zip": content}}) as url,
+        running_team(team_folder, auth="user:of-the-tests", more=dropbox.sdk_environment, **hook) as team,
+    ):
+        AwsCredentials(
+            aws_access_key_id="id-in-the-clear",  # no secret to prefect-aws: the server's event of the block shows it
+            aws_secret_access_key="planted-block-word-43",
+            region_name="us-east-1",
+            aws_client_parameters=AwsClientParameters(endpoint_url=url),
+        ).save("bucket")
+        Secret(value="planted-token-word-47").save("dropbox-token")
+        worker = team.start_worker()
+        named = {"aws_block": "bucket", "dropbox_block": "dropbox-token", "ca_file": str(dropbox.ca_file), "tries": 1}
+        left = Left({}, {}, {})
+        for name, source in {"whole": f"s3://{BUCKET}/sample.zip", "token refused": "dropbox:/x-rays"}.items():
+            runs = f"s3://{BUCKET}/runs/{name.replace(' ', '-')}"
+            run = team.start_run(folder / "machine", runs, source=source, ingestion=named)
+            left.ends[name] = team.wait_for_state(run, "Completed", "Failed")
+        left.said["worker"] = worker.said()
+        server = team_folder / "server"
+        wait_until(lambda: b"Webhook call failed" in b"".join(read_below(server, "").values()), "nobody was notified")
+        team.stop_workers()
+        left.files = read_bucket(url) | read_below(folder / "machine", "machine") | read_below(team_folder, "team")
         left.files = unpack(left.files)
         yield left
 
@@ -128,27 +172,47 @@ def _as_arguments(aws: dict[str, str]) -> dict[str, str]:
     }
 
 
-WORDS = {
-    **{name: value for name, value in PLANTED.items() if name != "AWS_ACCESS_KEY_ID"},
+PASSWORD = {
     "password of the server": "of-the-tests",
     "password of the server, encoded": base64.b64encode(b"user:of-the-tests").decode().rstrip("="),
+}
+WORDS = {
+    **{name: value for name, value in PLANTED.items() if name != "AWS_ACCESS_KEY_ID"},
+    **PASSWORD,
     "key of the link": RLKEY,
     "other part of the link": "st=x%2By",
     "path of an old link": "planted-path-word-37",
     "password in a link": "planted-link-word-41",
     "id of the key": "planted-id-word-23",
 }
+BLOCK_WORDS = {
+    **PASSWORD,
+    "key of the bucket": "planted-block-word-43",
+    "token": "planted-token-word-47",
+    "address of the webhook": "planted-hook-word-53",
+}
+
+
+def read_database(left: Left, server: str) -> bytes:
+    """A server's database with its journals."""
+    return b"".join(content for name, content in left.files.items() if name.startswith(f"{server}/prefect.db"))
+
+
+def places(left: Left, word: str) -> list[str]:
+    """Files and outputs that hold a word."""
+    files = [name for name, content in left.files.items() if word.encode() in content]
+    return files + [name for name, said in left.said.items() if word in said]
 
 
 @pytest.mark.long
 def test_the_runs_ended_as_they_should(left: Left) -> None:
-    wrong = [name for name, code in left.codes.items() if code != (0 if name == "whole" else 2)]
+    wrong = [name for name, code in left.ends.items() if code != (0 if name == "whole" else 2)]
     assert not wrong, left.said[wrong[0]][-6_000:]
     assert not [name for name, said in left.said.items() if "Traceback" in said]
-    assert "s3://runs/one/run.json" in left.files and any(n.startswith("server/prefect.db") for n in left.files)
+    assert "s3://runs/one/run.json" in left.files
     inside = {name.rpartition(", ")[2] for name in left.files if ".keras, " in name}
     assert "metadata.json" in inside and any(name.endswith("manifest.parquet, unpacked") for name in left.files)
-    database = b"".join(content for name, content in left.files.items() if name.startswith("server/prefect.db"))
+    database = read_database(left, "server")
     assert b"sample.zip" in database and b"min_train_images" in database, "it has parameters, logs and artifacts"
 
 
@@ -156,16 +220,35 @@ def test_the_runs_ended_as_they_should(left: Left) -> None:
 @pytest.mark.parametrize("what", WORDS)
 def test_no_planted_secret_is_in_anything_that_runs_leave(faults: FaultTable, left: Left, what: str) -> None:
     with faults.attempt("a planted secret in files, bucket, logs and the server's database"):
-        word = WORDS[what]
-        assert [name for name, content in left.files.items() if word.encode() in content] == []
-        assert [name for name, said in left.said.items() if word in said] == []
+        assert places(left, WORDS[what]) == []
 
 
 @pytest.mark.long
-def test_a_run_leaves_no_pickle(left: Left) -> None:
-    found = [name for name, content in left.files.items() if content[:2] in (b"\x80\x03", b"\x80\x04", b"\x80\x05")]
+def test_the_runs_of_a_worker_ended_as_they_should(deployed: Left) -> None:
+    assert deployed.ends == {"whole": "Completed", "token refused": "Failed"}, deployed.said["worker"][-6_000:]
+    assert (
+        "s3://runs/whole/run.json" in deployed.files and "token for dropbox:/x-rays is not" in deployed.said["worker"]
+    )
+    database = read_database(deployed, "team/server")
+    assert b"sample.zip" in database and b"aws-credentials" in database and b"member 1 of 1" in database
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("what", BLOCK_WORDS)
+def test_no_secret_of_a_block_is_in_anything_that_a_workers_runs_leave(
+    faults: FaultTable, deployed: Left, what: str
+) -> None:
+    with faults.attempt("a secret of a Prefect block in what a worker's runs leave"):
+        assert places(deployed, BLOCK_WORDS[what]) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("which", ["left", "deployed"])
+def test_a_run_leaves_no_pickle(which: str, request: pytest.FixtureRequest) -> None:
+    files = request.getfixturevalue(which).files
+    found = [name for name, content in files.items() if content[:2] in (b"\x80\x03", b"\x80\x04", b"\x80\x05")]
     assert found == []
-    assert not [name for name in left.files if name.endswith((".pkl", ".pickle", ".joblib"))]
+    assert not [name for name in files if name.endswith((".pkl", ".pickle", ".joblib"))]
 
 
 def test_the_environment_of_the_tests_holds_no_such_word() -> None:
