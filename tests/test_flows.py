@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -12,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from pipeline_runs import run_pipeline as run_process
 
 from flows.command_line import read_flags, run_command
 from tasks.records import MANIFEST_DTYPES
-from tasks.storage import REPOSITORY, read_manifest, sha256_of_file
+from tasks.storage import read_manifest, sha256_of_file
 
 pytestmark = pytest.mark.usefixtures("prefect_engine")
 
@@ -204,27 +202,18 @@ def test_a_part_that_fail_on_names_ends_the_run_after_its_report_and_before_its_
 
 
 @pytest.mark.usefixtures("finished_run")
-def test_a_run_killed_in_training_goes_on_in_its_folder(workspace: Path, small_flags: list[str]) -> None:
+def test_a_run_killed_in_training_goes_on_in_its_folder(
+    workspace: Path, small_flags: list[str], tmp_path: Path
+) -> None:
     flags = [*small_flags, "--run-dir", str(workspace / "killed"), "--training.epochs", "12", "--seed", "7"]
-    command = [sys.executable, "-m", "flows.pipeline", *flags]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if "member 2 of 2, epoch 3 of 12" in line:
-                process.send_signal(signal.SIGKILL)
-                break
-    assert process.returncode == -signal.SIGKILL
+    first = run_process(flags, os.environ, tmp_path / "first.log")
+    first.wait_for("member 2 of 2, epoch 3 of 12")
+    first.kill()
     assert not (workspace / "killed" / "run.json").exists()
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "member 2: going on after epoch" in done.stderr
-    assert "member 1 of 2, epoch" not in done.stderr
-    assert "member 2 of 2, epoch 3 of 12" not in done.stderr
+    said = run_process(flags, os.environ, tmp_path / "second.log").end()
+    assert "member 2: going on after epoch" in said
+    assert "member 1 of 2, epoch" not in said
+    assert "member 2 of 2, epoch 3 of 12" not in said
     assert (workspace / "killed" / "run.json").exists()
     history = pd.read_csv(workspace / "killed" / "history.csv")
     assert history["member"].tolist() == [1] * 12 + [2] * 12
