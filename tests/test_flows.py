@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import zipfile
 from pathlib import Path
 
@@ -209,6 +210,7 @@ def test_a_run_killed_in_training_goes_on_in_its_folder(
     first = run_process(flags, os.environ, tmp_path / "first.log")
     first.wait_for("member 2 of 2, epoch 3 of 12")
     first.kill()
+    assert first.process.returncode == -signal.SIGKILL
     assert not (workspace / "killed" / "run.json").exists()
     said = run_process(flags, os.environ, tmp_path / "second.log").end()
     assert "member 2: going on after epoch" in said
