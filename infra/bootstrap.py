@@ -20,6 +20,7 @@ from prefect.exceptions import ObjectNotFound
 
 import tasks as tasks  # sets Prefect's environment before anything here imports Prefect
 from flows.gpu_slot import LIMIT
+from flows.labels import shorten_commit
 from infra.automations import ensure_automation, ensure_notification, mark_crashed, restart_crashed
 from infra.pools import POOLS, PoolType, ensure_pool
 from tasks.records import PipelineError, SettingsError
@@ -158,14 +159,20 @@ def read_deployments(client: SyncPrefectClient) -> dict[str, dict[str, Any]]:
     return {
         f"{client.read_flow(found.flow_id).name}/{found.name}": found.model_dump(
             mode="json",
-            exclude={"updated": True, "status": True, "last_polled": True, "schedules": {"__all__": {"updated"}}},
+            exclude={
+                "updated": True,
+                "status": True,
+                "last_polled": True,
+                "schedules": {"__all__": {"updated"}},
+                "global_concurrency_limit": {"updated", "active_slots"},
+            },
         )
         for found in client.read_deployments()
     }
 
 
 def deploy(folder: str) -> None:
-    """Applies ``prefect.yaml``.
+    """Applies ``prefect.yaml``, where the commit of the code is called ``$COMMIT``.
 
     Args:
         folder: Where the code lies for the worker; ``prefect.yaml`` calls it ``$PWD``.
@@ -174,9 +181,8 @@ def deploy(folder: str) -> None:
         SettingsError: If Prefect refuses it; its own words precede the error.
     """
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env={**os.environ, "PWD": folder}, capture_output=True, text=True, check=False
-    )
+    environment = {**os.environ, "PWD": folder, "COMMIT": shorten_commit()}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         print(done.stdout + done.stderr, file=sys.stderr)
         raise SettingsError("prefect.yaml: Prefect did not accept it (see above); correct it and deploy again")

@@ -11,10 +11,13 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+from flows.labels import shorten_commit
 from infra.automations import MARK, NOTIFY, RESTART
+from infra.bootstrap import read_deployments
 from infra.pools import job_template
 from tasks.storage import REPOSITORY
 
+BY_ITSELF = {"updated", "last_polled", "status", "active_slots", "denied_slots", "avg_slot_occupancy_seconds"}
 OUR_SETTINGS = ("GPU_SLOTS", "POOL_TYPE", "CODE_DIR", "HEARTBEAT_S", "WINDOW_S", "NOTIFY_WEBHOOK")
 
 
@@ -44,7 +47,7 @@ def bootstrap(environment: dict[str, str], **settings: str) -> subprocess.Comple
 
 
 def listing(client: SyncPrefectClient) -> dict[str, Any]:
-    """All that the API lists of what a bootstrap makes."""
+    """All that the API lists of what a bootstrap makes, by kind and id."""
     found: dict[str, Any] = {
         "pools": client.read_work_pools(),
         "limits": client.read_global_concurrency_limits(),
@@ -52,18 +55,27 @@ def listing(client: SyncPrefectClient) -> dict[str, Any]:
         "blocks": client.read_block_documents(include_secrets=False),
         "deployments": client.read_deployments(),
     }
-    return {kind: [without_times(item.model_dump(mode="json")) for item in items] for kind, items in found.items()}
+    return {kind: {str(item.id): kept(item.model_dump(mode="json")) for item in items} for kind, items in found.items()}
 
 
-def without_times(value: Any) -> Any:
+def kept(value: Any) -> Any:
+    """What it is without what the server notes down by itself."""
     if isinstance(value, dict):
-        return {name: without_times(part) for name, part in value.items() if name not in ("updated", "last_polled")}
-    return [without_times(part) for part in value] if isinstance(value, list) else value
+        return {name: kept(part) for name, part in value.items() if name not in BY_ITSELF}
+    return [kept(part) for part in value] if isinstance(value, list) else value
+
+
+def changes(before: Any, now: Any, where: str = "") -> list[str]:
+    """What differs, a line each: the whole is too long to find it in."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted({*before, *now})
+        return [line for name in names for line in changes(before.get(name), now.get(name), f"{where}/{name}")]
+    return [] if before == now else [f"{where}: {before!r} became {now!r}"]
 
 
 def limits_of(listed: dict[str, Any]) -> dict[str, int]:
     """The active limits but those that deployments bring along."""
-    limits = [limit for limit in listed["limits"] if not limit["name"].startswith("deployment:")]
+    limits = [limit for limit in listed["limits"].values() if not limit["name"].startswith("deployment:")]
     return {limit["name"]: limit["limit"] for limit in limits if limit["active"]}
 
 
@@ -73,15 +85,27 @@ def test_a_second_bootstrap_changes_nothing_and_says_so(
     before = listing(client)
     second = bootstrap(ready_server)
     assert second.returncode == 0, second.stderr
-    assert listing(client) == before
+    assert not changes(before, listing(client))
     assert second.stdout.splitlines()[-1] == "nothing changed: everything was there already"
-    assert {pool["name"]: (pool["type"], pool["concurrency_limit"]) for pool in before["pools"]} == {
+    assert {pool["name"]: (pool["type"], pool["concurrency_limit"]) for pool in before["pools"].values()} == {
         "cpu": ("process", None),
         "gpu": ("process", None),
     }
     assert limits_of(before) == {"gpu": 1}
-    assert {automation["name"] for automation in before["automations"]} == {MARK, RESTART}
-    assert len([found for found in before["deployments"] if found["work_pool_name"]]) == 9
+    assert {automation["name"] for automation in before["automations"].values()} == {MARK, RESTART}
+    ours = [found for found in before["deployments"].values() if found["work_pool_name"]]
+    assert [found["version"] for found in ours] == 9 * [shorten_commit()]
+
+
+def test_a_run_that_takes_a_deployment_s_slot_does_not_change_the_deployment(client: SyncPrefectClient) -> None:
+    before = read_deployments(client)
+    limit = f"deployment:{before['pipeline/weekly']['id']}"
+    client.increment_concurrency_slots([limit], 1, mode="concurrency")
+    try:
+        assert client.read_global_concurrency_limit_by_name(limit).active_slots == 1
+        assert not changes(before, read_deployments(client))
+    finally:
+        client.release_concurrency_slots([limit], 1, occupancy_seconds=1)
 
 
 def test_what_was_changed_is_corrected_and_what_is_no_longer_wanted_is_removed(
@@ -97,11 +121,11 @@ def test_what_was_changed_is_corrected_and_what_is_no_longer_wanted_is_removed(
     assert lines[-1] == "changes: 4"
     now = listing(client)
     assert limits_of(now) == {"gpu": 2} and now["pools"] == before["pools"]
-    assert {automation["name"] for automation in now["automations"]} == {MARK, RESTART, NOTIFY}
+    assert {automation["name"] for automation in now["automations"].values()} == {MARK, RESTART, NOTIFY}
     assert "127.0.0.1:9" not in str(now), "the address of a webhook is a secret"
     back = bootstrap(ready_server)
     assert "notification of failures: removed, since NOTIFY_WEBHOOK is not set" in back.stdout
-    assert listing(client) == before
+    assert not changes(before, listing(client))
 
 
 @pytest.mark.parametrize(
