@@ -1,5 +1,6 @@
 """Zip archives, read without trust: every name is judged before a byte is written, bytes are counted as they come."""
 
+import hashlib
 import lzma
 import stat
 import unicodedata
@@ -35,6 +36,13 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
+def checksum_of(archive: zipfile.ZipFile) -> str:
+    """The sha256 of the file that an archive was opened from, whatever lies under its name by now."""
+    assert archive.fp is not None
+    archive.fp.seek(0)
+    return hashlib.file_digest(archive.fp, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
 def list_members(archive: zipfile.ZipFile, path: Path, limits: IngestionSettings) -> list[str]:
     """Names of all files of an archive, after all of its declarations were found harmless.
 
@@ -50,7 +58,7 @@ def list_members(archive: zipfile.ZipFile, path: Path, limits: IngestionSettings
         )
     if sum(member.compress_size for member in members) > path.stat().st_size:
         raise ArchiveError(f"source: {path} declares more packed bytes than it has; fetch it again")
-    # By the place they unpack to: a//b and ./a/b are a/b; and A and a are one place on many machines.
+    # By the place they unpack to: ./a/b is a/b; and A and a are one place on many machines.
     names: dict[str, str] = {}
     for member in members:
         name = member.filename
@@ -95,6 +103,7 @@ def unpack_members(
     written = 0
     for name in names:
         member = archive.getinfo(prefix + name)
+        _refuse_name(name, name, path)  # what is harmless as a whole may be absolute without the prefix
         target = folder / name
         size = 0
         try:
@@ -149,6 +158,7 @@ def _refuse_name(name: str, original: str, path: Path) -> None:
     parts = PurePosixPath(name).parts
     hostile = (
         name.startswith("/")
+        or "//" in name
         or "\\" in original
         or "\x00" in original
         or ".." in parts

@@ -237,7 +237,7 @@ class Bucket:
             try:
                 return self.verify(version, path, all(spoken))
             except _BrokenError:
-                print(f"{self.address}: {version.key} came damaged; fetching it again")
+                print(f"{self.address}: a file came damaged; fetching it again")
                 tally.add(-version.size)
                 done.clear()
         raise self.failed(_BrokenError())

@@ -122,8 +122,8 @@ def _mirror(bucket: Bucket, folder: Path, listing: Mapping[str, Version], kept: 
     wanted = {name: listing[name] for name in kept}
     vanished = tuple(sorted(index.keys() - wanted.keys()))
     if vanished:
-        some = ", ".join(vanished[:3]) + (", …" if len(vanished) > 3 else "")
-        print(f"{bucket.address}: {len(vanished):,} files of the last fetch are gone and removed here: {some}")
+        # The record of the ingestion has their names, which may be those of patients.
+        print(f"{bucket.address}: {len(vanished):,} files of the last fetch are gone and removed here")
     held = {n for n, v in wanted.items() if index.get(n, [])[:2] == [v.etag, v.size] and has_size(files / n, v.size)}
     waiting = {name: version for name, version in wanted.items() if name not in held}
     _sweep(files, wanted.keys())

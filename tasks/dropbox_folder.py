@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tasks.layout import image_id
 from tasks.records import RunError, SourceError
 from tasks.settings import IngestionSettings
 from tasks.storage import locked, read_json, write_json
@@ -137,7 +138,7 @@ def _update_mirror(
     _remove_files(files, vanished)
     if vanished:
         more = f" and {len(vanished) - N_NAMED:,} more" if len(vanished) > N_NAMED else ""
-        listed = ", ".join(vanished[:N_NAMED])
+        listed = ", ".join(map(image_id, vanished[:N_NAMED]))  # a file's name may be that of a patient
         print(f"{len(vanished):,} files are gone from {account.shown} and removed here: {listed}{more}")
     try:
         for name in _fetch_files(account, {name: remote[name] for name in new}, files, parts, settings):
@@ -167,7 +168,8 @@ def _fetch_files(
             if stop.is_set():
                 raise SourceError(f"source: {account.shown} is not fetched further, because another file failed")
 
-        keep_trying(lambda: account.download(name, file, part, show), f"{account.shown}: {name}", settings, stop)
+        # Without its name, which may be that of a patient.
+        keep_trying(lambda: account.download(name, file, part, show), f"{account.shown}: a file", settings, stop)
         target = files / name
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(part, target)

@@ -5,10 +5,13 @@ Screening, training, explaining and scoring get their pixels here and nowhere el
 """
 
 import io
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +34,11 @@ TURNS = {
 }
 """EXIF orientation -> what brings the picture upright."""
 
-MAX_PIXELS = 64_000_000  # 8,000 x 8,000; guards memory, 5 to 6 bytes a pixel. A large detector has about 20 megapixels
+MAX_PIXELS = 64_000_000  # 8,000 x 8,000; guards memory, 8 bytes a pixel at most. A large detector has 20 megapixels
+MAX_FILE_BYTES = 400_000_000  # guards memory; an uncompressed picture at the bound on pixels has about as much
+LARGE_BYTES = 40_000_000
 BAND_PX = 256
+_one_large = threading.RLock()
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 Image.MAX_IMAGE_PIXELS = None  # our own bound says what it is
@@ -42,7 +48,17 @@ class UndecodableError(ValueError):
     """Bytes that are no picture we can decode; the message says why."""
 
 
-def read_size(data: bytes, max_side_px: int) -> tuple[int, int]:
+@contextmanager
+def in_turn(n_bytes: int) -> Iterator[None]:
+    """Around what holds so many bytes in memory: of large files and pictures one at a time, whoever reads them."""
+    if n_bytes < LARGE_BYTES:
+        yield
+        return
+    with _one_large:
+        yield
+
+
+def read_size(data: bytes | BinaryIO, max_side_px: int) -> tuple[int, int]:
     """Width and height in pixels as a viewer shows them (EXIF orientation applied), from the header alone.
 
     Raises:
@@ -74,7 +90,7 @@ def decode(
     Raises:
         UndecodableError: If the bytes do not decode, are truncated, or are too large.
     """
-    with _open(data, max_side_px) as image:
+    with _open(data, max_side_px) as image, in_turn(2 * image.width * image.height):
         try:
             # A JPEG decodes at a half or a quarter of its size for free; twice the target keeps the resize honest.
             image.draft("L", (2 * side_px, 2 * side_px))
@@ -95,11 +111,11 @@ def to_float(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
     return packed[..., None].astype(np.float32) / np.float32(255.0)
 
 
-def _open(data: bytes, max_side_px: int) -> Image.Image:
+def _open(data: bytes | BinaryIO, max_side_px: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is below
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
     except Exception as error:
         raise UndecodableError(f"is no JPEG or PNG ({_reason(error)})") from None
     if image.width * image.height > MAX_PIXELS:
@@ -157,10 +173,10 @@ class PackedImages:
     """
 
     def __init__(self, run: Path, cache: Path) -> None:
-        path = run / "arrays" / "index.json"
-        if not path.exists():
-            raise RunError(f"{path} is missing: run the prepare flow on this run folder first")
-        names, self._rows = read_index(path)
+        self._index = run / "arrays" / "index.json"
+        if not self._index.exists():
+            raise RunError(f"{self._index} is missing: run the prepare flow on this run folder first")
+        names, self._rows = read_index(self._index)
         self._paths = [cache / name for name in names]
         for path in self._paths:
             if not path.exists():
@@ -174,9 +190,10 @@ class PackedImages:
         """uint8 ``(len(image_ids), 224, 224)`` in the order asked for.
 
         Raises:
-            KeyError: If an image was not packed.
-            RunError: If its shard is damaged.
+            RunError: If an image was not packed, or its shard is damaged.
         """
+        if missing := [image_id for image_id in image_ids if image_id not in self._rows]:
+            raise RunError(f"{self._index} lacks the image {missing[0]}: run the prepare flow on this run folder again")
         pixels = np.empty((len(image_ids), SIDE_PX, SIDE_PX), np.uint8)
         for i, image_id in enumerate(image_ids):
             number, row = self._rows[image_id]

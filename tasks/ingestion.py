@@ -15,14 +15,14 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import show_table
-from tasks.images import UndecodableError, read_size
+from tasks.images import MAX_FILE_BYTES, UndecodableError, read_size
 from tasks.layout import image_id
 from tasks.records import CLASS_FOLDERS, SPLITS, SUBTYPES, Facts, Fetched, SourceError, TableError
 from tasks.retries import outside_failed
 from tasks.settings import Settings
 from tasks.sources import fetch_source
 from tasks.stages import run_stage
-from tasks.storage import read_bytes, write_manifest
+from tasks.storage import checksum_of_source, open_source, write_manifest
 from tasks.tables import read_table, refuse_values
 
 READERS = 4
@@ -82,7 +82,7 @@ def list_images(fetched: Fetched, max_side_px: int) -> pd.DataFrame:
 
 def sum_tables(fetched: Fetched) -> dict[str, str]:
     """The sha256 of each table of a source."""
-    return {name: hashlib.sha256(read_bytes(Path(fetched.folder) / name)).hexdigest() for name in fetched.layout.tables}
+    return {name: checksum_of_source(Path(fetched.folder) / name) for name in fetched.layout.tables}
 
 
 def refuse_changed(sums: dict[str, str], before: dict[str, str]) -> None:
@@ -98,12 +98,17 @@ def refuse_changed(sums: dict[str, str], before: dict[str, str]) -> None:
 
 def read_file(path: Path, max_side_px: int) -> Facts:
     """``sha256``, ``width_px``, ``height_px`` and ``excluded`` (why, when the header is no image's) of a file."""
-    data = read_bytes(path)
-    facts: Facts = {"sha256": hashlib.sha256(data).hexdigest(), "width_px": pd.NA, "height_px": pd.NA, "excluded": ""}
-    try:
-        facts["width_px"], facts["height_px"] = read_size(data, max_side_px)
-    except UndecodableError as error:
-        facts["excluded"] = f"undecodable: {error}"
+    facts: Facts = {"width_px": pd.NA, "height_px": pd.NA, "excluded": ""}
+    with open_source(path) as stream:
+        facts["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
+        n_bytes = stream.tell()
+        stream.seek(0)
+        try:
+            if n_bytes > MAX_FILE_BYTES:
+                raise UndecodableError(f"has more than {MAX_FILE_BYTES / 1e6:g} MB")
+            facts["width_px"], facts["height_px"] = read_size(stream, max_side_px)
+        except UndecodableError as error:
+            facts["excluded"] = f"undecodable: {error}"
     return facts
 
 

@@ -18,15 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.archives import list_members, open_archive, read_member
-from tasks.images import SIDE_PX, SUFFIXES, UndecodableError, decode, read_size
+from tasks.images import MAX_FILE_BYTES, SIDE_PX, SUFFIXES, UndecodableError, decode, in_turn
 from tasks.layout import plan_loose_images
 from tasks.records import ArchiveError, SourceError
 from tasks.settings import Settings
 
 BATCH_IMAGES = 32
 READERS = 4
-MAX_FILE_BYTES = 400_000_000  # guards memory; an uncompressed picture at the bound on pixels has about as much
-LARGE_PIXELS = 20_000_000  # from here on one picture is decoded at a time: four at once would need gigabytes
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,16 @@ class LooseImages:
         n_left_out: Files that are no images (clutter, hidden files, other suffixes) and linked folders.
     """
 
-    def __init__(self, paths: tuple[str, ...], n_left_out: int, read: Callable[[str], bytes], settings: Settings):
+    def __init__(
+        self,
+        paths: tuple[str, ...],
+        n_left_out: int,
+        read: Callable[[str], bytes],
+        count_bytes: Callable[[str], int],
+        settings: Settings,
+    ):
         self.paths, self.n_left_out = paths, n_left_out
-        self._read, self._settings = read, settings
-        self._one_large = threading.Lock()
+        self._read, self._count_bytes, self._settings = read, count_bytes, settings
 
     def read_batches(self, n_images: int = BATCH_IMAGES) -> Iterator[LooseBatch]:
         """All images in order, ``n_images`` at a time; memory holds two batches, one of them being read ahead."""
@@ -75,14 +79,9 @@ class LooseImages:
             return "has a name that is not UTF-8"
         limit = self._settings.ingestion.max_side_px
         try:
-            data = self._read(path)
-            if not data:
-                return "is empty"
-            width_px, height_px = read_size(data, limit)
-            if width_px * height_px < LARGE_PIXELS:
-                return decode(data, padding=self._settings.packing.padding, max_side_px=limit)
-            with self._one_large:
-                return decode(data, padding=self._settings.packing.padding, max_side_px=limit)
+            with in_turn(self._count_bytes(path)):
+                data = self._read(path)
+                return decode(data, padding=self._settings.packing.padding, max_side_px=limit) if data else "is empty"
         except UndecodableError as error:
             return str(error)
         except OSError as error:
@@ -131,7 +130,11 @@ def _open_folder(folder: Path, settings: Settings) -> Iterator[LooseImages]:
         names += [(below / name).as_posix() for name in files]
         n_links += sum((Path(parent) / name).is_symlink() for name in folders)
     paths, n_left_out = plan_loose_images(names)
-    yield LooseImages(paths, n_left_out + n_links, lambda path: _read_file(folder / path), settings)
+
+    def count_bytes(path: str) -> int:
+        return (folder / path).stat().st_size
+
+    yield LooseImages(paths, n_left_out + n_links, lambda path: _read_file(folder / path), count_bytes, settings)
 
 
 @contextmanager
@@ -139,7 +142,11 @@ def _open_zip(path: Path, settings: Settings) -> Iterator[LooseImages]:
     try:
         with open_archive(path) as archive:
             paths, n_left_out = plan_loose_images(list_members(archive, path, settings.ingestion))
-            yield LooseImages(paths, n_left_out, _reader(archive), settings)
+
+            def count_bytes(name: str) -> int:
+                return archive.getinfo(name).file_size
+
+            yield LooseImages(paths, n_left_out, _reader(archive), count_bytes, settings)
     except ArchiveError as error:
         raise ArchiveError(f"images: {str(error).removeprefix('source: ')}") from None
 

@@ -49,7 +49,8 @@ class DeviceMasks:
     """The masks of a run; ``masks/index.json`` holds the shards and, for each image id, its shard and row."""
 
     def __init__(self, run: Path, cache: Path) -> None:
-        names, self._rows = read_index(run / "masks" / "index.json")
+        self._index = run / "masks" / "index.json"
+        names, self._rows = read_index(self._index)
         self._shards = [cache / name for name in names]
         self._open: tuple[int, NDArray[np.uint8]] | None = None
 
@@ -60,9 +61,10 @@ class DeviceMasks:
         """uint8 ``(len(image_ids), 224, 224)``: 255 surely a device, 0 surely none.
 
         Raises:
-            KeyError: If an image was not screened.
-            RunError: If a shard is gone or damaged.
+            RunError: If an image was not screened, or a shard is gone or damaged.
         """
+        if missing := [image_id for image_id in image_ids if image_id not in self._rows]:
+            raise RunError(f"{self._index} lacks the image {missing[0]}: run the prepare flow on this run folder again")
         places = [self._rows[image_id] for image_id in image_ids]
         masks = np.empty((len(places), MASK_SIDE_PX, MASK_SIDE_PX), np.uint8)
         for i in sorted(range(len(places)), key=lambda i: places[i]):  # each shard is unpacked once

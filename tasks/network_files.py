@@ -1,10 +1,14 @@
 """Network files: ``<name>.keras`` with its checksum, ``<name>.sha256``; nothing loads before the checksum matched."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
 from tasks.records import RunError
-from tasks.storage import sha256_of_file
+from tasks.storage import BROKEN, sha256_of_file
+
+MAX_RATIO, SMALL = 10, 20_000_000
+"""What may come out of a network's file: so many times its bytes, and so many more."""
 
 
 def save_network(network: Any, folder: Path, name: str = "model") -> str:
@@ -63,8 +67,24 @@ def load_checked(path: Path, sha256: str, *, compiled: bool = False) -> Any:
         raise RunError(f"{path} cannot be read ({error.strerror}): train again") from None
     if found != sha256:
         raise RunError(f"{path} does not match its checksum: it was changed after training; train again")
+    _refuse_bomb(path)
     try:
         return keras.saving.load_model(path, compile=compiled, safe_mode=True)
     except Exception as error:  # Keras raises many kinds for a network of another make, some without a message
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"{path} does not load ({reason[:120]}): train again") from None
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuses a file of which much more would come out than it has; weights hardly pack.
+
+    Raises:
+        RunError: Names it.
+    """
+    try:
+        with zipfile.ZipFile(path) as members:
+            n_bytes = sum(member.file_size for member in members.infolist())
+    except BROKEN:
+        raise RunError(f"{path} does not load (it is no .keras file): train again") from None
+    if n_bytes > MAX_RATIO * path.stat().st_size + SMALL:
+        raise RunError(f"{path} does not load (it unpacks to {n_bytes / 1e6:,.0f} MB): train again")

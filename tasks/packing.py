@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.images import SIDE_PX, UndecodableError, decode
+from tasks.images import MAX_FILE_BYTES, SIDE_PX, UndecodableError, decode, in_turn
 from tasks.records import Facts, RunError, SourceError
 from tasks.run_copies import LOST_SHARDS, fetch_files, fetch_lists, keep_files
 from tasks.settings import Settings
@@ -29,7 +30,7 @@ from tasks.storage import (
     cache_folder,
     digest,
     locked,
-    read_bytes,
+    open_source,
     read_manifest,
     read_record,
     run_folder,
@@ -141,7 +142,7 @@ def fetch_shelf(settings: Settings, shelf: Path, wanted: Collection[str]) -> Non
     """Brings from the shared cache the lists of a shelf, and those of its shards that have wanted files."""
     fetch_lists(settings, f"arrays/{shelf.name}/")
     lost = [path for path in shelf.glob("[!.]*.json") if not path.with_suffix(".npy").exists()]
-    contents = {path: read_record(path, rows=list, failed=dict) for path in lost}
+    contents = {path: read_listing(path) for path in lost}
     named = [path for path, said in contents.items() if not {*said["rows"], *said["failed"]}.isdisjoint(wanted)]
     fetch_files(settings, [f"arrays/{shelf.name}/{path.stem}.npy" for path in named])
 
@@ -178,14 +179,27 @@ def decode_files(
     pixels: dict[str, NDArray[np.uint8]] = {}
     failed: dict[str, str] = {}
     for sha256, path in files.items():
-        data = read_bytes(folder / path)
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise SourceError(f"source: {path} changed while it was read; run again")
-        try:
-            pixels[sha256] = decode(data, side_px=SIDE_PX, padding=padding, max_side_px=max_side_px)
-        except UndecodableError as error:
-            failed[sha256] = str(error)
+        with open_source(folder / path) as stream, in_turn(os.fstat(stream.fileno()).st_size):
+            data = stream.read(MAX_FILE_BYTES)  # ingestion lets none pass that has more
+            if hashlib.sha256(data).hexdigest() != sha256:
+                raise SourceError(f"source: {path} changed while it was read; run again")
+            try:
+                pixels[sha256] = decode(data, side_px=SIDE_PX, padding=padding, max_side_px=max_side_px)
+            except UndecodableError as error:
+                failed[sha256] = str(error)
     return pixels, failed
+
+
+def read_listing(path: Path) -> Facts:
+    """The list of a shard: ``{"rows": [sha256], "failed": {sha256: reason}, "sha256"}``.
+
+    Raises:
+        RunError: If it is another file.
+    """
+    found = read_record(path, rows=list, failed=dict)
+    if not all(isinstance(text, str) for text in [*found["rows"], *found["failed"].values()]):
+        raise RunError(f"{path} is not what a run wrote there: remove it and run again")
+    return found
 
 
 def known_files(shelf: Path) -> dict[str, tuple[str, int, str]]:
@@ -195,7 +209,7 @@ def known_files(shelf: Path) -> dict[str, tuple[str, int, str]]:
         shard = listing.with_suffix(".npy")
         if not shard.exists():
             continue
-        content = read_record(listing, rows=list, failed=dict)
+        content = read_listing(listing)
         known |= {sha: (f"arrays/{shelf.name}/{shard.name}", row, "") for row, sha in enumerate(content["rows"])}
         known |= {sha: ("", -1, reason) for sha, reason in content["failed"].items()}
     return known

@@ -24,6 +24,7 @@ from tasks.publishing_rules import (
     check_published,
     decide,
     describe_model,
+    is_entry,
     say_decision,
     step_back,
     succeed,
@@ -202,19 +203,29 @@ def describe_candidate(run: Path, address: str) -> Facts:
         address: Where the run is kept.
 
     Raises:
-        RunError: If a file is missing.
+        RunError: If a file is missing or another one.
     """
-    metrics, verdict = read_json(run / "metrics.json"), read_json(run / "audit.json")["verdict"]["model"]
-    table = pd.read_csv(run / "predictions.csv").reindex(columns=["path", "split", "label", "has_device"])
-    val = table[table["split"] == "val"]
-    rows = {"val": val, "val_device_free": val[val["has_device"].astype(str) == "False"]}
-    return {
-        "run": address.rpartition("/")[2],
-        "run_dir": address,
-        "model_sha256": sha256_of_file(run / MODEL),
-        "audit": {key: verdict[key] for key in ("passed", "failed", "reason") if key in verdict},
-        **{name: _describe_group(metrics[name], rows[name]) for name in GROUPS},
-    }
+    try:
+        metrics, verdict = read_json(run / "metrics.json"), read_json(run / "audit.json")["verdict"]["model"]
+        table = pd.read_csv(run / "predictions.csv").reindex(columns=["path", "split", "label", "has_device"])
+        val = table[table["split"] == "val"]
+        rows = {"val": val, "val_device_free": val[val["has_device"].astype(str) == "False"]}
+        candidate = {
+            "run": address.rpartition("/")[2],
+            "run_dir": address,
+            "model_sha256": sha256_of_file(run / MODEL),
+            "audit": {key: verdict[key] for key in ("passed", "failed", "reason") if key in verdict},
+            **{name: _describe_group(metrics[name], rows[name]) for name in GROUPS},
+        }
+        whole = is_entry(candidate)
+    except (FileNotFoundError, KeyError, TypeError, ValueError, AttributeError):
+        whole = False
+    if not whole:
+        files = ", ".join(SOURCES)
+        raise RunError(
+            f"run_dir: {address} lacks one of {files}, or one is not what a run writes; run the pipeline on it again"
+        )
+    return candidate
 
 
 def _describe_group(group: Facts, rows: pd.DataFrame) -> Facts:

@@ -8,7 +8,7 @@ from tasks.records import Facts, RunError
 from tasks.settings import PublishingSettings
 
 GROUPS = {"val": "validation", "val_device_free": "validation without devices"}
-KEYS = {"run", "run_dir", "model_sha256", "published", "audit", *GROUPS}
+TEXTS = ("run", "run_dir", "model_sha256")
 MOST_KEPT = 20
 """Earlier and withdrawn models that are remembered, of each."""
 
@@ -103,13 +103,37 @@ def check_published(published: Facts, address: str) -> Facts:
     """
     lists = [published.get(name) for name in ("earlier", "withdrawn")]
     entries = [published, *(one for part in lists if isinstance(part, list) for one in part)]
-    whole = all(isinstance(part, list) for part in lists) and all(
-        isinstance(one, dict) and set(one) >= KEYS and isinstance(one["run"], str) and "/" not in one["run"]
-        for one in entries
+    dated = all(isinstance(part, list) for part in lists) and all(
+        isinstance(one, dict) and isinstance(one.get(when), str)
+        for when, some in (("published", entries), ("withdrawn", published["withdrawn"]))
+        for one in some
     )
-    if not whole:
+    if not (dated and all(map(is_entry, entries))):
         raise RunError(f"{address} is not as publishing writes it; put back a whole copy, or remove it")
     return published
+
+
+def is_entry(one: Facts) -> bool:
+    """Whether it says of a model what ``published.json`` does, but for when."""
+    texts = all(isinstance(one.get(key), str) for key in TEXTS) and "/" not in one["run"]
+    return texts and _is_verdict(one.get("audit")) and all(_is_group(one.get(name)) for name in GROUPS)
+
+
+def _is_verdict(audit: object) -> bool:
+    if not isinstance(audit, dict):
+        return False
+    passed, failed = audit.get("passed", ""), audit.get("failed")
+    named = isinstance(failed, list) and all(isinstance(rule, str) for rule in failed)
+    return isinstance(audit.get("reason"), str) if passed is None else isinstance(passed, bool) and named
+
+
+def _is_group(group: object) -> bool:
+    if not isinstance(group, dict) or not isinstance(group.get("auc"), dict):
+        return False
+    auc = group["auc"]
+    known = all(isinstance(auc.get(key), int | float) for key in ("value", "low", "high"))
+    unknown = auc.get("value", 0) is None and isinstance(auc.get("reason"), str)
+    return isinstance(group.get("n"), int) and isinstance(group.get("images"), str) and (known or unknown)
 
 
 def say_decision(facts: Facts) -> str:

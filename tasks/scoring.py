@@ -17,6 +17,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.familiarity import Familiarity, load_familiarity
+from tasks.images import SIDE_PX
 from tasks.loose_images import LooseBatch, open_loose_images
 from tasks.loose_tables import fill_batch, list_loose_images, prepare_places, screen_batch, watch_batches, write_cell
 from tasks.network_files import check_network, load_network
@@ -129,12 +130,16 @@ def load_scorer(run: Path, settings: Settings) -> Scorer:
     Raises:
         RunError: If a file of the run, or the screener, is missing, changed or does not load.
     """
-    import tasks.networks  # noqa: F401  knows the layers of the network
+    from tasks.networks import OUTPUTS
     from tasks.screener import load_screener
 
     threshold, familiarity = read_threshold(run), load_familiarity(run)
     screener = find_screener(settings.screening.screener)
-    return Scorer(load_network(run), threshold, familiarity, load_screener(screener.folder))
+    network = load_network(run)
+    outputs = set(network.output) if isinstance(network.output, dict) else set()
+    if network.input_shape != (None, SIDE_PX, SIDE_PX, 1) or not outputs >= {*OUTPUTS, "members"}:
+        raise RunError(f"{run / 'model.keras'} is no network of a run: run the train flow on this run folder again")
+    return Scorer(network, threshold, familiarity, load_screener(screener.folder))
 
 
 def as_packed(run: Path, settings: Settings) -> Settings:

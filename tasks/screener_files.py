@@ -47,6 +47,7 @@ def known_readings(folder: Path) -> frozenset[str] | None:
             rows = csv.DictReader(stream)
             whole = {"sha256", "part"} <= set(rows.fieldnames or ())
             learnt = frozenset(row["sha256"] for row in rows if row["part"] in LEARNT_FROM) if whole else frozenset()
+            whole &= None not in learnt  # as a row has it that was cut short
     except (csv.Error, ValueError):
         whole = False
     if not whole:

@@ -4,7 +4,6 @@ A kind of source is one line of ``fetch_source`` and one function that brings th
 them to ``_fetch_archive`` or ``_fetch_folder``.
 """
 
-import hashlib
 import json
 import os
 import sys
@@ -15,13 +14,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from tasks.addresses import holds_keys
-from tasks.archives import list_members, open_archive, unpack_members
+from tasks.archives import checksum_of, list_members, open_archive, unpack_members
 from tasks.layout import plan_layout
 from tasks.records import Fetched, Layout, SourceError
 from tasks.room import room_in
 from tasks.settings import Settings
 from tasks.stages import code_version
-from tasks.storage import digest, make_once, read_bytes, read_json, sha256_of_file, write_json
+from tasks.storage import checksum_of_source, digest, make_once, read_json, sha256_of_file, write_json
 
 READERS = 4
 KINDS = "give 'sample', a folder, a .zip file, an https link, s3://bucket/prefix or dropbox:/folder"
@@ -65,10 +64,12 @@ def _fetch_source(settings: Settings) -> Fetched:
             return _fetch_folder(path, source, "folder", path.resolve().name)
         found = path.is_file()
     except OSError as error:
-        raise SourceError(f"source: {source} cannot be read ({error.strerror}); give another path") from None
+        raise SourceError(
+            f"source: {settings.public_source} cannot be read ({error.strerror}); give another path"
+        ) from None
     if found:
         return _fetch_archive(path, settings)
-    raise SourceError(f"source: {source} does not exist; {KINDS}")
+    raise SourceError(f"source: {settings.public_source} does not exist; {KINDS}")
 
 
 def source_name(source: str) -> str:
@@ -81,8 +82,7 @@ def source_name(source: str) -> str:
 def checksums_of_files(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """The sha256 of each file below a folder by its name; their digest is that of the source."""
     with ThreadPoolExecutor(READERS) as pool:
-        sums = pool.map(lambda name: hashlib.sha256(read_bytes(folder / name)).hexdigest(), names)
-        return dict(zip(names, sums, strict=True))
+        return dict(zip(names, pool.map(lambda name: checksum_of_source(folder / name), names), strict=True))
 
 
 def _fetch_link(settings: Settings) -> Fetched:
@@ -168,7 +168,7 @@ def _fetch_archive(path: Path, settings: Settings) -> Fetched:
     with open_archive(path) as archive:
         names = list_members(archive, path, limits)
         layout = plan_layout(names, str(path))
-        checksum = sha256_of_file(path)
+        checksum = checksum_of(archive)
         if limits.sha256 and checksum != limits.sha256:
             raise SourceError(
                 f"ingestion.sha256: {path} has {checksum}, not the expected {limits.sha256}; "

@@ -4,12 +4,15 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +25,7 @@ from tasks.settings import Settings
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED_REVIEW = REPOSITORY / "data" / "device_review.csv"
 SEAL = "run.json"
+SHARD_NAME = re.compile(r"(\w[\w.-]{0,200}/){0,4}\w[\w.-]{0,200}")
 BROKEN = (
     *(OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError, SyntaxError),
     *(zipfile.BadZipFile, zlib.error),
@@ -71,19 +75,33 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a file of the source.
+@contextmanager
+def open_source(path: Path) -> Iterator[BufferedReader]:
+    """Opens a file of the source; a pipe or device, which might never end, is not opened.
 
     Raises:
         SourceError: If it cannot be read.
     """
     try:
-        return path.read_bytes()
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError("it is no file but a pipe or device")
+        with path.open("rb") as stream:
+            yield stream
     except OSError as error:
         reason = error.strerror or error
         raise SourceError(
             f"source: {path} cannot be read ({reason}); put it right or remove it, and run again"
         ) from None
+
+
+def checksum_of_source(path: Path) -> str:
+    """The sha256 of a file of the source, read in pieces.
+
+    Raises:
+        SourceError: If it cannot be read.
+    """
+    with open_source(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def digest(value: object) -> str:
@@ -242,10 +260,11 @@ def read_index(path: Path) -> tuple[list[str], dict[str, tuple[int, int]]]:
     """
     found = read_record(path, shards=list, images=dict)
     try:
-        shards = [str(shard["name"]) for shard in found["shards"]]
+        shards = [shard["name"] for shard in found["shards"]]
         images = {str(image): (int(place[0]), int(place[1])) for image, place in found["images"].items()}
         whole = all(0 <= shard < len(shards) and row >= 0 for shard, row in images.values())
-    except (TypeError, ValueError, KeyError, IndexError):
+        whole &= all(SHARD_NAME.fullmatch(name) for name in shards)
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError):
         whole = False
     if not whole:
         raise RunError(f"{path} is not what a run wrote there: run the prepare flow on this run folder again")

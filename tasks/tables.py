@@ -1,16 +1,23 @@
 """CSV tables that people write: read as text, refused in one sentence when they do not fit."""
 
 import csv
-from collections.abc import Sequence
+import stat
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 import pandas as pd
 
 from tasks.records import TableError
 
+# A list of cells takes up to a hundred times the memory of its text: these guard it.
 MAX_MB = 500
-PART_ROWS = 20_000
+MAX_COLUMNS = 1_000
+MAX_CELLS = 20_000_000
+MAX_ROW = 1_000_000  # characters
+PART_CELLS = 200_000
 
 
 def read_table(path: Path, setting: str, required: Sequence[str]) -> pd.DataFrame:
@@ -29,22 +36,30 @@ def read_table(path: Path, setting: str, required: Sequence[str]) -> pd.DataFram
             more cells than columns, or is far larger than any table about images.
     """
     try:
-        if path.stat().st_size > MAX_MB * 1e6:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise TableError(f"{setting}: {path} is no file but a folder, pipe or device; name a CSV file")
+        if state.st_size > MAX_MB * 1e6:
             raise TableError(f"{setting}: {path} is larger than {MAX_MB} MB; give a table of images only")
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True, skipinitialspace=True)
-            stripped = ((reader.line_num, [cell.strip() for cell in row]) for row in reader)
-            filled = ((line, row) for line, row in stripped if any(row))
+            filled = _read_rows(stream)
             header = next(filled, (0, []))[1]
+            if len(header) > MAX_COLUMNS:
+                raise TableError(
+                    f"{setting}: {path} has {len(header):,} columns, more than {MAX_COLUMNS:,}; keep {_join(required)}"
+                )
             missing = [column for column in required if column not in header]
             if missing:
                 raise TableError(f"{setting}: {path} lacks the column {_join(missing)}; it needs {_join(required)}")
-            twice = [column for column in header if column and header.count(column) > 1]
+            twice = [column for column, n in Counter(header).items() if column and n > 1]
             if twice:
                 raise TableError(f"{setting}: {path} has the column {twice[0]} twice; keep one")
-            parts = []
+            parts, n_rows = [], 0
             # In parts, because a table packs its text several times closer than lists of cells do.
-            while lines := list(islice(filled, PART_ROWS)):
+            while lines := list(islice(filled, max(PART_CELLS // max(len(header), 1), 1))):
+                n_rows += len(lines)
+                if n_rows * len(header) > MAX_CELLS:
+                    raise TableError(f"{setting}: {path} has more than {MAX_CELLS:,} cells; keep {_join(required)}")
                 for line, row in lines:
                     if any(row[len(header) :]):
                         raise TableError(
@@ -64,6 +79,30 @@ def read_table(path: Path, setting: str, required: Sequence[str]) -> pd.DataFram
         raise TableError(f"{setting}: {path} is no CSV table ({reason}); give columns {_join(required)}") from None
     table = pd.concat(parts) if parts else pd.DataFrame(columns=header, dtype="str")
     return table.loc[:, [bool(column) for column in header]]
+
+
+def _read_rows(stream: TextIO) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not blank, stripped, each with the line that it ends on.
+
+    Raises:
+        ValueError: If a row is longer than any about an image.
+    """
+    n_read = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal n_read
+        while line := stream.readline(MAX_ROW):
+            n_read += len(line)
+            if n_read >= MAX_ROW:
+                raise ValueError(f"a row has more than {MAX_ROW:,} characters")
+            yield line
+
+    reader = csv.reader(lines(), strict=True, skipinitialspace=True)
+    for row in reader:
+        n_read = 0
+        stripped = [cell.strip() for cell in row]
+        if any(stripped):
+            yield reader.line_num, stripped
 
 
 def refuse_values(table: pd.DataFrame, column: str, allowed: Sequence[str], path: Path, setting: str) -> None:

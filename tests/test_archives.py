@@ -112,7 +112,7 @@ def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
     assert "encrypted" in refusal(path, tmp_path / "out")
 
 
-@pytest.mark.parametrize("again", ["b/a.jpeg", "./b/a.jpeg", "b//a.jpeg", "b/./a.jpeg", "B/a.JPEG"])
+@pytest.mark.parametrize("again", ["b/a.jpeg", "./b/a.jpeg", "b/./a.jpeg", "B/a.JPEG"])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_two_members_for_one_place_are_refused(again: str, tmp_path: Path) -> None:
     path = make_zip(tmp_path / "x.zip", ("b/a.jpeg", b"1"), (again, b"2"))

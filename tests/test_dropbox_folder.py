@@ -11,6 +11,7 @@ import pytest
 from dropbox_server import TOKEN, DropboxServer, Fault, dropbox_hash, running_server, zip_bytes
 
 from tasks.dropbox_folder import RemoteFile, content_hash, fetch_dropbox_folder, plan_mirror
+from tasks.layout import image_id
 from tasks.records import SourceError
 from tasks.settings import IngestionSettings
 from tasks.storage import REPOSITORY
@@ -84,7 +85,7 @@ def test_the_whole_dropbox_may_be_named(server: DropboxServer, tmp_path: Path) -
     assert files_in(folder) == ["Other/z.jpeg", *(f"Scans/{name}" for name in NAMES)]
 
 
-def test_only_new_and_changed_files_are_fetched_again_and_vanished_ones_are_removed_by_name(
+def test_only_new_and_changed_files_are_fetched_again_and_vanished_ones_are_removed_and_told_by_id(
     server: DropboxServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fetch(server, tmp_path)
@@ -94,7 +95,8 @@ def test_only_new_and_changed_files_are_fetched_again_and_vanished_ones_are_remo
     del server.private["/Scans/Train/PNEUMONIA/c.jpeg"]
     folder = fetch(server, tmp_path)
     out = capsys.readouterr().out
-    assert "1 files are gone from dropbox:/Scans and removed here: Train/PNEUMONIA/c.jpeg" in out
+    assert f"1 files are gone from dropbox:/Scans and removed here: {image_id('Train/PNEUMONIA/c.jpeg')}" in out
+    assert "c.jpeg" not in out
     assert "2 files fetched, 2 unchanged" in out
     assert fetched(server) == 2
     assert (folder / "Train/NORMAL/a.jpeg").read_bytes() == b"A" * 3000

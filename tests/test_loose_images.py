@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks import loose_images
-from tasks.images import decode
+from tasks.images import MAX_FILE_BYTES, decode
 from tasks.layout import plan_loose_images
 from tasks.loose_images import open_loose_images
 from tasks.records import SourceError
@@ -217,7 +216,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_beyond_the_bound_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
     with (tmp_path / "sparse.png").open("wb") as stream:
-        stream.truncate(loose_images.MAX_FILE_BYTES + 1)
+        stream.truncate(MAX_FILE_BYTES + 1)
     assert read_all(tmp_path) == {"sparse.png": "has more than 400 MB"}
 
 

@@ -36,7 +36,7 @@ def test_scores_are_read_without_the_masks(tmp_path: Path) -> None:
 
 def test_an_image_that_was_not_screened_and_a_shard_that_is_gone_are_named(tmp_path: Path) -> None:
     write_run(tmp_path)
-    with pytest.raises(KeyError):
+    with pytest.raises(RunError, match="lacks the image"):
         DeviceMasks(tmp_path, tmp_path).read(["x"])
     (tmp_path / "1.npz").unlink()
     with pytest.raises(RunError, match=r"1\.npz is gone from the cache"):

@@ -18,6 +18,7 @@ from tasks.scoring import (
     decide,
     describe_distance,
     find_scored_images,
+    load_scorer,
     read_threshold,
     refuse_run_files,
     table_rows,
@@ -121,6 +122,18 @@ def test_a_run_of_too_few_images_says_that_nothing_is_refused_for_its_looks(
         facts = find_scored_images.fn(str(tmp_path / "images"), str(tmp_path / "x.csv"), settings)
         assert facts == {"n_images": 1, "n_left_out": 0}
         assert ("too few images to tell what looks unlike them" in capsys.readouterr().out) is told
+
+
+def test_a_network_that_is_none_of_a_run_is_refused_by_name(tmp_path: Path) -> None:
+    from hostile import network
+
+    from tasks.network_files import save_network
+
+    run = write_run(tmp_path)
+    save_familiarity(fit_familiarity([np.zeros((3, 224, 224), np.uint8)], [1, 3]), run)
+    save_network(network(), run)
+    with pytest.raises(RunError, match=r"model\.keras is no network of a run: run the train flow"):
+        load_scorer(run, Settings(run_dir=str(run)))
 
 
 @pytest.mark.parametrize(("distance", "bound"), [(9.1, 4.0), (1.8501, 1.85), (1.85001, 1.85), (1e9, 0.001)])

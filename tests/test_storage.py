@@ -18,10 +18,10 @@ from tasks.settings import Settings
 from tasks.stages import code_version, imported_modules, names_imported, place_files, read_stage, run_stage
 from tasks.storage import (
     REPOSITORY,
+    checksum_of_source,
     digest,
     locked,
     make_once,
-    read_bytes,
     read_json,
     read_manifest,
     run_folder,
@@ -82,7 +82,7 @@ def test_json_comes_back_and_what_is_no_json_is_named(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"gone cannot be read \(No such file or directory\)"):
-        read_bytes(tmp_path / "gone")
+        checksum_of_source(tmp_path / "gone")
 
 
 def write_name(name: str) -> Callable[[Path], None]:

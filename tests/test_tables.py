@@ -94,7 +94,7 @@ def test_text_that_is_not_utf_8_is_refused(encoding: str, tmp_path: Path) -> Non
 def test_a_table_that_is_not_there_or_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="does not exist; name a CSV file with the columns path, device"):
         read_table(tmp_path / "none.csv", "x", NEEDED)
-    with pytest.raises(TableError, match="Is a directory"):
+    with pytest.raises(TableError, match="is no file but a folder, pipe or device"):
         read_table(tmp_path, "x", NEEDED)
 
 

@@ -92,7 +92,9 @@ def test_results_that_prefect_is_told_to_keep_are_json(tmp_path: Path) -> None:
     kept = [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
     assert len(kept) >= 4, "a result of each flow"
     for path in kept:
-        json.loads(path.read_text())  # a pickle would stand there in base64
+        record = json.loads(path.read_text())
+        assert record["metadata"]["serializer"]["type"] == "json", path
+        json.loads(record["result"])  # a pickle would stand there in base64
 
 
 def test_results_are_json_unless_somebody_says_otherwise() -> None:
@@ -133,6 +135,9 @@ LINKS = [
     "s3://planted-a:planted-b@bucket/set.zip",
     "s3://bucket/set.zip?X-Amz-Signature=planted-a",
     "https://[planted-a/set.zip",
+    "www.dropbox.com/scl/fi/planted-a/set.zip?rlkey=planted-b&dl=0",
+    "https:/www.dropbox.com/s/planted-a/set.zip?dl=1",
+    "scl/fi/planted-a/set.zip?rlkey=planted-b",
 ]
 
 

@@ -2,12 +2,15 @@
 
 import io
 import math
+import os
 import random
 import struct
 import tempfile
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from tasks.images import MAX_PIXELS, SIDE_PX, UndecodableError, decode, read_siz
 from tasks.ingestion import list_images
 from tasks.layout import plan_layout
 from tasks.loose_images import open_loose_images
+from tasks.packing import decode_files
 from tasks.records import SourceError
 from tasks.settings import IngestionSettings, Settings, StorageSettings
 from tasks.sources import fetch_source
@@ -107,10 +111,32 @@ def read_loose(archive: Path, settings: Settings) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@given(extra=st.lists(NAMES, max_size=4))
+@given(root=st.sampled_from(["", "x/", "a/b/"]), extra=st.lists(NAMES, max_size=4))
 @hostile
-def test_an_archive_with_strange_names_is_taken_in_or_refused_in_one_line(faults: FaultTable, extra: list[str]) -> None:
-    take_in(pack([*WHOLE, *extra]), faults)
+def test_an_archive_with_strange_names_is_taken_in_or_refused_in_one_line(
+    faults: FaultTable, root: str, extra: list[str]
+) -> None:
+    take_in(pack([root + name for name in [*WHOLE, *extra]]), faults)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("place", ["/{}/set/train/NORMAL/out.png", "/../../../../..{}/set/train/NORMAL/out.png"])
+def test_a_name_that_is_absolute_only_below_the_root_of_the_data_set_writes_nothing_there(
+    faults: FaultTable, tmp_path: Path, place: str, listed: bool
+) -> None:
+    outside = tmp_path / "outside"
+    (outside / "set" / "train" / "NORMAL").mkdir(parents=True)
+    kept = outside / "set" / "train" / "NORMAL" / "out.png"
+    kept.write_bytes(b"mine")
+    hostile_name = "x" + place.format(outside)
+    archive = io.BytesIO(pack([*(f"x/{name}" for name in WHOLE), hostile_name]))
+    if listed:
+        with zipfile.ZipFile(archive, "a") as more:
+            table = "".join(f"{name},{i % 2},p{i}\n" for i, name in enumerate([hostile_name[2:], *WHOLE]))
+            more.writestr("x/index.csv", "path,label,patient_id\n" + table)
+    assert not take_in(archive.getvalue(), faults)
+    assert kept.read_bytes() == b"mine"
+    assert list(outside.rglob("*.*")) == [kept]
 
 
 @given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(["cut", "flip", "insert", "headers"]))
@@ -175,6 +201,43 @@ def wide_picture(width: int, height: int, depth: int, colour: int, n_bytes: int)
     pixels = b"".join([packer.compress(row) for _ in range(height)] + [packer.flush()])
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def test_pictures_with_much_behind_them_are_taken_in_without_reading_them_whole_into_memory(
+    faults: FaultTable, tmp_path: Path
+) -> None:
+    for i, name in enumerate(WHOLE):
+        path = tmp_path / "set" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as stream:
+            stream.write(picture(i))
+            stream.truncate(300_000_000 if i < 5 else 401_000_000)  # zeros that take no room on the disk
+    settings = Settings(source=str(tmp_path / "set"))
+    found: list[Any] = []
+    assert ends_well(faults, lambda: found.append(list_images(fetch_source(settings), 5_000)))
+    (manifest,) = found
+    said = manifest.set_index("path")["excluded"]
+    assert [said[name] for name in WHOLE] == [""] * 5 + ["undecodable: has more than 400 MB"] * 3
+    files = manifest[manifest["excluded"] == ""].set_index("sha256")["path"].to_dict()
+    with ThreadPoolExecutor(4) as pool:
+        parts = [{sha256: path} for sha256, path in files.items()]
+        packed = pool.map(lambda part: decode_files(tmp_path / "set", part, padding=False, max_side_px=5_000), parts)
+        assert [len(pixels) for pixels, _ in packed] == [1] * 5
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_device_in_a_folder_is_refused_by_name_without_waiting(
+    faults: FaultTable, tmp_path: Path, kind: str
+) -> None:
+    for i, name in enumerate(WHOLE):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(picture(i))
+    odd = tmp_path / "train" / "NORMAL" / "odd.png"
+    os.mkfifo(odd) if kind == "pipe" else odd.symlink_to("/dev/zero")
+    settings = Settings(source=str(tmp_path))
+    assert not ends_well(faults, lambda: fetch_source(settings))
+    with pytest.raises(SourceError, match=r"odd\.png cannot be read \(it is no file but a pipe or device\)"):
+        fetch_source(settings)
 
 
 @pytest.mark.parametrize(("depth", "colour", "n_bytes"), [(16, 0, 2), (8, 6, 4), (16, 6, 8)])

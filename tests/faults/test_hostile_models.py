@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,18 @@ from tasks.epochs import load_checkpoint
 from tasks.familiarity import FILE as FAMILIAR
 from tasks.familiarity import fit_familiarity, load_familiarity, save_familiarity
 from tasks.images import PackedImages
-from tasks.masks import DeviceMasks, read_scores
+from tasks.masks import DeviceMasks, read_scores, write_shard
 from tasks.network_files import load_network, save_network
 from tasks.packing import known_files, pack_shard
+from tasks.publishing import describe_candidate, read_published
+from tasks.publishing_rules import decide, describe_model
 from tasks.records import PipelineError, RunError
 from tasks.run_copies import read_seal
 from tasks.scoring import as_packed, read_threshold
 from tasks.screener_files import SHIPPED_SCREENER, find_screener, known_readings
-from tasks.settings import ScreeningSettings, Settings, StorageSettings
-from tasks.shared_files import read_shared
+from tasks.settings import PublishingSettings, ScreeningSettings, Settings, StorageSettings
 from tasks.stages import read_stage, run_stage
-from tasks.storage import inside, read_manifest, sha256_of_file, shards_exist
+from tasks.storage import digest, inside, read_manifest, sha256_of_file, shards_exist
 
 SEEDS = st.integers(0, 2**32 - 1)
 KINDS = st.sampled_from(DAMAGES)
@@ -126,51 +128,128 @@ JSON = st.recursive(
 TEXTS = st.one_of(JSON.map(lambda value: json.dumps(value)), st.just("[" * 100_000), st.text(max_size=20))
 
 
-def read_all_records(folder: Path) -> list[Callable[[], Any]]:
-    """What reads a JSON file named ``record.json``, under each of its roles."""
+FIGURES = {"n": 3, "auc": {"value": 0.9, "low": 0.8, "high": 1.0}}
+MODEL = {"run": "one", "run_dir": "runs/one", "model_sha256": "0" * 64, "audit": {"passed": True, "failed": []}}
+MODEL |= dict.fromkeys(("val", "val_device_free"), FIGURES | {"images": "a"})
+RECORDS: dict[str, Any] = {
+    "run.json": {"settings": {"seed": 7}, "seed": 7, "source": {"sha256": "a"}, "seconds": {"fit": 1.0}},
+    "stages/pack.json": {"facts": {"n_packed": 2}, "parts": {"inputs": {"padding": False}}, "files": ["a.txt"]},
+    "stages/evaluate.json": {"facts": {}, "parts": {"inputs": {"model": "0" * 64}}, "files": []},
+    "published.json": MODEL
+    | {"published": "2026-01-02", "earlier": [MODEL | {"published": "2026-01-01"}]}
+    | {"withdrawn": [MODEL | {"published": "2026-01-01", "withdrawn": "2026-01-02"}]},
+    "metrics.json": {"threshold": 0.5, "val": FIGURES, "val_device_free": FIGURES},
+    "audit.json": {"verdict": {"model": {"passed": True, "failed": []}}},
+    "arrays/index.json": {"side_px": 224, "shards": [{"name": "shelf/shard.npy"}], "images": {"a": [0, 0]}},
+    "masks/index.json": {"shards": [{"name": "shelf/shard.npz"}], "images": {"a": [0, 0]}},
+    "shelf/shard.json": {"rows": ["a"], "failed": {"b": "is empty"}},
+    "member_1/checkpoint.json": {"history": [{"epoch": 1}], "model": "a.keras", "sha256": "0" * 64, "of": "x"},
+}
+"""What a run writes, in short, in each of the places where it is read."""
+
+
+def read_all_records(folder: Path) -> dict[str, Callable[[], Any]]:
+    """What reads the records of ``RECORDS``, by the place where one is read."""
     settings = Settings(run_dir=str(folder))
-    return [
-        lambda: read_seal(settings),
-        lambda: read_stage(folder, "pack"),
-        lambda: as_packed(folder, settings),
-        lambda: read_shared(str(folder), "published.json", settings),
-        lambda: read_threshold(folder),
-        lambda: PackedImages(folder, folder),
-        lambda: DeviceMasks(folder, folder),
-        lambda: shards_exist(folder / "arrays" / "index.json", folder),
-        lambda: known_files(folder / "shelf"),
-        lambda: load_checkpoint(folder / "member_1", "x"),
-    ]
 
+    def look_at_published() -> None:
+        published = read_published(str(folder), settings)
+        assert published is not None
+        for one in (published, *published["earlier"], *published["withdrawn"]):
+            describe_model(one)
+        decide(MODEL, published, PublishingSettings())
 
-PLACES: tuple[str, ...] = (
-    "run.json",
-    "stages/pack.json",
-    "published.json",
-    "metrics.json",
-    "arrays/index.json",
-    "masks/index.json",
-)
-PLACES += ("stages/evaluate.json", "shelf/shard.json", "member_1/checkpoint.json")
+    def weigh(candidate: Any) -> None:
+        decide(candidate, RECORDS["published.json"], PublishingSettings())
+
+    def look_at_metrics() -> None:
+        read_threshold(folder)
+        weigh(describe_candidate(folder, "runs/one"))
+
+    return {
+        "run.json": lambda: read_seal(settings),
+        "stages/pack.json": lambda: [read_stage(folder, "pack"), as_packed(folder, settings)],
+        "stages/evaluate.json": lambda: read_threshold(folder),
+        "published.json": look_at_published,
+        "metrics.json": look_at_metrics,
+        "audit.json": lambda: weigh(describe_candidate(folder, "runs/one")),
+        "arrays/index.json": lambda: [
+            PackedImages(folder, folder).read(["a"]),
+            shards_exist(folder / "arrays" / "index.json", folder),
+        ],
+        "masks/index.json": lambda: DeviceMasks(folder, folder).read(["a"]),
+        "shelf/shard.json": lambda: known_files(folder / "shelf"),
+        "member_1/checkpoint.json": lambda: load_checkpoint(folder / "member_1", "x"),
+    }
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the records, and with the files that are read beside them."""
     folder = tmp_path_factory.mktemp("records")
-    save_network(network(), folder)
-    for name in PLACES:
+    for name in RECORDS:
         (folder / name).parent.mkdir(exist_ok=True)
-    (folder / "shelf" / "shard.npy").write_bytes(b"")
+    RECORDS["stages/evaluate.json"]["parts"]["inputs"]["model"] = save_network(network(), folder)
+    np.save(folder / "shelf" / "shard.npy", np.zeros((1, 224, 224), np.uint8))
+    write_shard(folder / "shelf" / "shard.npz", np.zeros(1, np.float32), np.zeros((1, 224, 224), np.uint8))
+    (folder / "predictions.csv").write_text("path,split,label,has_device\na,val,1,False\n")
+    for name, record in RECORDS.items():
+        if name == "member_1/checkpoint.json":
+            record["sha256"] = save_network(network(), folder / "member_1", "a")
+            record["digest"] = digest(record)
+        (folder / name).write_text(json.dumps(record))
     return folder
+
+
+def test_the_records_that_are_spoiled_here_are_read_as_long_as_they_are_whole(
+    faults: FaultTable, records: Path
+) -> None:
+    for name, read in read_all_records(records).items():
+        assert ends_well(faults, read), name
+    assert load_checkpoint(records / "member_1", "x") is not None
+
+
+def spoil(record: Any, value: Any, seed: int) -> Any:
+    """A record in which another value, or nothing, stands in one place."""
+    dice, record = random.Random(seed), json.loads(json.dumps(record))
+    parents: list[Any] = [record]
+    for parent in parents:
+        children = parent.values() if isinstance(parent, dict) else parent
+        parents += [child for child in children if child and isinstance(child, dict | list)]
+    places = [(p, key) for p in parents for key in (p if isinstance(p, dict) else range(len(p)))]
+    parent, key = dice.choice(places)
+    if dice.random() < 0.2:
+        del parent[key]
+    else:
+        parent[key] = value
+    return record
+
+
+@pytest.mark.parametrize("name", RECORDS)
+@given(value=JSON, seed=SEEDS)
+@hostile
+def test_any_json_in_place_of_a_part_of_a_record_is_read_or_refused(
+    faults: FaultTable, records: Path, name: str, value: Any, seed: int
+) -> None:
+    before = (records / name).read_text()
+    text = json.dumps(spoil(json.loads(before), value, seed))
+    (records / name).write_text(text, encoding="utf-8", errors="surrogatepass")
+    try:
+        ends_well(faults, read_all_records(records)[name])
+    finally:
+        (records / name).write_text(before)
 
 
 @given(text=TEXTS)
 @hostile
-def test_any_json_in_place_of_a_record_is_read_or_refused(faults: FaultTable, records: Path, text: str) -> None:
-    for name in PLACES:
+def test_any_text_in_place_of_a_record_is_read_or_refused(faults: FaultTable, records: Path, text: str) -> None:
+    for name, read in read_all_records(records).items():
+        before = (records / name).read_text()
         (records / name).write_text(text, encoding="utf-8", errors="surrogatepass")
-    for read in read_all_records(records):
-        ends_well(faults, read)
+        try:
+            ends_well(faults, read)
+        finally:
+            (records / name).write_text(before)
 
 
 @given(text=TEXTS)
@@ -281,7 +360,8 @@ def test_a_damaged_screener_is_used_as_it_is_or_refused(
 
     path = screener / name
     before = path.read_bytes()
-    path.write_bytes(damage(before, kind, seed) if name != "model.keras" else damage(before[:2_000], kind, seed))
+    path.write_bytes(damage(before, kind, seed))
+    same = path.read_bytes() == before
 
     def use() -> None:
         found = find_screener(ScreeningSettings(screener=str(screener)).screener)
@@ -292,7 +372,9 @@ def test_a_damaged_screener_is_used_as_it_is_or_refused(
         if name == "readings.csv":
             ends_well(faults, lambda: known_readings(screener))
         else:
-            ends_well(faults, use)
+            used = ends_well(faults, use)
+            assert used or not same
+            assert not used or name == "model.sha256" or same, "a network that is not the one of the checksum was used"
     finally:
         path.write_bytes(before)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tasks.epochs import CHECKPOINT, load_checkpoint, save_checkpoint
 from tasks.keras_backend import keras
 from tasks.network_files import load_checked, load_network, save_network
+from tasks.records import RunError
 from tasks.storage import sha256_of_file
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -56,12 +57,14 @@ def test_a_damaged_network_whose_checksum_was_made_to_fit_loads_or_is_refused(
     assert [p.name for p in path.parent.iterdir()] == ["model.keras"]
 
 
-def repack(source: Path, target: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
+def repack(
+    source: Path, target: Path, change: Callable[[dict[str, bytes]], None], method: int = zipfile.ZIP_STORED
+) -> Path:
     """A ``.keras`` file with other members."""
     with zipfile.ZipFile(source) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     change(members)
-    with zipfile.ZipFile(target, "w") as archive:
+    with zipfile.ZipFile(target, "w", method) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     return target
@@ -108,6 +111,19 @@ def test_a_network_with_code_of_its_own_is_refused_and_the_code_does_not_run(
     assert not Path(MARK).exists()
     keras.saving.load_model(path, safe_mode=False)
     assert Path(MARK).exists(), "without the safe mode it would have run"
+
+
+@pytest.mark.parametrize("name", ["config.json", "more.bin"])
+def test_a_network_of_which_far_more_would_come_out_than_it_has_is_refused_before_it_is_opened(
+    faults: FaultTable, whole: Path, tmp_path: Path, name: str
+) -> None:
+    def blow_up(members: dict[str, bytes]) -> None:
+        members[name] = members.get(name, b"") + b" " * 100_000_000
+
+    path = repack(whole / "run" / "model.keras", tmp_path / "model.keras", blow_up, zipfile.ZIP_DEFLATED)
+    faults.n_cases += 1
+    with pytest.raises(RunError, match="unpacks to 100 MB"):
+        load_checked(path, sha256_of_file(path))
 
 
 def test_a_network_with_paths_that_lead_out_writes_nothing_outside(

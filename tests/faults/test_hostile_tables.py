@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,6 +135,31 @@ def test_a_whole_table_is_read_in_each_of_its_roles(faults: FaultTable) -> None:
         assert ends_well(faults, lambda: read_as_review(path))
         assert ends_well(faults, lambda: read_as_index(path))
         assert ends_well(faults, lambda: take_as_answers(path))
+
+
+COMMAS = {
+    "as wide as a spreadsheet": "path,device" + "," * 16_382 + "\n" + ("a.png,1" + "," * 16_382 + "\n") * 500,
+    "a million columns": "path,device" + "," * 1_000_000 + "\n",
+    "20,000 names": "path,device," + ",".join(f"c{i}" for i in range(20_000)) + "\na.png,1\n",
+    "a row of a million cells": "path,device\na.png,1" + "," * 1_000_000 + "\n",
+    "as much over several lines": "path,device\na.png,1" + ',"\n"' * 300_000 + "\n",
+    "more cells than any": "path,device" + "".join(f",c{i}" for i in range(900)) + "\n" + "a.png,1\n" * 23_000,
+}
+
+
+@pytest.mark.parametrize("case", COMMAS)
+def test_a_table_of_far_too_many_cells_is_refused_before_they_fill_the_memory(
+    faults: FaultTable, tmp_path: Path, case: str
+) -> None:
+    (tmp_path / "t.csv").write_text(COMMAS[case])
+    for read in (lambda: read_review(tmp_path / "t.csv", "r"), lambda: read_index(tmp_path / "t.csv", PATHS)):
+        assert not ends_well(faults, read)
+
+
+def test_a_table_that_is_a_pipe_or_device_is_refused_without_waiting(faults: FaultTable, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        assert not ends_well(faults, lambda path=path: read_review(path, "screening.review"))  # type: ignore[misc]
 
 
 @pytest.mark.long

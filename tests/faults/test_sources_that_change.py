@@ -92,9 +92,9 @@ def between(monkeypatch: pytest.MonkeyPatch, name: str, happens: Callable[[], No
 CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "changed before it is listed": ("tasks.ingestion.read_file", lambda path: draw(path, 999), "changed while"),
     "gone before it is listed": ("tasks.ingestion.read_file", lambda path: path.unlink(), "cannot be read"),
-    "changed before it is packed": ("tasks.packing.read_bytes", lambda path: draw(path, 999), "changed while"),
-    "gone before it is packed": ("tasks.packing.read_bytes", lambda path: path.unlink(), "cannot be read"),
-    "gone before its checksum": ("tasks.sources.read_bytes", lambda path: path.unlink(), "cannot be read"),
+    "changed before it is packed": ("tasks.packing.open_source", lambda path: draw(path, 999), "changed while"),
+    "gone before it is packed": ("tasks.packing.open_source", lambda path: path.unlink(), "cannot be read"),
+    "gone before its checksum": ("tasks.sources.checksum_of_source", lambda path: path.unlink(), "cannot be read"),
 }
 
 
@@ -147,15 +147,16 @@ def test_a_file_that_comes_while_a_source_is_read_is_left_to_the_next_run(
         check_recorded(settings)
 
 
-def test_a_zip_that_is_replaced_while_it_is_unpacked_is_refused_by_name(
-    faults: FaultTable, settings: Settings, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["plan_layout", "unpack_members"])
+def test_a_zip_that_is_replaced_while_it_is_read_is_refused_by_name(
+    step: str, faults: FaultTable, settings: Settings, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "set"), "zip", source))
     zipped = settings.model_copy(update={"source": str(archive)})
     draw(source / "train" / "PNEUMONIA" / "person39_virus_39.png", 999)
     other = Path(shutil.make_archive(str(tmp_path / "other"), "zip", source))
     with faults.attempt(CHANGES) as attempt:
-        between(monkeypatch, "tasks.sources.unpack_members", lambda: os.replace(other, archive))
+        between(monkeypatch, f"tasks.sources.{step}", lambda: os.replace(other, archive))
         with pytest.raises(SourceError, match=r"set\.zip changed while it was read; run again"):
             ingest.fn(zipped)
         attempt.whole(not list((tmp_path / "raw").glob("set-*")), "a mixture was left in the folder of raw data")
