@@ -1,9 +1,11 @@
 """Two runs on one run folder in a bucket, from two machines: one waits, and one that died keeps nobody out."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from fault_table import FaultTable
 from s3_server import faulty_proxy, running_s3, set_aws
 
 from tasks import run_locks
-from tasks.records import Facts
+from tasks.records import Facts, RunError
 from tasks.run_copies import send
 from tasks.run_locks import hold_run, is_gone, this_process
 from tasks.settings import Settings
@@ -223,6 +225,32 @@ def test_the_folder_is_held_and_freed_through_a_network_that_loses_a_tenth_of_th
             with hold_run(settings, f"run {turn}"):
                 put_file(settings, str(turn))
         assert proxy.n_failed["lost"] > 2 and lock_of(settings) is None
+
+
+def test_the_beat_goes_on_after_an_error_of_any_kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(run_locks, "BEAT_S", 0.01)
+    hold, ended = run_locks._Hold(machine(tmp_path, "s3://chest/runs/one"), "run 1", False), threading.Event()
+    waiting = [OSError(errno.ENOSPC, "No space left on device"), RunError("cannot be reached"), ValueError("odd")]
+
+    def beat() -> None:
+        if waiting:
+            raise waiting.pop(0)
+        ended.set()
+
+    monkeypatch.setattr(hold, "beat", beat)
+    hold.beat_until(ended)
+    assert ended.is_set()
+
+
+def test_a_run_that_cannot_let_others_in_for_a_full_disk_says_so_and_ends_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change_shared(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_locks, "change_shared", change_shared)
+    run_locks._Hold(machine(tmp_path, "s3://chest/runs/one"), "run 1", False).free()
+    assert "No space left on device (others wait 120 s for this run now)" in capsys.readouterr().out
 
 
 def test_a_process_is_gone_only_when_this_machine_knows_it() -> None:
