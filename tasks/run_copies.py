@@ -74,7 +74,6 @@ def fetch_run(settings: Settings) -> None:
         write_json(run / KNOWN, known)
     if changed:
         print(f"fetched {len(changed):,} files of the run from {bucket.address}")
-    fetch_beside(settings, "device_answers.csv")
     fetch_shards(settings, run)
 
 
@@ -127,14 +126,10 @@ def read_seal(settings: Settings) -> Facts | None:
     return read_record(path) if path.exists() else None
 
 
-def fetch_beside(settings: Settings, name: str) -> None:
-    """Brings a file that all runs share, such as people's answers, beside the working copy."""
-    if is_in_bucket(settings):
-        _open_beside(settings).get(name, run_folder(settings).parent / name)
+def share_beside(settings: Settings, name: str, join: Callable[[Path], None]) -> None:
+    """Brings what a file that all runs share has in the bucket into the one here, and sends what it has beyond that.
 
-
-def send_beside(settings: Settings, name: str, join: Callable[[Path], None]) -> None:
-    """Sends a file that all runs share, so that of several who change it at once none loses another's step.
+    Of several who do so at once none loses another's step.
 
     Args:
         settings: Name the run.
@@ -152,6 +147,8 @@ def send_beside(settings: Settings, name: str, join: Callable[[Path], None]) -> 
             stored = bucket.get(name, Path(place, name))
             if stored is not None:
                 join(Path(place, name))
+            if not here.exists() or (stored is not None and stored.sha256 == sha256_of_file(here)):
+                return
             if bucket.put_instead(here, name, None if stored is None else stored.etag):
                 return
     raise RunError(f"run_dir: {bucket.address}/{name} is changed by others all the time; run again later")
