@@ -5,8 +5,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from conftest import SMALL
 from s3_server import faulty_proxy, running_s3, set_aws
 
+from tasks import stages
 from tasks.answers import ANSWERS, Answer, answers_address, keep_answers, read_kept, share_answers
 from tasks.bucket_folder import BucketFolder
 from tasks.records import Facts, RunError, TableError
@@ -234,6 +236,44 @@ def test_a_stage_that_changes_a_sealed_run_breaks_its_seal_in_the_bucket_too(
     fetch_run(there)
     do_stage(there, [])
     assert read_seal(here) is None and not (run_folder(there) / SEAL).exists()
+
+
+@pytest.mark.parametrize("files", [("a.txt", "d.txt"), ("a.txt", "b.txt")], ids=["anew", "as before"])
+@pytest.mark.parametrize("n_steps", [1, 2, 3, 4])
+def test_what_a_machine_placed_before_it_was_cut_off_is_nowhere_once_another_one_went_on(
+    n_steps: int, files: tuple[str, str], bucket: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = address.replace("/run", f"{n_steps}{files[1]}/run")
+    here, there = machine(tmp_path / "here", address), machine(tmp_path / "there", address)
+
+    def do(settings: Settings, number: int, *files: str) -> None:
+        def make(out: Path) -> Facts:
+            for name in files:
+                (out / name).write_text(str(number))
+            return {"n": number}
+
+        run_stage(settings, "work", module="tasks.tables", inputs={"n": number}, make=make)
+
+    do(here, 1, "a.txt", "b.txt")
+    turns = count(1)
+
+    def send_or_die(settings: Settings, names: Iterable[str], gone: Iterable[str] = ()) -> None:
+        if next(turns) == n_steps:
+            raise KeyboardInterrupt
+        send(settings, names, gone)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stages, "send", send_or_die)
+        do(here, 2, "a.txt", "c.txt")
+    fetch_run(there)
+    n = 1 if files[1] == "b.txt" else 3
+    do(there, n, *files)
+    fetch_run(here)
+    expected = [*files, "stages/work.json"]
+    assert names_in(run_folder(here)) == names_in(run_folder(there)) == expected
+    prefix = address.partition(f"{BUCKET}/")[2] + "/"
+    assert sorted(name.removeprefix(prefix) for name in names_below(bucket, prefix)) == expected
+    assert (run_folder(here) / "a.txt").read_text() == str(n)
 
 
 def test_shards_that_an_index_names_go_before_it_and_come_with_it_once(
