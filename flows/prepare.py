@@ -5,6 +5,7 @@ from prefect import flow
 from flows.labels import label_run
 from flows.run_folders import own_run_folder
 from flows.shards import open_runner, pack_images, screen_images
+from tasks.answers import share_answers
 from tasks.ingestion import ingest
 from tasks.quality import check
 from tasks.run_copies import fetch_run
@@ -17,6 +18,7 @@ def prepare(settings: Settings) -> None:
     """Fetches the source, checks it, draws validation, packs pixels and keeps images with devices out of training."""
     with own_run_folder(settings), open_runner(settings) as runner:
         fetch_run(settings)
+        share_answers(settings)
         source = ingest(settings)
         check(settings, "source")
         split(settings)

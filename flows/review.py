@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from flows.command_line import run_command
 from flows.labels import label_run
-from tasks.answers import answers_address, default_reviewer, keep_answers, name_images, send_answers, take_answers
+from tasks.answers import answers_address, default_reviewer, keep_answers, name_images, share_answers, take_answers
 from tasks.contact_sheet import SHEET, count_doubtful
 from tasks.records import Facts, PipelineError, SettingsError, TableError
 from tasks.run_copies import address_of, fetch_run
@@ -51,6 +51,7 @@ def review(settings: Settings = Settings(), answers: str | None = None, reviewer
         TableError: If the answers do not fit the run.
     """
     fetch_run(settings)
+    share_answers(settings)
     manifest = read_manifest(run_folder(settings))
     address = answers_address(settings)
     if answers is None:
@@ -63,7 +64,7 @@ def review(settings: Settings = Settings(), answers: str | None = None, reviewer
             take_answers(Path(answers), manifest, address, reviewer=name, setting="answers", now=datetime.now(UTC)),
             address,
         )
-        send_answers(settings)
+        share_answers(settings)
     print(f"the same pipeline command with --run-dir {settings.run_dir} now uses them")
     return str(address)
 
@@ -98,7 +99,7 @@ def wait_for_answers(settings: Settings) -> None:
             continue
         if taken is not None:
             say_taken(taken, address)
-            send_answers(settings)
+            share_answers(settings)
         return
 
 

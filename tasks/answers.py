@@ -17,9 +17,9 @@ from pathlib import Path
 import pandas as pd
 
 from tasks.records import Facts, SettingsError, TableError
-from tasks.run_copies import fetch_beside, send_beside
+from tasks.run_copies import share_beside
 from tasks.settings import Settings
-from tasks.storage import locked, run_folder, write_whole
+from tasks.storage import locked, run_folder, runs_address, write_whole
 from tasks.tables import read_table, refuse_values
 
 ANSWERS = "device_answers.csv"
@@ -58,24 +58,32 @@ def answers_address(settings: Settings) -> Path:
     return run.resolve().parent / ANSWERS
 
 
-def fetch_answers(settings: Settings) -> None:
-    """Brings the answers that lie beside a run in a bucket."""
-    if settings.screening.answers is None:
-        fetch_beside(settings, ANSWERS)
+def share_answers(settings: Settings) -> None:
+    """Joins the answers here with those that lie beside a run in a bucket: each of the two tables gets what it lacks.
 
+    Answers that could not be sent when they were given, because credentials had expired, go with the next run.
 
-def send_answers(settings: Settings) -> None:
-    """Sends the answers that lie beside a run in a bucket, together with those that others sent meanwhile."""
+    Raises:
+        TableError: If one of the tables does not fit, or they contradict each other.
+        RunError: If the bucket cannot be used.
+    """
     address = answers_address(settings)
 
     def join(there: Path) -> None:
         with locked(address.with_name(f".{address.name}.lock")):
-            everything = _in_order({*read_kept(there), *read_kept(address)})
+            everything = _in_order({*_read_there(there, settings), *(read_kept(address) if address.exists() else ())})
             _refuse_contradictions(everything, f"screening.answers: {address} and those in the bucket together: one")
             write_whole(address, write_table(everything))
 
     if settings.screening.answers is None:
-        send_beside(settings, ANSWERS, join)
+        share_beside(settings, ANSWERS, join)
+
+
+def _read_there(copy: Path, settings: Settings) -> list[Answer]:
+    try:
+        return read_kept(copy)
+    except TableError as error:  # the copy is gone when somebody looks for it
+        raise TableError(str(error).replace(str(copy), f"{runs_address(settings)}/{ANSWERS}")) from None
 
 
 def read_answered(settings: Settings) -> dict[str, int]:

@@ -18,8 +18,8 @@ from tasks.artifacts import show_table
 from tasks.pseudonyms import name_patients
 from tasks.records import SPLITS, SUBTYPES, DataCheckError, Facts
 from tasks.settings import QualitySettings, Settings
-from tasks.stages import STAGES_FOLDER, run_stage
-from tasks.storage import read_json, read_manifest, run_folder, sha256_of_file, write_json
+from tasks.stages import STAGES_FOLDER, read_stage, run_stage
+from tasks.storage import read_manifest, run_folder, sha256_of_file, write_json
 
 Checkpoint = Literal["source", "prepared"]
 
@@ -32,8 +32,8 @@ def check(settings: Settings, checkpoint: Checkpoint) -> Facts:
         DataCheckError: If a critical expectation failed; the results are in the run folder all the same.
     """
     run = run_folder(settings)
-    listing = run / STAGES_FOLDER / "ingest.json"
-    own_patients = listing.exists() and "index.csv" in read_json(listing)["facts"]["tables"]
+    listed = (run / STAGES_FOLDER / "ingest.json").exists()
+    own_patients = listed and "index.csv" in read_stage(run, "ingest")["facts"]["tables"]
 
     def make(out: Path) -> Facts:
         facts = add_facts(read_manifest(run), checkpoint, settings.quality)

@@ -62,19 +62,20 @@ def fetch_run(settings: Settings) -> None:
     run.mkdir(parents=True, exist_ok=True)
     with locked(run.parent / f".{run.name}.lock"):
         known, there = _read_known(run), bucket.entries()
-        changed = [
+        changed = {
             name for name, stored in there.items() if _etag(known, name) != stored.etag or not (run / name).exists()
-        ]
+        }
+        placed = _placed_by(run, changed)  # maybe by a try that was cut off here before it sent them
+        changed |= {name for name in (placed & set(there)) - changed if known[name][1] != sha256_of_file(run / name)}
         for name, stored in _each(lambda name: bucket.get(name, run / name), changed, settings):
             if stored is not None:  # else it was removed since it was listed
                 known[name] = [stored.etag, stored.sha256]
-        for name in set(known) - set(there):
+        for name in {*known, *placed} - set(there):
             inside(run, name).unlink(missing_ok=True)
-            del known[name]
+            known.pop(name, None)
         write_json(run / KNOWN, known)
     if changed:
         print(f"fetched {len(changed):,} files of the run from {bucket.address}")
-    fetch_beside(settings, "device_answers.csv")
     fetch_shards(settings, run)
 
 
@@ -127,14 +128,10 @@ def read_seal(settings: Settings) -> Facts | None:
     return read_record(path) if path.exists() else None
 
 
-def fetch_beside(settings: Settings, name: str) -> None:
-    """Brings a file that all runs share, such as people's answers, beside the working copy."""
-    if is_in_bucket(settings):
-        _open_beside(settings).get(name, run_folder(settings).parent / name)
+def share_beside(settings: Settings, name: str, join: Callable[[Path], None]) -> None:
+    """Brings what a file that all runs share has in the bucket into the one here, and sends what it has beyond that.
 
-
-def send_beside(settings: Settings, name: str, join: Callable[[Path], None]) -> None:
-    """Sends a file that all runs share, so that of several who change it at once none loses another's step.
+    Of several who do so at once none loses another's step.
 
     Args:
         settings: Name the run.
@@ -152,6 +149,8 @@ def send_beside(settings: Settings, name: str, join: Callable[[Path], None]) -> 
             stored = bucket.get(name, Path(place, name))
             if stored is not None:
                 join(Path(place, name))
+            if not here.exists() or (stored is not None and stored.sha256 == sha256_of_file(here)):
+                return
             if bucket.put_instead(here, name, None if stored is None else stored.etag):
                 return
     raise RunError(f"run_dir: {bucket.address}/{name} is changed by others all the time; run again later")
@@ -306,6 +305,12 @@ def _each(
 
 def _read_known(run: Path) -> dict[str, list[str]]:
     return read_record(run / KNOWN) if (run / KNOWN).exists() else {}
+
+
+def _placed_by(run: Path, names: Iterable[str]) -> set[str]:
+    """Files that the records of stages among these names, as they are here, say may lie in the working copy."""
+    records = [run / name for name in names if name.startswith("stages/") and (run / name).exists()]
+    return {str(name) for record in records for name in read_record(record, files=list)["files"]}
 
 
 def _etag(known: dict[str, list[str]], name: str) -> str:

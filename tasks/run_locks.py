@@ -132,7 +132,7 @@ class _Hold:
         while not ended.wait(BEAT_S) and not self.lost:
             try:
                 self.beat()
-            except PipelineError:
+            except Exception:  # whatever it was: a run that falls silent would lose its folder while it works
                 continue  # the next beat, or the next thing that is sent, will tell
 
     def confirm(self) -> None:
@@ -152,7 +152,7 @@ class _Hold:
             self.beat()  # after that nobody takes it for silent while it is removed
             if not self.lost and (self.there is None or self.there.get("process") == self.process):
                 open_bucket(self.runs, self.settings).remove([self.name])
-        except PipelineError as error:
+        except (PipelineError, OSError) as error:  # also of this machine, such as a full disk
             print(f"{error} (others wait {SILENT_S:.0f} s for this run now)")
 
 

@@ -24,8 +24,8 @@ from tasks.network_files import check_network, load_network
 from tasks.records import Facts, RunError, SettingsError
 from tasks.screener_files import find_screener
 from tasks.settings import Settings
-from tasks.stages import STAGES_FOLDER
-from tasks.storage import open_whole, read_json, read_record, run_folder
+from tasks.stages import STAGES_FOLDER, read_stage
+from tasks.storage import open_whole, read_json, run_folder
 
 HEADER = "path,probability,decision,device_score,refused\n"
 
@@ -149,9 +149,13 @@ def as_packed(run: Path, settings: Settings) -> Settings:
 
 
 def stage_inputs(run: Path, stage: str) -> Facts:
-    """What a stage of a run was made from; empty where the run folder does not say."""
-    record = run / STAGES_FOLDER / f"{stage}.json"
-    parts = read_record(record).get("parts") if record.is_file() else None
+    """What a stage of a run was made from; empty where the run folder does not say.
+
+    Raises:
+        RunError: If the stage was cut off while its files were placed.
+    """
+    there = (run / STAGES_FOLDER / f"{stage}.json").is_file()
+    parts = read_stage(run, stage).get("parts") if there else None
     inputs = parts.get("inputs") if isinstance(parts, dict) else None
     return inputs if isinstance(inputs, dict) else {}
 

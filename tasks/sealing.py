@@ -7,7 +7,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.answers import fetch_answers, read_answered
+from tasks.answers import read_answered, share_answers
 from tasks.provenance import PACKAGES, checksum_of_weights, describe_run
 from tasks.records import Facts
 from tasks.retries import outside_failed
@@ -60,7 +60,7 @@ def note_finished(settings: Settings) -> None:
 @task(name="look for news", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5, retry_condition_fn=outside_failed)
 def find_finished(settings: Settings) -> str | None:
     """The report of a finished run of the same source, readings, answers, screener, settings and code, if any."""
-    fetch_answers(settings)
+    share_answers(settings)
     path = _finished_path(settings, fetch_source(settings).sha256)
     fetch_note(settings, f"finished/{path.name}")
     if not path.exists():

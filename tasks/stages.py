@@ -95,22 +95,30 @@ def run_stage(
 
 
 def place_files(settings: Settings, entry: Path, stage: str, record: Facts) -> None:
-    """Copies a stage's files into the run folder, removes those of an earlier try, and breaks the run's seal."""
+    """Copies a stage's files into the run folder, removes those of an earlier try, and breaks the run's seal.
+
+    Before a file comes or goes, the stage's record names all that may be there, without the facts that a finished stage
+    has: where this is cut off, whoever places files of the stage next knows what to remove.
+    """
     run = run_folder(settings)
     names = sorted(p.relative_to(entry).as_posix() for p in entry.rglob("*") if p.is_file() and p.name != "stage.json")
     with room_in(run, _growth(run, entry, names)):
         run.mkdir(parents=True, exist_ok=True)
         (run / SEAL).unlink(missing_ok=True)
         send(settings, [], gone=[SEAL])
-        record_path = run / STAGES_FOLDER / f"{stage}.json"
-        earlier = set(read_record(record_path, files=list)["files"]) if record_path.exists() else set()
-        for name in earlier - set(names):
-            inside(run, name).unlink(missing_ok=True)
+        record_name = f"{STAGES_FOLDER}/{stage}.json"
+        earlier = set(read_record(run / record_name, files=list)["files"]) if (run / record_name).exists() else set()
+        gone = {name: inside(run, name) for name in earlier - set(names)}
+        begun = {name: value for name, value in record.items() if name != "facts"}
+        write_json(run / record_name, {**begun, "files": sorted({*names, *gone})})
+        send(settings, [record_name])
         for name in names:
             _place(entry / name, run / name)
-        send(settings, names, gone=earlier - set(names))
-        write_json(record_path, {**record, "files": names})
-        send(settings, [f"{STAGES_FOLDER}/{stage}.json"])
+        send(settings, names, gone=gone)
+        for path in gone.values():  # not before they left the bucket, from where they would come back
+            path.unlink(missing_ok=True)
+        write_json(run / record_name, {**record, "files": names})
+        send(settings, [record_name])
 
 
 def _place(source: Path, target: Path) -> None:
@@ -131,8 +139,19 @@ def _growth(run: Path, entry: Path, names: Sequence[str]) -> int:
 
 
 def read_stage(run: Path, stage: str) -> Facts:
-    """The record of a stage in a run folder: ``facts``, ``seconds``, ``reused``, ``files``, ``entry``."""
-    return read_record(run / STAGES_FOLDER / f"{stage}.json", facts=dict)
+    """The record of a finished stage in a run folder: ``facts``, ``seconds``, ``reused``, ``files``, ``entry``.
+
+    Raises:
+        RunError: If there is none, or it is that of a stage that was cut off while its files were placed.
+    """
+    path = run / STAGES_FOLDER / f"{stage}.json"
+    record = read_record(path)
+    if not isinstance(record.get("facts"), dict):
+        raise RunError(
+            f"{path} is not of a finished stage: give the command that it belongs to again, or remove it and the files "
+            "that it names"
+        )
+    return record
 
 
 def package_versions(packages: Sequence[str]) -> dict[str, str]:

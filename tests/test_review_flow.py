@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import boto3  # type: ignore[import-untyped]
 import pandas as pd
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.flow_runs import resume_flow_run
 from prefect.settings import PREFECT_API_URL
+from s3_server import running_s3, set_aws
 from small_run import write_run
 
 from flows.command_line import read_flags, run_command
@@ -25,7 +27,7 @@ from flows.run_folders import with_run_folder
 from tasks.answers import read_answered, read_answers
 from tasks.contact_sheet import show_sheet
 from tasks.settings import Settings
-from tasks.storage import REPOSITORY, read_manifest
+from tasks.storage import REPOSITORY, read_manifest, run_folder
 
 pytestmark = pytest.mark.usefixtures("prefect_engine")
 
@@ -76,6 +78,26 @@ def test_another_address_can_be_named_and_an_unnamed_reviewer_is_the_user(
     assert run_review(flags, capfd)[0] == 0
     assert all(answer.reviewer for answer in read_answers(address, "x"))
     assert not (run.parent / "device_answers.csv").exists()
+
+
+def test_answers_about_a_run_in_a_bucket_join_those_that_others_gave_there(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_s3({"chest": {}}) as url:
+        for name, value in set_aws(url).items():
+            monkeypatch.setenv(name, value)
+        for place in ("there", "here"):
+            flags = ["--run-dir", "s3://chest/runs/one", "--storage.cache", str(tmp_path / place)]
+            settings = read_flags(flags, "test")
+            manifest = write_run(run_folder(settings), [0.5, 0.6], tmp_path / place)
+            new = tmp_path / f"{place}.csv"
+            new.write_text(f"path,device\n{manifest['path'][0 if place == 'here' else 1]},1\n")
+            code, out, err = run_review([*flags, "--answers", str(new)], capfd)
+            assert code == 0, err
+        assert len(read_answered(settings)) == 2
+        assert boto3.client("s3").get_object(Bucket="chest", Key="runs/device_answers.csv")["Body"].read() == (
+            Path(out.strip().splitlines()[-1]).read_bytes()
+        )
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import pytest
 from conftest import SMALL
 from s3_server import faulty_proxy, running_s3, set_aws
 
-from tasks.answers import Answer, answers_address, keep_answers, read_kept, send_answers
+from tasks import stages
+from tasks.answers import ANSWERS, Answer, answers_address, keep_answers, read_kept, share_answers
 from tasks.bucket_folder import BucketFolder
-from tasks.records import Facts, RunError
+from tasks.records import Facts, RunError, TableError
 from tasks.run_copies import WHOLE, address_of, fetch_run, read_seal, send
 from tasks.settings import Settings
 from tasks.stages import run_stage
@@ -236,6 +238,44 @@ def test_a_stage_that_changes_a_sealed_run_breaks_its_seal_in_the_bucket_too(
     assert read_seal(here) is None and not (run_folder(there) / SEAL).exists()
 
 
+@pytest.mark.parametrize("files", [("a.txt", "d.txt"), ("a.txt", "b.txt")], ids=["anew", "as before"])
+@pytest.mark.parametrize("n_steps", [1, 2, 3, 4])
+def test_what_a_machine_placed_before_it_was_cut_off_is_nowhere_once_another_one_went_on(
+    n_steps: int, files: tuple[str, str], bucket: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = address.replace("/run", f"{n_steps}{files[1]}/run")
+    here, there = machine(tmp_path / "here", address), machine(tmp_path / "there", address)
+
+    def do(settings: Settings, number: int, *files: str) -> None:
+        def make(out: Path) -> Facts:
+            for name in files:
+                (out / name).write_text(str(number))
+            return {"n": number}
+
+        run_stage(settings, "work", module="tasks.tables", inputs={"n": number}, make=make)
+
+    do(here, 1, "a.txt", "b.txt")
+    turns = count(1)
+
+    def send_or_die(settings: Settings, names: Iterable[str], gone: Iterable[str] = ()) -> None:
+        if next(turns) == n_steps:
+            raise KeyboardInterrupt
+        send(settings, names, gone)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stages, "send", send_or_die)
+        do(here, 2, "a.txt", "c.txt")
+    fetch_run(there)
+    n = 1 if files[1] == "b.txt" else 3
+    do(there, n, *files)
+    fetch_run(here)
+    expected = [*files, "stages/work.json"]
+    assert names_in(run_folder(here)) == names_in(run_folder(there)) == expected
+    prefix = address.partition(f"{BUCKET}/")[2] + "/"
+    assert sorted(name.removeprefix(prefix) for name in names_below(bucket, prefix)) == expected
+    assert (run_folder(here) / "a.txt").read_text() == str(n)
+
+
 def test_shards_that_an_index_names_go_before_it_and_come_with_it_once(
     bucket: Any, address: str, tmp_path: Path
 ) -> None:
@@ -272,19 +312,77 @@ def answer_here(settings: Settings, path: str) -> None:
     keep_answers([Answer(path, "", 1)], images, address, reviewer="someone", place="a test", now=datetime.now(UTC))
 
 
+def answered_here(settings: Settings) -> list[str]:
+    return [answer.path for answer in read_kept(answers_address(settings))]
+
+
 def test_answers_lie_beside_the_runs_and_of_two_people_who_answer_at_once_neither_loses_any(
     bucket: Any, address: str, tmp_path: Path
 ) -> None:
     here, other = machine(tmp_path / "here", address), machine(tmp_path / "there", address.replace("/run", "/next"))
     for settings, path in ((here, "a.png"), (other, "b.png")):
-        fetch_run(settings)
+        share_answers(settings)
         answer_here(settings, path)
-    send_answers(here)
-    send_answers(other)
-    fetch_run(here)
-    assert [answer.path for answer in read_kept(answers_address(here))] == ["a.png", "b.png"]
+    share_answers(here)
+    share_answers(other)
+    share_answers(here)
+    assert answered_here(here) == ["a.png", "b.png"]
     before = names_below(bucket, address.partition(f"{BUCKET}/")[2].replace("/run", "/device_answers.csv"))
     assert len(before) == 1
+
+
+def test_answers_not_sent_yet_outlive_a_run_that_starts_on_this_machine_and_go_with_it(
+    bucket: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, other, third = (machine(tmp_path / name, address) for name in ("here", "other", "third"))
+    answer_here(other, "b.png")
+    share_answers(other)
+    answer_here(here, "a.png")  # and before it is sent, a run starts
+    download = BucketFolder.get
+
+    def answer_meanwhile(folder: BucketFolder, name: str, path: Path) -> Any:
+        stored = download(folder, name, path)
+        if name == ANSWERS:
+            answer_here(here, "c.png")
+        return stored
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BucketFolder, "get", answer_meanwhile)
+        fetch_run(here)
+        share_answers(here)
+    share_answers(third)
+    assert answered_here(here) == answered_here(third) == ["a.png", "b.png", "c.png"]
+
+
+def test_answers_that_could_not_be_sent_go_with_the_next_run_and_nothing_is_sent_twice(
+    bucket: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, other = machine(tmp_path / "here", address), machine(tmp_path / "other", address)
+    answer_here(other, "b.png")
+    share_answers(other)
+    answer_here(here, "a.png")
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        with pytest.raises(RunError, match="cannot be reached"):
+            share_answers(here)
+    fetch_run(here)
+    share_answers(here)
+    prefix = address.partition(f"{BUCKET}/")[2].replace("/run", f"/{ANSWERS}")
+    sent = names_below(bucket, prefix)
+    share_answers(other)
+    assert answered_here(here) == answered_here(other) == ["a.png", "b.png"]
+    assert names_below(bucket, prefix) == sent
+
+
+def test_answers_in_the_bucket_that_do_not_fit_are_refused_by_their_address_and_those_here_stay(
+    bucket: Any, address: str, tmp_path: Path
+) -> None:
+    here, there = machine(tmp_path, address), address.replace("/run", f"/{ANSWERS}")
+    answer_here(here, "a.png")
+    bucket.put_object(Bucket=BUCKET, Key=there.partition(f"{BUCKET}/")[2], Body=b"path,device\nb.png,2\n")
+    with pytest.raises(TableError, match=rf"^screening\.answers: {there} line 2 has device = '2'"):
+        share_answers(here)
+    assert answered_here(here) == ["a.png"]
 
 
 def test_a_run_in_a_bucket_is_named_by_its_address_there_and_another_by_its_path(tmp_path: Path) -> None:
@@ -369,14 +467,19 @@ def test_an_address_that_is_no_run_folder_is_refused_by_name(run_dir: str) -> No
 # -- three machines ----------------------------------------------------------------------------------------------------
 
 
-def test_three_machines_that_share_nothing_but_the_address_make_one_run(server: str, tmp_path: Path) -> None:
+def test_three_machines_that_share_nothing_but_the_address_make_one_run(
+    server: str, bucket: Any, tmp_path: Path
+) -> None:
     address = f"s3://{BUCKET}/team/one"
+    for place, path in (("another", "b.png"), ("prepare/data", "a.png")):
+        answer_here(machine(tmp_path / place, address), path)
+    share_answers(machine(tmp_path / "another", address))
     code = "import sys; from flows.command_line import read_flags; from flows.{0} import {0}; "
     code += "{0}(read_flags(sys.argv[1:], 'test'))"
     environment = set_aws(server) | {"PYTHONPATH": str(REPOSITORY), "PREFECT_HOME": str(tmp_path / "prefect")}
     environment = {name: value for name, value in environment.items() if name != "PREFECT_API_URL"}
     for flow in ("prepare", "train", "explain"):
-        (tmp_path / flow).mkdir()
+        (tmp_path / flow).mkdir(exist_ok=True)
         done = subprocess.run(
             [sys.executable, "-c", code.format(flow), *SMALL, "--run-dir", address],
             cwd=tmp_path / flow,
@@ -387,10 +490,10 @@ def test_three_machines_that_share_nothing_but_the_address_make_one_run(server: 
         )
         assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "prepare" / "data" / "raw").exists() and not (tmp_path / "train" / "data" / "raw").exists()
-    client = boto3.client("s3", endpoint_url=server, aws_access_key_id="testing", aws_secret_access_key="testing")
-    found = {name.removeprefix("team/one/"): entry for name, entry in names_below(client, "team/one/").items()}
+    assert answered_here(machine(tmp_path / "explain" / "data", address)) == ["a.png", "b.png"]
+    found = {name.removeprefix("team/one/"): entry for name, entry in names_below(bucket, "team/one/").items()}
     assert {"manifest.parquet", "model.keras", "metrics.json", "audit.json", "report/index.html", SEAL} <= set(found)
     assert max(found, key=lambda name: (found[name]["LastModified"], name == SEAL)) == SEAL
-    sealed = json.loads(client.get_object(Bucket=BUCKET, Key=f"team/one/{SEAL}")["Body"].read())
+    sealed = json.loads(bucket.get_object(Bucket=BUCKET, Key=f"team/one/{SEAL}")["Body"].read())
     assert sealed["settings"]["run_dir"] == address
     assert not any(os.sep + "explain" + os.sep in str(value) for value in sealed.values())

@@ -228,7 +228,7 @@ def test_pixels_are_made_as_those_of_the_run_were(
     from tasks.networks import predict
 
     padded = shutil.copytree(run, tmp_path / "run")
-    write_json(padded / "stages" / "pack.json", {"parts": {"inputs": {"padding": True}}})
+    write_json(padded / "stages" / "pack.json", {"facts": {}, "parts": {"inputs": {"padding": True}}})
     wide = io.BytesIO()
     Image.open(io.BytesIO(scored["a/00.jpeg"])).resize((200, 90)).save(wide, "PNG")
     images = write_files(tmp_path / "images", {"a.png": wide.getvalue()})

@@ -45,7 +45,7 @@ def write_run(folder: Path, **changes: object) -> Path:
 
 def write_stage(run: Path, stage: str, **inputs: object) -> None:
     (run / "stages").mkdir(exist_ok=True)
-    (run / "stages" / f"{stage}.json").write_text(json.dumps({"parts": {"inputs": inputs}}))
+    (run / "stages" / f"{stage}.json").write_text(json.dumps({"facts": {}, "parts": {"inputs": inputs}}))
 
 
 def test_the_threshold_is_the_one_that_was_measured_on_this_network(tmp_path: Path) -> None:

@@ -6,16 +6,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from infra.clean_runs import name_used
 from tasks import stages
 from tasks.records import MANIFEST_DTYPES, DiskError, Facts, RunError, SourceError
+from tasks.scoring import stage_inputs
 from tasks.settings import Settings
-from tasks.stages import code_version, imported_modules, names_imported, place_files, read_stage, run_stage
+from tasks.stages import code_version, imported_modules, names_imported, read_stage, run_stage
 from tasks.storage import (
     REPOSITORY,
     checksum_of_source,
@@ -368,17 +371,48 @@ def test_a_resumable_stage_goes_on_from_what_was_left(work: Work) -> None:
     assert seen == [[], ["epoch_1"], ["epoch_1", "epoch_2"]]
 
 
-def test_placing_files_writes_the_record_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "entry").mkdir()
-    (tmp_path / "entry" / "a.txt").write_text("1")
+def cut_off_after(n_files: int, patch: pytest.MonkeyPatch) -> None:
+    """The process is killed when it has placed so many files of a stage."""
+    place, turns = stages._place, count()
 
-    def killed(path: Path, value: object) -> None:
-        raise KeyboardInterrupt
+    def place_or_die(source: Path, target: Path) -> None:
+        if next(turns) == n_files:
+            raise KeyboardInterrupt
+        place(source, target)
 
-    monkeypatch.setattr(stages, "write_json", killed)
-    with pytest.raises(KeyboardInterrupt):
-        place_files(Settings(run_dir=str(tmp_path / "run")), tmp_path / "entry", "work", {})
-    assert names_in(tmp_path / "run") == ["a.txt"]
+    patch.setattr(stages, "_place", place_or_die)
+
+
+@pytest.mark.parametrize("n_files", [0, 1, 2])
+def test_files_placed_by_a_process_that_was_cut_off_leave_the_run_folder_with_the_next_try(
+    n_files: int, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work.do()
+    work.files = {"deep/c.txt": "3", "deep/d.txt": "4", "e.txt": "5"}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        cut_off_after(n_files, patch)
+        work.do(inputs={"x": 2})
+    work.files = {"a.txt": "6"}
+    work.do(inputs={"x": 3})
+    assert names_in(tmp_path / "run") == ["a.txt", "stages/work.json"]
+    assert read_stage(tmp_path / "run", "work")["files"] == ["a.txt"]
+
+
+def test_a_stage_cut_off_while_its_files_were_placed_counts_as_finished_nowhere(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work.do()
+    work.files = {"a.txt": "3"}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        cut_off_after(0, patch)
+        work.do(inputs={"x": 2})
+    for read in (read_stage, stage_inputs):
+        with pytest.raises(RunError, match=r"work\.json is not of a finished stage: give the command .* again"):
+            read(tmp_path / "run", "work")
+    (entry,) = name_used(tmp_path / "run")
+    assert (tmp_path / "cache" / entry / "a.txt").read_text() == "3", "cleaning leaves it what it goes on with"
+    assert work.do(inputs={"x": 2})["reused"] is True
+    assert stage_inputs(tmp_path / "run", "work") == {"x": 2}
 
 
 def test_the_key_and_parts_of_an_entry_can_be_read_by_a_person(work: Work, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Two runs on one run folder in a bucket, from two machines: one waits, and one that died keeps nobody out."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from fault_table import FaultTable
 from s3_server import faulty_proxy, running_s3, set_aws
 
 from tasks import run_locks
-from tasks.records import Facts
+from tasks.records import Facts, RunError
 from tasks.run_copies import send
 from tasks.run_locks import hold_run, is_gone, this_process
 from tasks.settings import Settings
@@ -33,7 +35,7 @@ from tasks.run_locks import hold_run
 from tasks.settings import Settings
 from tasks.storage import run_folder
 address, cache, me, elsewhere = sys.argv[1:]
-run_locks.BEAT_S, run_locks.SILENT_S, run_locks.POLL_S = 0.1, 1.5, 0.05
+run_locks.BEAT_S, run_locks.SILENT_S, run_locks.POLL_S = 0.1, 4.0, 0.05
 if elsewhere:
     run_locks.this_process = lambda: f"machine of {me}"
 settings = Settings(run_dir=address, storage={"cache": cache})
@@ -57,10 +59,10 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def address(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """Of a run in a folder of its own; locks are looked at often and given up soon."""
+    """Of a run in a folder of its own; locks are looked at often, and given up soon, yet not by a busy machine."""
     for name, value in set_aws(server).items():
         monkeypatch.setenv(name, value)
-    for name, seconds in {"BEAT_S": 0.1, "SILENT_S": 1.0, "POLL_S": 0.05}.items():
+    for name, seconds in {"BEAT_S": 0.1, "SILENT_S": 4.0, "POLL_S": 0.05}.items():
         monkeypatch.setattr(run_locks, name, seconds)
     return f"s3://{BUCKET}/{request.node.name}/one"
 
@@ -122,7 +124,7 @@ def test_the_second_of_two_runs_on_one_folder_waits_until_the_first_has_ended_ho
         second = start(tmp_path, address, "second")
         told = first_line(second)
         assert told.startswith(f"another run works in {address}, on {os.uname().nodename}, process {first.pid} since")
-        time.sleep(3)  # twice as long as a silent one is waited for
+        time.sleep(8)  # twice as long as a silent one is waited for
         attempt.whole(first.poll() is None and lock_of(machine(tmp_path, address)) is not None, "it waits meanwhile")
         go_on(tmp_path, "first", "second")
         assert first_line(first) == "first ends\n"
@@ -223,6 +225,32 @@ def test_the_folder_is_held_and_freed_through_a_network_that_loses_a_tenth_of_th
             with hold_run(settings, f"run {turn}"):
                 put_file(settings, str(turn))
         assert proxy.n_failed["lost"] > 2 and lock_of(settings) is None
+
+
+def test_the_beat_goes_on_after_an_error_of_any_kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(run_locks, "BEAT_S", 0.01)
+    hold, ended = run_locks._Hold(machine(tmp_path, "s3://chest/runs/one"), "run 1", False), threading.Event()
+    waiting = [OSError(errno.ENOSPC, "No space left on device"), RunError("cannot be reached"), ValueError("odd")]
+
+    def beat() -> None:
+        if waiting:
+            raise waiting.pop(0)
+        ended.set()
+
+    monkeypatch.setattr(hold, "beat", beat)
+    hold.beat_until(ended)
+    assert ended.is_set()
+
+
+def test_a_run_that_cannot_let_others_in_for_a_full_disk_says_so_and_ends_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change_shared(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_locks, "change_shared", change_shared)
+    run_locks._Hold(machine(tmp_path, "s3://chest/runs/one"), "run 1", False).free()
+    assert "No space left on device (others wait 120 s for this run now)" in capsys.readouterr().out
 
 
 def test_a_process_is_gone_only_when_this_machine_knows_it() -> None:
