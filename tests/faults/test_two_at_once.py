@@ -121,6 +121,31 @@ def do():
         assert sorted(said) == ["", f"{WAITED} run; waiting for it\n"]
 
 
+def test_a_training_of_a_screener_waits_for_the_one_that_works_in_its_run_folder(
+    faults: FaultTable, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    code = """
+import flows.train_screener as flow
+from tasks.settings import Settings
+def work(*_):
+    for _ in range(10):
+        with Path(sys.argv[3], "record.txt").open("a") as stream:
+            stream.write(sys.argv[2])
+        time.sleep(0.05)
+    return {"folder": "", "screener": ""}
+flow.fetch_run = flow.ingest = flow.fit_screener = work
+flow.check = flow.split = flow.pack_images = lambda *_: None
+def do():
+    flow.train_screener.fn(Settings(run_dir=sys.argv[3]))
+"""
+    with faults.attempt(SAME_RUN) as attempt:
+        said = do_twice(code, tmp_path, str(tmp_path / "run"))
+        record = (tmp_path / "run" / "record.txt").read_text()
+        attempt.whole(record in ("a" * 30 + "b" * 30, "b" * 30 + "a" * 30), "both worked at once")
+        assert sorted(said) == ["", f"{WAITED} run; waiting for it\n"]
+
+
 def test_a_shard_that_two_processes_want_to_pack_is_packed_by_one(faults: FaultTable, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     rng = np.random.default_rng(0)
