@@ -317,8 +317,8 @@ def test_a_run_whose_disk_fills_up_in_four_stages_names_each_time_what_it_needs_
             named = starve(attempt, place, disk, flags, api, after)
             assert Path(named).is_relative_to(disk / where), f"{named} after {after}"
             attempt.kept({path: sha256_of_file(path) for path in earlier} == earlier, "an earlier run was touched")
-    with faults.attempt(FAULT) as attempt:
-        exit_code, said = finish(place, flags, api)
-        attempt.kept(exit_code == 0, said[-2000:])
-        assert max(epochs_done(place.log).values()) == 1
-        compare_runs(attempt, place.run, finished_run)
+            if after == "audit":
+                exit_code, said = finish(place, flags, api)
+                attempt.kept(exit_code == 0, said[-2000:])
+                assert max(epochs_done(place.log).values()) == 1
+                compare_runs(attempt, place.run, finished_run)

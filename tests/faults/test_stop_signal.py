@@ -84,13 +84,13 @@ def test_a_training_that_is_stopped_in_the_middle_of_epochs_goes_on_from_the_ver
             attempt.whole(not broken_files(place.folder), f"half-written: {broken_files(place.folder)}")
             (checkpoint,) = place.cache.glob("fit/*.partial/members/member_1/checkpoint.json")
             n_in_epochs += bool(json.loads(checkpoint.read_text())["losses"])
-    with faults.attempt(FAULT) as attempt:
-        exit_code, said = finish(place, place.flags(*more), api)
-        attempt.kept(exit_code == 0, said[-2000:])
-        assert max(epochs_done(place.log).values()) == 1
-        assert n_in_epochs, "no signal came in the middle of an epoch"
-        assert re.search(r"going on after epoch \d and \d+ steps", place.log)
-        compare_runs(attempt, place.run, whole.run)
+            if number == 3:
+                exit_code, said = finish(place, place.flags(*more), api)
+                attempt.kept(exit_code == 0, said[-2000:])
+                assert max(epochs_done(place.log).values()) == 1
+                assert n_in_epochs, "no signal came in the middle of an epoch"
+                assert re.search(r"going on after epoch \d+ and \d+ steps", place.log)
+                compare_runs(attempt, place.run, whole.run)
 
 
 @pytest.mark.long
