@@ -1,5 +1,6 @@
 """Where a run is kept when its command does not say, and who may work there."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -17,7 +18,7 @@ from tasks.sources import source_name
 from tasks.storage import is_in_bucket, locked, run_folder
 
 HELD: ContextVar[frozenset[Path]] = ContextVar("HELD", default=frozenset())
-"""Run folders that this flow, or one that called it, keeps others out of."""
+"""Run folders, free of links, that this flow, or one that called it, keeps others out of."""
 
 
 def with_run_folder(settings: Settings) -> Settings:
@@ -52,10 +53,12 @@ def own_run_folder(settings: Settings) -> Iterator[None]:
     if is_in_bucket(settings):
         with _hold_in_bucket(settings, run):
             yield
-    elif run_folder(settings) in HELD.get() or (run is not None and run.parent_task_run_id is not None):
+        return
+    folder = Path(os.path.realpath(run_folder(settings)))  # the lock is the folder's, whatever name leads to it
+    if folder in HELD.get() or (run is not None and run.parent_task_run_id is not None):
         yield
     else:
-        with _lock_here(run_folder(settings)):
+        with _lock_here(folder):
             yield
 
 

@@ -8,10 +8,11 @@ from pydantic import BaseModel, Field
 from flows.command_line import run_command
 from flows.gpu_slot import gpu_slot
 from flows.labels import label_run
-from flows.run_folders import with_run_folder
+from flows.run_folders import own_run_folder, with_run_folder
 from flows.shards import open_runner, pack_images
 from tasks.ingestion import ingest
 from tasks.quality import check
+from tasks.run_copies import fetch_run
 from tasks.screener_training import fit_screener
 from tasks.settings import ScreenerRecipe, Settings
 from tasks.splitting import split
@@ -33,13 +34,15 @@ def train_screener(
         screening = settings.screening.model_copy(update={"review": review})
         settings = settings.model_copy(update={"screening": screening})
     settings = with_run_folder(settings)
-    with open_runner(settings) as runner:
-        source = ingest(settings)
-        check(settings, "source")
-        split(settings)
-        pack_images(runner, settings, source["folder"])
-    with gpu_slot():
-        return str(fit_screener(settings, source["folder"], recipe)["screener"])
+    with own_run_folder(settings):
+        fetch_run(settings)
+        with open_runner(settings) as runner:
+            source = ingest(settings)
+            check(settings, "source")
+            split(settings)
+            pack_images(runner, settings, source["folder"])
+        with gpu_slot():
+            return str(fit_screener(settings, source["folder"], recipe)["screener"])
 
 
 if __name__ == "__main__":

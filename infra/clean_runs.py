@@ -2,10 +2,11 @@
 
 ``make clean-runs KEEP=8``, or ``python -m infra.clean_runs --keep 8 --dry-run`` to see what would go. Stay do the
 newest finished runs, the one that ``latest`` leads to, those that ``published.json`` names, those that hold a trained
-screener, and whatever is under way.
+screener, whatever a process is at work on, by its lock, and what was written within a day.
 """
 
 import json
+import math
 import shutil
 import sys
 import time
@@ -19,7 +20,7 @@ from flows.command_line import run_command
 from tasks.records import RunError, SettingsError
 from tasks.settings import Settings
 from tasks.stages import STAGES_FOLDER
-from tasks.storage import SEAL, cache_folder, digest, read_json
+from tasks.storage import SEAL, cache_folder, digest, is_held, read_json
 
 DAY_S = 86_400
 PUBLISHED = "published.json"
@@ -91,20 +92,25 @@ def find_runs(folder: Path) -> list[Run]:
         if path.is_symlink() or not path.is_dir() or not ((path / STAGES_FOLDER).is_dir() or (path / SEAL).exists()):
             continue
         finished = (path / SEAL).exists()
-        newest = [path / SEAL] if finished else [path, *path.rglob("*")]
-        found.append(Run(path, finished, max(part.lstat().st_mtime for part in newest)))
+        found.append(Run(path, finished, last_written(path / SEAL if finished else path)))
     return found
 
 
 def choose_leaving(runs: list[Run], keep: int, protected: set[Path], now: float) -> list[Run]:
-    """Those that go: finished ones after the newest ``keep``, unfinished ones that nobody touched for a day."""
+    """Those that go: finished ones after the newest ``keep``, unfinished ones that nobody touched for a day.
+
+    None that a process is at work on: a stage that takes days writes to the cache meanwhile, not to the run folder.
+    """
     finished = sorted((run for run in runs if run.finished), key=lambda run: run.time_s, reverse=True)
     old = [run for run in runs if not run.finished and now - run.time_s > DAY_S]
     leaving = {run.folder for run in [*finished[keep:], *old]}
     return [
         run
         for run in runs
-        if run.folder in leaving and run.folder.resolve() not in protected and not (run.folder / "screener").exists()
+        if run.folder in leaving
+        and run.folder.resolve() not in protected
+        and not (run.folder / "screener").exists()
+        and not is_held(run.folder / f".{run.folder.name}.lock")
     ]
 
 
@@ -139,7 +145,8 @@ def find_stale(cache: Path, staying: list[Run], leaving: list[Run], now: float) 
     """Entries, shards and notes of the cache that no run names.
 
     Runs that stay are those in the folder of runs, finished ones elsewhere that the cache knows of, and working copies
-    of runs in buckets. While one of them is under way, what was written within a day stays as well.
+    of runs in buckets. Others may be under way anywhere, and have no record yet: what a process is at work on stays,
+    and what was written within a day.
     """
     gone = {run.folder.resolve() for run in leaving}
     elsewhere = [path for path in find_noted(cache) if path.resolve() not in gone]
@@ -147,15 +154,20 @@ def find_stale(cache: Path, staying: list[Run], leaving: list[Run], now: float) 
     named: set[str] = set()
     for folder in {*(run.folder for run in staying), *elsewhere, *copies}:
         named |= set(name_used(folder))
-    under_way = any(not run.finished for run in staying) or any(not (path / SEAL).exists() for path in copies)
-    spare_s = DAY_S if under_way else 0
     return [
         path
         for name, path in list_cache(cache)
         if name not in named
         and not (path.parent.name == "finished" and is_valid_note(path, gone))
-        and now - path.stat().st_mtime >= spare_s
+        and now - last_written(path) >= DAY_S
+        and not is_worked_on(path)
     ]
+
+
+def is_worked_on(path: Path) -> bool:
+    """Whether a process holds the lock of an entry or shard, or of the unfinished one that lies there."""
+    key = path.name.removeprefix(".").partition(".")[0]
+    return any(is_held(path.with_name(name)) for name in (f".{key}.lock", f"{key}.lock"))
 
 
 def name_used(run: Path) -> Iterator[str]:
@@ -196,6 +208,14 @@ def is_valid_note(note: Path, gone: set[Path]) -> bool:
 # -- small parts -------------------------------------------------------------------------------------------------------
 
 
+def last_written(path: Path) -> float:
+    """When a file, or anything in a folder, was last written to, in seconds since 1970."""
+    try:
+        return max(part.lstat().st_mtime for part in (path, *path.rglob("*")))
+    except FileNotFoundError:  # it took its final name, or went, while we looked
+        return math.inf
+
+
 def measure(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
     files = [path] if path.is_file() else path.rglob("*")
@@ -203,8 +223,9 @@ def measure(path: Path) -> int:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder."""
+    """Removes a file or a folder; of an entry of a stage first what makes it whole, lest half of it pass for all."""
     if path.is_dir():
+        (path / "stage.json").unlink(missing_ok=True)
         shutil.rmtree(path)
     else:
         path.unlink()

@@ -21,6 +21,7 @@ from urllib3.exceptions import HTTPError
 
 from tasks.artifacts import Progress
 from tasks.records import RunError, SourceError
+from tasks.room import is_full, room_in
 from tasks.settings import IngestionSettings
 from tasks.storage import read_json, write_json
 
@@ -213,8 +214,13 @@ class Bucket:
     def get_ranges(self, version: Version, path: Path, tally: Tally) -> str:
         """Fetches those ranges of an object that are not there yet, at the same time; returns its sha256."""
         note = path.with_name(path.name + ".json")
-        starts = range(0, version.size, RANGE)
         done = _read_note(note) if has_size(path, version.size) else set()
+        left = version.size - sum(self.length(version, start) for start in done)
+        with room_in(path.parent, left):
+            return self._get_ranges(version, path, tally, done)
+
+    def _get_ranges(self, version: Version, path: Path, tally: Tally, done: set[int]) -> str:
+        note, starts = path.with_name(path.name + ".json"), range(0, version.size, RANGE)
         for _ in range(self.settings.tries):
             path.open("ab").close()
             os.truncate(path, version.size)
@@ -345,7 +351,10 @@ def _passes(error: Any) -> bool:
 
 @contextmanager
 def explained(address: str, folder: Path) -> Iterator[None]:
-    """One sentence with the way out for what boto3 and the disk raise; never boto3's text, which may hold keys."""
+    """One sentence with the way out for what boto3 and the disk raise; never boto3's text, which may hold keys.
+
+    A full disk is left to whoever knows what was needed (``room_in``).
+    """
     try:
         yield
     except boto.ClientError as error:
@@ -358,6 +367,8 @@ def explained(address: str, folder: Path) -> Iterator[None]:
             f"source: {address} cannot be read ({type(error).__name__}); look at the AWS_… variables and the endpoint"
         ) from None
     except OSError as error:
+        if is_full(error):
+            raise
         raise SourceError(
             f"source: {address} cannot be written to {folder} ({error.strerror or error}); put that right and run "
             "again, what was fetched is kept"

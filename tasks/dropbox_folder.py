@@ -10,13 +10,14 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tasks.layout import image_id
-from tasks.records import RunError, SourceError
+from tasks.records import DiskError, RunError, SourceError
+from tasks.room import is_full
 from tasks.settings import IngestionSettings
 from tasks.storage import locked, read_json, write_json
 from tasks.web_requests import Meter, OutsideError, keep_trying, refuse_size, tls_context
@@ -66,8 +67,11 @@ def fetch_dropbox_folder(address: str, folder: Path, settings: IngestionSettings
             _update_mirror(account, remote, place, files, settings)
             return files / next(iter(remote)) if is_file else files
     except OSError as error:
+        if is_full(error):  # told by whoever knows what was needed
+            raise
         raise SourceError(
-            f"source: {shown} cannot be kept in {folder} ({error.strerror or error}); make room or set storage.raw"
+            f"source: {shown} cannot be kept in {folder} ({error.strerror or error}); check path and rights or set "
+            "storage.raw"
         ) from None
 
 
@@ -144,7 +148,8 @@ def _update_mirror(
         for name in _fetch_files(account, {name: remote[name] for name in new}, files, parts, settings):
             held[name] = remote[name].content_hash
     finally:
-        write_json(index, {name: [held[name], *_stamp(files / name)] for name in remote if held.get(name)})
+        with suppress(DiskError):  # what failed before it is told; files that it lacks are read the next time
+            write_json(index, {name: [held[name], *_stamp(files / name)] for name in remote if held.get(name)})
     shutil.rmtree(parts, ignore_errors=True)
     n_same = len(remote) - len(new)
     print(f"{account.shown}: {len(new):,} files fetched, {n_same:,} unchanged and not fetched again")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prefect.utilities import engine
 
 from tasks.keras_backend import keras
 from tasks.network_files import load_checked
@@ -18,6 +19,8 @@ from tasks.room import room_in
 from tasks.storage import digest, inside, read_record, sha256_of_file, write_whole
 
 CHECKPOINT = "checkpoint.json"
+PREFECTS_HANDLER = "_prefect_sigterm_handler"
+"""Where Prefect (3.8.8) looks up its handler of SIGTERM."""
 
 
 def build_optimizer(learning_rate: float, epochs: int, n_train: int, batch_size: int) -> Any:
@@ -94,6 +97,9 @@ def hold_sigterm() -> Iterator[Callable[[Callable[[], None]], None]]:
     Yields:
         What the training calls there, with what saves: where a SIGTERM came, it saves, and then the signal does what it
         would have done. It is not held in a thread, which gets no signals.
+
+    Before it passes a SIGTERM on, Prefect's supervisor of a deployed run asks whether Prefect's own handler is in place
+    in the run's process, and kills the process at once if it is not. So the handler here goes by that one's name, too.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda save: None
@@ -102,23 +108,31 @@ def hold_sigterm() -> Iterator[Callable[[Callable[[], None]], None]]:
 
     def deliver() -> None:
         came.clear()
-        signal.signal(signal.SIGTERM, before)
+        handle(before)
         os.kill(os.getpid(), signal.SIGTERM)
 
     def look(save: Callable[[], None]) -> None:
         if came:
             save()
             deliver()
-            signal.signal(signal.SIGTERM, hold)
+            handle(hold)
 
     def hold(number: int, frame: object) -> None:
         came.append(number)
 
-    before = signal.signal(signal.SIGTERM, hold) or signal.SIG_DFL
+    def handle(handler: Any) -> None:
+        with engine._prefect_sigterm_bridge_lock:  # under which it is asked
+            if is_prefects:
+                setattr(engine, PREFECTS_HANDLER, handler)
+            signal.signal(signal.SIGTERM, handler)
+
+    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+    is_prefects = before is getattr(engine, PREFECTS_HANDLER)
     try:
+        handle(hold)
         yield look
     finally:
-        signal.signal(signal.SIGTERM, before)
+        handle(before)
         if came:
             deliver()
 

@@ -240,6 +240,18 @@ def locked(path: Path) -> Iterator[None]:
             return
 
 
+def is_held(path: Path) -> bool:
+    """Whether somebody holds a lock file just now."""
+    try:
+        with path.open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def _names(path: Path, descriptor: int) -> bool:
     try:
         return path.stat().st_ino == os.fstat(descriptor).st_ino

@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from tasks.records import SourceError
+from tasks.room import is_full, room_in
 from tasks.settings import IngestionSettings
 from tasks.storage import locked, sha256_of_file, write_json
 from tasks.web_requests import (
@@ -55,6 +56,7 @@ def fetch_link(url: str, folder: Path, settings: IngestionSettings) -> Path:
     Raises:
         SourceError: If the link or a redirect is refused, the server says no, the file is no zip or not the expected
             one, it cannot be kept, or ``settings.tries`` attempts in a row brought nothing.
+        DiskError: If there is no room for it.
     """
     link = direct_link(url)
     key = sha256(link.encode(errors="surrogatepass")).hexdigest()[:16]
@@ -64,9 +66,11 @@ def fetch_link(url: str, folder: Path, settings: IngestionSettings) -> Path:
         with locked(folder / f".{key}.lock"):
             return _Fetch(link, folder / key / name, settings).run()
     except OSError as error:
+        if is_full(error):  # told by whoever knows what was needed
+            raise
         raise SourceError(
             f"source: {shown_link(link)} cannot be kept in {folder} ({error.strerror or error}); "
-            "make room there or set storage.raw"
+            "check path and rights or set storage.raw"
         ) from None
 
 
@@ -201,7 +205,8 @@ class _Fetch:
             # between leaves a part without a record, which is never gone on with.
             self._drop_part()
         try:
-            with self._part.open("ab") as out:
+            needed = None if version.total is None else version.total - offset
+            with room_in(self._part.parent, needed), self._part.open("ab") as out:
                 if not offset:
                     write_json(_record(self._part), asdict(version))
                 refuse_size(version.total or 0, self._shown, self._settings)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from infra.clean_runs import DAY_S, CleanFlags, clean_runs
 from tasks.records import RunError, SettingsError
 from tasks.settings import Settings
-from tasks.storage import write_json
+from tasks.storage import locked, write_json
 
 NOW = time.time()
 
@@ -21,6 +22,12 @@ def put(path: Path, text: str = "x" * 100, age_s: float = 0) -> Path:
     path.write_text(text)
     os.utime(path, (NOW - age_s, NOW - age_s))
     return path
+
+
+def make_old(folder: Path) -> None:
+    """Has nobody written for two days to a folder and all that is in it."""
+    for path in (folder, *folder.rglob("*")):
+        os.utime(path, (NOW - 2 * DAY_S, NOW - 2 * DAY_S))
 
 
 def make_run(tmp_path: Path, name: str, age_days: float, finished: bool = True, root: str = "runs") -> Path:
@@ -125,11 +132,59 @@ def test_unfinished_runs_stay_for_a_day_and_with_them_what_was_just_written_to_t
     assert cached(tmp_path) == {"done", "alive"}
 
 
-def test_without_a_run_under_way_what_an_interrupted_stage_left_goes_too(tmp_path: Path) -> None:
+def test_what_an_interrupted_stage_left_goes_after_a_day(tmp_path: Path) -> None:
     make_run(tmp_path, "done", 3)
-    put(tmp_path / "cache" / "fit" / "key.partial" / "member_1.keras")
+    left = put(tmp_path / "cache" / "fit" / "key.partial" / "member_1.keras")
+    make_old(tmp_path / "cache" / "fit")
     clean(tmp_path, 1)
-    assert not (tmp_path / "cache" / "fit" / "key.partial").exists()
+    assert not left.parent.exists()
+
+
+def test_what_was_written_to_the_cache_within_a_day_stays_where_no_run_is_known(tmp_path: Path) -> None:
+    begun = put(tmp_path / "cache" / "fit" / "key.partial" / "members" / "checkpoint.json")
+    make_old(tmp_path / "cache" / "fit")
+    begun.write_text("the next epoch")
+    packed = put(tmp_path / "cache" / "arrays" / "shelf" / "packed-just-now.npy")
+    clean(tmp_path, 1)
+    assert begun.exists() and packed.exists()
+
+
+def test_what_a_process_is_at_work_on_stays_however_old_it_is(tmp_path: Path) -> None:
+    cache, run = tmp_path / "cache", make_run(tmp_path, "one", 2, finished=False)
+    worked_on = [
+        put(cache / "fit" / "key.partial" / "members" / "checkpoint.json"),
+        put(cache / "arrays" / "shelf" / "shard.npy"),
+        put(cache / "masks" / "how" / "shelf" / ".shard.npz.1-2.partial"),
+        run / "stages" / "pack.json",
+    ]
+    with (
+        locked(cache / "fit" / ".key.lock"),
+        locked(cache / "arrays" / "shelf" / ".shard.lock"),
+        locked(cache / "masks" / "how" / "shelf" / "shard.lock"),
+        locked(run / ".one.lock"),
+    ):
+        make_old(tmp_path)
+        clean(tmp_path, 1)
+        assert all(path.exists() for path in worked_on)
+    make_old(tmp_path)
+    clean(tmp_path, 1)
+    assert not any(path.exists() for path in worked_on)
+
+
+def test_an_entry_whose_removal_is_stopped_no_longer_passes_for_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = put(tmp_path / "cache" / "fit" / "key" / "stage.json").parent
+    put(entry / "members" / "member_1.keras")
+    make_old(entry)
+
+    def stop(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", stop)
+    with pytest.raises(KeyboardInterrupt):
+        clean(tmp_path, 1)
+    assert entry.exists() and not (entry / "stage.json").exists()
 
 
 def test_entries_that_several_runs_share_and_those_of_finished_runs_elsewhere_stay(tmp_path: Path) -> None:

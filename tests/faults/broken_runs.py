@@ -160,6 +160,12 @@ def finished_work(place: Place) -> dict[str, tuple[int, int]]:
     return {str(path.relative_to(place.cache)): (path.stat().st_ino, path.stat().st_mtime_ns) for path in whole}
 
 
+def steps_saved(cache: Path) -> int:
+    """Steps of the epoch that a training was stopped in, as far as it saved them: none where it saved whole epochs."""
+    (checkpoint,) = cache.glob("fit/*.partial/members/member_*/checkpoint.json")
+    return len(json.loads(checkpoint.read_text())["losses"])
+
+
 def broken_files(folder: Path) -> list[str]:
     """Files that bear their final name and are not whole; what is being written is called ``….partial``."""
     broken = []

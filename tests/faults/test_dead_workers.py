@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from broken_runs import steps_saved
 from fault_table import Attempt, FaultTable
-from pipeline_runs import Started, Store, epochs_in, flags, run_pipeline, wait_until
+from pipeline_runs import Started, Store, epochs_in, flags, require_like, run_pipeline, wait_until
 from prefect_team import Team, kill_tree, running_team
 
 EPOCH = r"epoch 1 of 2"
@@ -98,32 +99,49 @@ def overlap(one: list[Any], other: list[Any]) -> bool:
 
 
 @pytest.mark.long
-def test_a_run_asked_to_stop_is_rescheduled_and_goes_on_from_its_checkpoint(
+def test_a_run_asked_to_stop_within_an_epoch_saves_its_steps_is_rescheduled_and_goes_on_from_there(
     faults: FaultTable, store: Store, team: Team, tmp_path: Path
 ) -> None:
-    with faults.attempt("SIGTERM where runs are rescheduled") as attempt:
-        store.copy_cache(tmp_path)
-        run = team.start_run(tmp_path, tmp_path / "run")
-        environment = team.environment | {"PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule"}
-        command = ["prefect", "flow-run", "execute", str(run.id)]
-        first = Started(command, environment, tmp_path / "first.log")
-        try:
-            first.wait_for(EPOCH)
-            asked = time.monotonic()
-            first.process.terminate()
-            said = first.end()
-            assert time.monotonic() - asked < 60, "within seconds, as a spot instance asks"
+    """Epochs of 20 steps, so that most signals come within one; a run that was stopped between two is stopped again."""
+    n_epochs = 10
+    for name in ("machine", "undisturbed"):
+        store.copy_cache(tmp_path / name)
+    undisturbed = flags(tmp_path / "undisturbed", str(tmp_path / "other"), n_epochs)
+    undisturbed += ["--training.batch-size", "1"]
+    run_pipeline(undisturbed, team.environment, tmp_path / "undisturbed.log").end()
+    training = {"n_models": 1, "epochs": n_epochs, "batch_size": 1}
+    run = team.start_run(tmp_path / "machine", tmp_path / "run", training=training)
+    environment = team.environment | {"PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule"}
+    command = ["prefect", "flow-run", "execute", str(run.id)]
+    said: list[str] = []
+    steps = 0
+    while not steps:
+        with faults.attempt("SIGTERM where runs are rescheduled") as attempt:
+            stopped = Started(command, environment, tmp_path / f"stopped-{len(said)}.log")
+            try:
+                stopped.wait_for(r"member 1 of 1, epoch \d+ of")
+                asked = time.monotonic()
+                stopped.process.terminate()
+                said.append(stopped.end())
+                assert time.monotonic() - asked < 30, "within seconds, as a spot instance asks"
+            finally:
+                kill_tree(stopped.process.pid)
             state = team.client.read_flow_run(run.id).state
             assert state is not None and (state.type.value, state.name) == ("SCHEDULED", "AwaitingRetry"), said
-        finally:
-            kill_tree(first.process.pid)
-        again = Started(command, environment, tmp_path / "second.log").end()
-        assert team.names(run.id)[-1] == "Completed"
-        attempt.kept("going on after epoch" in again, again[-4000:])
-        epochs = epochs_in(said, again)
-        assert len(set(epochs)) == 2
-        note_repeated(attempt, epochs)
-        store.require_like(tmp_path / "run", attempt)
+            steps = steps_saved(tmp_path / "machine" / "cache")
+            assert steps or len(said) < 3, "no signal came within an epoch, or none saved its steps"
+            if steps:
+                said.append(Started(command, environment, tmp_path / "last.log").end())
+                assert team.names(run.id)[-1] == "Completed"
+                goes_on = re.search(rf"going on after epoch \d+ and {steps} steps from", said[-1])
+                attempt.kept(goes_on is not None, said[-1][-4000:])
+                epochs = epochs_in(*said)
+                assert len(epochs) == len(set(epochs)) == n_epochs, "an epoch was repeated"
+                require_like(
+                    lambda name: (tmp_path / "run" / name).read_bytes(),
+                    lambda name: (tmp_path / "other" / name).read_bytes(),
+                    attempt,
+                )
 
 
 @pytest.mark.long

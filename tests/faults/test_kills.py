@@ -40,7 +40,8 @@ def under_way(log: str) -> str:
     """The task that a process was at when it died."""
     done = finished_tasks(log)
     if not done:
-        return ORDER[0] if "Beginning flow run" in log else ""
+        first = "fit model" if "for flow 'train'" in log else ORDER[0]
+        return first if "Beginning flow run" in log else ""
     return ORDER[min(ORDER.index(done[-1]) + 1, len(ORDER) - 1)]
 
 
@@ -91,6 +92,13 @@ def check_end(attempt: Attempt, place: Place, api: str, unbroken: Path, code: st
     attempt.whole(not broken_files(place.folder), f"half-written: {broken_files(place.folder)}")
     if code is None:
         compare_runs(attempt, place.run, unbroken)
+
+
+def test_a_train_flow_that_dies_before_a_task_of_it_is_finished_was_at_the_fit() -> None:
+    begun = "Beginning flow run '{0} sample 360cf31e' for flow '{0}'\n"
+    assert under_way(begun.format("train")) == "fit model"
+    assert under_way(begun.format("pipeline")) == "ingest"
+    assert under_way("") == ""
 
 
 def test_a_run_killed_in_preparing_and_again_in_training_ends_like_an_unbroken_one(
@@ -169,7 +177,6 @@ def test_a_training_killed_four_times_ends_like_an_unbroken_one(
                 kill_after(attempt, place, api, draw.uniform(0, 1), learnt, TRAIN)
             if number == 3:
                 check_end(attempt, place, api, finished_run, TRAIN)
-    with faults.attempt(TRAINING) as attempt:
-        exit_code, said = finish(place, place.flags(), api)
-        assert exit_code == 0, said[-2000:]
-        compare_runs(attempt, place.run, finished_run)
+                exit_code, said = finish(place, place.flags(), api)
+                assert exit_code == 0, said[-2000:]
+                compare_runs(attempt, place.run, finished_run)

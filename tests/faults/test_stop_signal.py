@@ -1,6 +1,5 @@
 """SIGTERM, as a machine sends that is taken away: training saves and stops at once, and the next run goes on there."""
 
-import json
 import re
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from broken_runs import (
     finish,
     finished_work,
     started,
+    steps_saved,
     wait_seconds,
     wait_until,
 )
@@ -25,8 +25,8 @@ from fault_table import FaultTable
 
 FAULT = "SIGTERM to a command-line run"
 STOPPED = "stopped; the same command with the same --run-dir goes on from here"
-GENEROUS_S = 90.0
-"""It is a matter of seconds; a busy machine, which also has to stop Prefect's engine, gets more."""
+LONGEST_S = 30.0
+"""What a machine that is taken away is given at least; it is a matter of seconds, also where another run is busy."""
 
 
 def stop(process: subprocess.Popen[bytes], log: Path) -> str:
@@ -35,30 +35,39 @@ def stop(process: subprocess.Popen[bytes], log: Path) -> str:
     process.send_signal(signal.SIGTERM)
     process.wait(600)
     said = log.read_text()
-    assert time.monotonic() - told < GENEROUS_S
+    assert time.monotonic() - told < LONGEST_S
     assert process.returncode == 143, said[-2000:]
     assert said.strip().splitlines()[-1] == STOPPED
     assert "Traceback" not in said
     return said
 
 
-def test_a_training_that_is_told_to_stop_saves_and_goes_on_without_repeating_an_epoch(
+def test_a_training_that_is_told_to_stop_within_an_epoch_saves_its_steps_and_goes_on_from_there(
     faults: FaultTable, api: str, finished_run: Path, workspace: Path, tmp_path: Path
 ) -> None:
+    """The signal follows the first epoch of a member at once, and so comes in the second: hardly ever before it, where
+    nothing is to be saved, and then the other member is stopped too.
+    """
     place = copy_place(workspace, tmp_path, BEFORE_TRAINING)
-    with faults.attempt(FAULT) as attempt:
-        with started(place, place.flags(), api) as process:
-            log = place.last_log
-            assert wait_until(process, lambda: "member 1 of 2, epoch 1" in log.read_text()), log.read_text()[-2000:]
-            said = stop(process, log)
-        attempt.whole(not broken_files(tmp_path), f"half-written: {broken_files(tmp_path)}")
-        before, epochs = finished_work(place), epochs_done(said)
-        exit_code, said = finish(place, place.flags(), api)
-        attempt.kept(exit_code == 0, said[-2000:])
-        attempt.kept(before.items() <= finished_work(place).items(), "finished work was done again")
-        assert "going on after epoch" in said
-        assert not set(epochs) & set(epochs_done(said)), "an epoch was repeated"
-        compare_runs(attempt, place.run, finished_run)
+    for member in (1, 2):
+        with faults.attempt(FAULT) as attempt:
+            with started(place, place.flags(), api) as process:
+                log, epoch = place.last_log, f"member {member} of 2, epoch 1"
+                assert wait_until(process, lambda log=log, epoch=epoch: epoch in log.read_text())  # type: ignore[misc]
+                stop(process, log)
+            attempt.whole(not broken_files(tmp_path), f"half-written: {broken_files(tmp_path)}")
+            steps = steps_saved(place.cache)
+            if not steps and member == 1:
+                continue
+            assert steps, "no signal came within an epoch, or none saved its steps"
+            before = finished_work(place)
+            exit_code, said = finish(place, place.flags(), api)
+            attempt.kept(exit_code == 0, said[-2000:])
+            attempt.kept(before.items() <= finished_work(place).items(), "finished work was done again")
+            assert f"going on after epoch 1 and {steps} steps from" in said
+            assert max(epochs_done(place.log).values()) == 1, "an epoch was repeated"
+            compare_runs(attempt, place.run, finished_run)
+            return
 
 
 @pytest.mark.long
@@ -82,15 +91,14 @@ def test_a_training_that_is_stopped_in_the_middle_of_epochs_goes_on_from_the_ver
                 process.wait(600)
             assert process.returncode == 143, log.read_text()[-2000:]
             attempt.whole(not broken_files(place.folder), f"half-written: {broken_files(place.folder)}")
-            (checkpoint,) = place.cache.glob("fit/*.partial/members/member_1/checkpoint.json")
-            n_in_epochs += bool(json.loads(checkpoint.read_text())["losses"])
-    with faults.attempt(FAULT) as attempt:
-        exit_code, said = finish(place, place.flags(*more), api)
-        attempt.kept(exit_code == 0, said[-2000:])
-        assert max(epochs_done(place.log).values()) == 1
-        assert n_in_epochs, "no signal came in the middle of an epoch"
-        assert re.search(r"going on after epoch \d and \d+ steps", place.log)
-        compare_runs(attempt, place.run, whole.run)
+            n_in_epochs += bool(steps_saved(place.cache))
+            if number == 3:
+                exit_code, said = finish(place, place.flags(*more), api)
+                attempt.kept(exit_code == 0, said[-2000:])
+                assert max(epochs_done(place.log).values()) == 1
+                assert n_in_epochs, "no signal came in the middle of an epoch"
+                assert re.search(r"going on after epoch \d+ and \d+ steps", place.log)
+                compare_runs(attempt, place.run, whole.run)
 
 
 @pytest.mark.long

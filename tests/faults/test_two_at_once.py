@@ -93,6 +93,59 @@ def do():
         assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["record.txt"]
 
 
+@pytest.mark.parametrize("name", ["latest", "."])
+def test_a_run_folder_is_held_under_each_of_its_names(faults: FaultTable, tmp_path: Path, name: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "latest").symlink_to("run")
+    code = """
+import os
+from flows.run_folders import own_run_folder
+from tasks.settings import Settings
+def do():
+    folder = Path(sys.argv[3]).absolute()
+    os.chdir(folder.parent / "latest")
+    with own_run_folder(Settings(run_dir=str(folder) if sys.argv[2] == "a" else sys.argv[4])):
+        part = folder / f"{sys.argv[2]}.partial"
+        part.touch()
+        for _ in range(20):
+            with Path(folder, "record.txt").open("a") as stream:
+                stream.write(sys.argv[2])
+            time.sleep(0.05)
+        part.unlink()
+"""
+    with faults.attempt(SAME_RUN) as attempt:
+        other = name if name == "." else str(tmp_path / name)
+        said = do_twice(code, tmp_path, str(tmp_path / "run"), other)
+        record = (tmp_path / "run" / "record.txt").read_text()
+        attempt.whole(record in ("a" * 20 + "b" * 20, "b" * 20 + "a" * 20), "both worked at once")
+        assert sorted(said) == ["", f"{WAITED} run; waiting for it\n"]
+
+
+def test_a_training_of_a_screener_waits_for_the_one_that_works_in_its_run_folder(
+    faults: FaultTable, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    code = """
+import flows.train_screener as flow
+from tasks.settings import Settings
+def work(*_):
+    for _ in range(10):
+        with Path(sys.argv[3], "record.txt").open("a") as stream:
+            stream.write(sys.argv[2])
+        time.sleep(0.05)
+    return {"folder": "", "screener": ""}
+flow.fetch_run = flow.ingest = flow.fit_screener = work
+flow.check = flow.split = flow.pack_images = lambda *_: None
+def do():
+    flow.train_screener.fn(Settings(run_dir=sys.argv[3]))
+"""
+    with faults.attempt(SAME_RUN) as attempt:
+        said = do_twice(code, tmp_path, str(tmp_path / "run"))
+        record = (tmp_path / "run" / "record.txt").read_text()
+        attempt.whole(record in ("a" * 30 + "b" * 30, "b" * 30 + "a" * 30), "both worked at once")
+        assert sorted(said) == ["", f"{WAITED} run; waiting for it\n"]
+
+
 def test_a_shard_that_two_processes_want_to_pack_is_packed_by_one(faults: FaultTable, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     rng = np.random.default_rng(0)
