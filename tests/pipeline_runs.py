@@ -1,6 +1,5 @@
 """Whole runs of the small sample as people start them: processes, their logs, and what they left in a bucket."""
 
-import io
 import json
 import os
 import re
@@ -13,14 +12,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import boto3  # type: ignore[import-untyped]
+import numpy as np
 import pandas as pd
 from fault_table import Attempt
 from s3_server import running_s3, set_aws
 
-from tasks.storage import REPOSITORY
+from tasks.storage import REPOSITORY, read_manifest
 
 SMALL = (
     "--sample.n-images",
@@ -131,7 +132,7 @@ class Objects:
         return sorted(re.sub(r"\d{8}T\d{6}\.\d+Z|[0-9a-f]{64}|[0-9a-f]{24}", "DIFFERS", name) for name in self.names)
 
     def require_like(self, other: "Objects", attempt: Attempt, run: str, other_run: str = "") -> None:
-        """Asserts that manifest and metrics of a run are those of a run below another prefix."""
+        """Asserts that a run ended like a run below another prefix."""
         require_like(
             lambda name: self.read(f"{run}/{name}"), lambda name: other.read(f"{other_run or run}/{name}"), attempt
         )
@@ -160,7 +161,7 @@ class Store:
         shutil.copytree(self.folder / "raw", folder / "raw")
 
     def require_like(self, run: Path, attempt: Attempt) -> None:
-        """Asserts that manifest and metrics of a run folder are those of the undisturbed run."""
+        """Asserts that a run in a folder ended like the undisturbed one."""
         require_like(lambda name: (run / name).read_bytes(), lambda name: self.plain.read(f"one/{name}"), attempt)
 
 
@@ -175,19 +176,45 @@ def running_store(folder: Path) -> Iterator[Store]:
         yield Store(url, client, Objects(client, BUCKET, "plain/"), folder)
 
 
+COMPARED = ("run.json", "manifest.parquet", "metrics.json", "predictions.csv", "members/member_1.keras")
+
+
 def require_like(read: Callable[[str], bytes], plain: Callable[[str], bytes], attempt: Attempt) -> None:
-    manifests = [pd.read_parquet(io.BytesIO(some("manifest.parquet"))) for some in (read, plain)]
-    attempt.whole(manifests[0].equals(manifests[1]), "the manifest is that of an undisturbed run")
-    metrics = [json.loads(some("metrics.json")) for some in (read, plain)]
-    attempt.whole(is_close(*metrics), f"the metrics are those of an undisturbed run: {metrics}")
+    """Asserts that two runs of one network ended alike, wherever they are read from."""
+    with TemporaryDirectory() as folder:
+        runs = Path(folder, "one"), Path(folder, "other")
+        for run, content in zip(runs, (read, plain), strict=True):
+            (run / "members").mkdir(parents=True)
+            for name in COMPARED:
+                (run / name).write_bytes(content(name))
+        compare_runs(attempt, *runs)
 
 
-def is_close(one: Any, other: Any, most: float = 1e-4) -> bool:
-    """Whether two JSON values differ in their numbers by this at most, and in nothing else."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(is_close(one[name], other[name], most) for name in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(is_close, one, other))
-    if isinstance(one, float) and isinstance(other, int | float):
-        return abs(one - other) <= most
-    return bool(one == other)
+def compare_runs(attempt: Attempt, run: Path, unbroken: Path) -> None:
+    """Two runs ended alike: the same manifest, and metrics, predictions and weights equal to 1e-4."""
+    import tasks.members  # noqa: F401  Keras knows their layers then
+    from tasks.keras_backend import keras
+
+    attempt.kept((run / "run.json").exists(), "the run is not finished")
+    attempt.whole(read_manifest(run).equals(read_manifest(unbroken)), "another manifest")
+    one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (run, unbroken))
+    attempt.whole(are_close(one, two), "other metrics")
+    one, two = (pd.read_csv(folder / "predictions.csv").fillna(-1) for folder in (run, unbroken))
+    numbers = ["probability", "bacteria"]
+    attempt.whole(one.drop(columns=numbers).equals(two.drop(columns=numbers)), "other rows of predictions")
+    attempt.whole(np.allclose(one[numbers], two[numbers], rtol=0, atol=1e-4), "other predictions")
+    for path in sorted((unbroken / "members").glob("*.keras")):
+        pair = [keras.saving.load_model(folder / "members" / path.name, compile=False) for folder in (run, unbroken)]
+        for a, b in zip(*(network.get_weights() for network in pair), strict=True):
+            attempt.whole(np.allclose(a, b, rtol=0, atol=1e-4), f"other weights in {path.name}")
+
+
+def are_close(one: Any, two: Any) -> bool:
+    """Whether two values of JSON are the same, numbers up to 1e-4."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        return one.keys() == two.keys() and all(are_close(one[name], two[name]) for name in one)
+    if isinstance(one, list) and isinstance(two, list):
+        return len(one) == len(two) and all(map(are_close, one, two))
+    if isinstance(one, float) or isinstance(two, float):
+        return abs(one - two) <= 1e-4
+    return bool(one == two)

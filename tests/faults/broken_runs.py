@@ -15,13 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from fault_table import Attempt
 
-from tasks.storage import REPOSITORY, read_manifest
+from tasks.storage import REPOSITORY
 
 SMALL = ["--sample.n-images", "60", "--sample.side-px", "128", "--training.epochs", "2", "--training.n-models", "2"]
 SMALL += ["--scaling.n-workers", "1"]
@@ -193,33 +191,3 @@ def read_file(path: Path) -> None:
         np.load(path)
     elif path.suffix == ".html":
         assert "</html>" in path.read_text()[-200:], "is cut short"
-
-
-def compare_runs(attempt: Attempt, run: Path, unbroken: Path) -> None:
-    """Two runs ended alike: the same manifest, and metrics, predictions and weights equal to 1e-4."""
-    import tasks.members  # noqa: F401  Keras knows their layers then
-    from tasks.keras_backend import keras
-
-    attempt.kept((run / "run.json").exists(), "the run is not finished")
-    attempt.whole(read_manifest(run).equals(read_manifest(unbroken)), "another manifest")
-    one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (run, unbroken))
-    attempt.whole(are_close(one, two), "other metrics")
-    one, two = (pd.read_csv(folder / "predictions.csv").fillna(-1) for folder in (run, unbroken))
-    numbers = ["probability", "bacteria"]
-    attempt.whole(one.drop(columns=numbers).equals(two.drop(columns=numbers)), "other rows of predictions")
-    attempt.whole(np.allclose(one[numbers], two[numbers], rtol=0, atol=1e-4), "other predictions")
-    for path in sorted((unbroken / "members").glob("*.keras")):
-        pair = [keras.saving.load_model(folder / "members" / path.name, compile=False) for folder in (run, unbroken)]
-        for a, b in zip(*(network.get_weights() for network in pair), strict=True):
-            attempt.whole(np.allclose(a, b, rtol=0, atol=1e-4), f"other weights in {path.name}")
-
-
-def are_close(one: Any, two: Any) -> bool:
-    """Whether two values of JSON are the same, numbers up to 1e-4."""
-    if isinstance(one, dict) and isinstance(two, dict):
-        return one.keys() == two.keys() and all(are_close(one[name], two[name]) for name in one)
-    if isinstance(one, list) and isinstance(two, list):
-        return len(one) == len(two) and all(map(are_close, one, two))
-    if isinstance(one, float) or isinstance(two, float):
-        return abs(one - two) <= 1e-4
-    return bool(one == two)

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from broken_runs import (
     broken_files,
-    compare_runs,
     copy_place,
     epochs_done,
     finish,
@@ -23,6 +22,7 @@ from broken_runs import (
     wait_until,
 )
 from fault_table import FaultTable
+from pipeline_runs import compare_runs
 
 FAULT = "clock that jumps"
 DAY_S = 86_400

@@ -1,6 +1,7 @@
 """Deployed runs of the real pipeline whose worker, process or server goes away in the middle of the training."""
 
 import os
+import random
 import re
 import signal
 import time
@@ -15,6 +16,7 @@ from pipeline_runs import Started, Store, epochs_in, flags, require_like, run_pi
 from prefect_team import Team, kill_tree, running_team
 
 EPOCH = r"epoch 1 of 2"
+MOMENTS = random.Random(8)
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,7 @@ def test_a_run_whose_worker_and_process_are_killed_is_noticed_started_again_and_
         first = team.start_worker()
         run = team.start_run(tmp_path, tmp_path / "run")
         first.wait_for(EPOCH)
+        time.sleep(MOMENTS.uniform(0, 4))
         kill_tree(first.process.pid)
         killed = time.monotonic()
         assert team.names(run.id)[-1] == "Running", "nobody knows yet"
@@ -69,6 +72,7 @@ def test_a_run_whose_worker_alone_is_killed_goes_on_and_another_run_of_its_deplo
         first.wait_for("fit model")
         other = team.start_run(tmp_path, tmp_path / "other")
         wait_until(lambda: "AwaitingConcurrencySlot" in team.names(other.id), "it does not wait", team.said)
+        time.sleep(MOMENTS.uniform(0, 4))
         os.kill(first.process.pid, signal.SIGKILL)  # the run's process ends itself then, and says so to the server
         first.process.wait()
         second = team.start_worker()

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from broken_runs import (
     Place,
-    compare_runs,
     copy_place,
     epochs_done,
     finish,
@@ -29,6 +28,7 @@ from broken_runs import (
 from dropbox_server import TOKEN, running_server
 from fault_table import Attempt, FaultTable
 from PIL import Image
+from pipeline_runs import compare_runs
 from s3_server import running_s3, set_aws
 
 from flows.command_line import run_command

@@ -12,7 +12,6 @@ from broken_runs import (
     TRAIN,
     Place,
     broken_files,
-    compare_runs,
     copy_place,
     epochs_done,
     finish,
@@ -24,6 +23,7 @@ from broken_runs import (
     wait_until,
 )
 from fault_table import Attempt, FaultTable
+from pipeline_runs import compare_runs
 
 SEED = 8
 FLOW, TRAINING = "kill -9 of the flow process", "kill -9 of the training process"

@@ -11,7 +11,6 @@ from broken_runs import (
     BEFORE_TRAINING,
     EXPLAINED,
     broken_files,
-    compare_runs,
     copy_place,
     epochs_done,
     finish,
@@ -22,6 +21,7 @@ from broken_runs import (
     wait_until,
 )
 from fault_table import FaultTable
+from pipeline_runs import compare_runs
 
 FAULT = "SIGTERM to a command-line run"
 STOPPED = "stopped; the same command with the same --run-dir goes on from here"

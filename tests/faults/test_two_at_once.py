@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from broken_runs import BEFORE_TRAINING, PATIENCE_S, Place, broken_files, compare_runs, copy_place, epochs_done, started
+from broken_runs import BEFORE_TRAINING, PATIENCE_S, Place, broken_files, copy_place, epochs_done, started
 from fault_table import FaultTable
 from PIL import Image
+from pipeline_runs import compare_runs
 
 from flows.run_folders import own_run_folder
 from tasks.settings import Settings
