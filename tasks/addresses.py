@@ -3,7 +3,10 @@
 import re
 from urllib.parse import urlsplit
 
-BARE_LINK = re.compile(r"(https?:/*)?([\w.-]+\.)?dropbox(usercontent)?\.com/|.*[?&]rlkey=", re.DOTALL | re.IGNORECASE)
+BARE_LINK = re.compile(
+    r"(?P<rest>\W*(\w{1,5}\W+)?)(([^/\s]*[.@])?dropbox(usercontent)?\.com(:\d+)?/|.*[?&]rlkey=)",
+    re.DOTALL | re.IGNORECASE,
+)
 """A share link that lost its ``https://``, or a part of that, where it was copied; it is a key all the same."""
 
 
@@ -13,8 +16,8 @@ def hide_keys(address: str) -> str:
     A path on this machine, and an address in a bucket that holds nothing else, are shown as they are.
     """
     scheme, found, _ = address.partition("://")
-    if not found and BARE_LINK.match(address):
-        return hide_keys("https://" + re.sub(r"^https?:/*", "", address, flags=re.IGNORECASE)).removeprefix("https://")
+    if not found and (link := BARE_LINK.match(address)):
+        return hide_keys("https://" + address[link.end("rest") :]).removeprefix("https://")
     if not found or (scheme == "s3" and not holds_keys(address)):
         return address
     try:

@@ -58,10 +58,12 @@ def list_members(archive: zipfile.ZipFile, path: Path, limits: IngestionSettings
         )
     if sum(member.compress_size for member in members) > path.stat().st_size:
         raise ArchiveError(f"source: {path} declares more packed bytes than it has; fetch it again")
-    # By the place they unpack to: ./a/b is a/b; and A and a are one place on many machines.
+    # By the place they unpack to: a//b and ./a/b are a/b; and A and a are one place on many machines.
     names: dict[str, str] = {}
     for member in members:
         name = member.filename
+        if name == "/":
+            continue  # the folder itself, as Dropbox writes it into the archive of a shared folder
         _refuse_name(name, member.orig_filename, path)
         kind = stat.S_IFMT(member.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -96,14 +98,17 @@ def unpack_members(
         progress: Called with the bytes written so far and the bytes to be written.
 
     Raises:
-        ArchiveError: If a member is damaged, or yields more than it declares or the limits allow.
+        ArchiveError: If a name leads out of the folder without the prefix, or a member is damaged, or yields more than
+            it declares or the limits allow.
         OSError: If no room is left.
     """
+    for name in names:
+        if name.startswith("/"):  # x//y, harmless as a whole, without the x/ in front
+            raise _leads_out(path, prefix + name)
     to_write = sum(archive.getinfo(prefix + name).file_size for name in names)
     written = 0
     for name in names:
         member = archive.getinfo(prefix + name)
-        _refuse_name(name, name, path)  # what is harmless as a whole may be absolute without the prefix
         target = folder / name
         size = 0
         try:
@@ -158,14 +163,17 @@ def _refuse_name(name: str, original: str, path: Path) -> None:
     parts = PurePosixPath(name).parts
     hostile = (
         name.startswith("/")
-        or "//" in name
         or "\\" in original
         or "\x00" in original
         or ".." in parts
         or (len(name) > 1 and name[1] == ":")
     )
     if hostile or not name:
-        raise ArchiveError(f"source: {path} holds the name {original!r}, which leads out of the folder; pack it again")
+        raise _leads_out(path, original)
+
+
+def _leads_out(path: Path, name: str) -> ArchiveError:
+    return ArchiveError(f"source: {path} holds the name {name!r}, which leads out of the folder; pack it again")
 
 
 def _refuse_size(name: str, size: int, packed: int, path: Path, limits: IngestionSettings) -> None:

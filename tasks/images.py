@@ -35,7 +35,7 @@ TURNS = {
 """EXIF orientation -> what brings the picture upright."""
 
 MAX_PIXELS = 64_000_000  # 8,000 x 8,000; guards memory, 8 bytes a pixel at most. A large detector has 20 megapixels
-MAX_FILE_BYTES = 400_000_000  # guards memory; an uncompressed picture at the bound on pixels has about as much
+MAX_FILE_BYTES = 200_000_000  # guards memory: Pillow needs twice as much for what stands before the pixels
 LARGE_BYTES = 40_000_000
 BAND_PX = 256
 _one_large = threading.RLock()

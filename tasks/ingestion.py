@@ -15,7 +15,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import show_table
-from tasks.images import MAX_FILE_BYTES, UndecodableError, read_size
+from tasks.images import MAX_FILE_BYTES, UndecodableError, in_turn, read_size
 from tasks.layout import image_id
 from tasks.records import CLASS_FOLDERS, SPLITS, SUBTYPES, Facts, Fetched, SourceError, TableError
 from tasks.retries import outside_failed
@@ -106,7 +106,8 @@ def read_file(path: Path, max_side_px: int) -> Facts:
         try:
             if n_bytes > MAX_FILE_BYTES:
                 raise UndecodableError(f"has more than {MAX_FILE_BYTES / 1e6:g} MB")
-            facts["width_px"], facts["height_px"] = read_size(stream, max_side_px)
+            with in_turn(n_bytes):  # what stands before the pixels is read whole
+                facts["width_px"], facts["height_px"] = read_size(stream, max_side_px)
         except UndecodableError as error:
             facts["excluded"] = f"undecodable: {error}"
     return facts

@@ -163,13 +163,13 @@ def _reader(archive: zipfile.ZipFile) -> Callable[[str], bytes]:
 
 def _read_file(path: Path) -> bytes:
     """The content of a file; a pipe or device, which might never end, is not opened."""
-    if not stat.S_ISREG(path.stat().st_mode):
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
         raise UndecodableError("is no file but a pipe or device")
-    with path.open("rb") as stream:
-        data = stream.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
+    if state.st_size > MAX_FILE_BYTES:
         raise UndecodableError(f"has more than {MAX_FILE_BYTES / 1e6:g} MB")
-    return data
+    with path.open("rb") as stream:
+        return stream.read(state.st_size + 1)  # one more: a file of the system may hold more than it says
 
 
 def _gather(paths: Sequence[str], results: Sequence[NDArray[np.uint8] | str]) -> LooseBatch:

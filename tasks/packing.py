@@ -179,14 +179,17 @@ def decode_files(
     pixels: dict[str, NDArray[np.uint8]] = {}
     failed: dict[str, str] = {}
     for sha256, path in files.items():
-        with open_source(folder / path) as stream, in_turn(os.fstat(stream.fileno()).st_size):
-            data = stream.read(MAX_FILE_BYTES)  # ingestion lets none pass that has more
-            if hashlib.sha256(data).hexdigest() != sha256:
-                raise SourceError(f"source: {path} changed while it was read; run again")
-            try:
-                pixels[sha256] = decode(data, side_px=SIDE_PX, padding=padding, max_side_px=max_side_px)
-            except UndecodableError as error:
-                failed[sha256] = str(error)
+        with open_source(folder / path) as stream:
+            n_bytes = min(os.fstat(stream.fileno()).st_size, MAX_FILE_BYTES)  # ingestion lets none pass that has more
+            with in_turn(n_bytes):
+                data = stream.read(n_bytes)
+                if hashlib.sha256(data).hexdigest() != sha256:
+                    raise SourceError(f"source: {path} changed while it was read; run again")
+                try:
+                    pixels[sha256] = decode(data, side_px=SIDE_PX, padding=padding, max_side_px=max_side_px)
+                except UndecodableError as error:
+                    failed[sha256] = str(error)
+                del data  # before the next one's turn
     return pixels, failed
 
 

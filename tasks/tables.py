@@ -56,7 +56,8 @@ def read_table(path: Path, setting: str, required: Sequence[str]) -> pd.DataFram
                 raise TableError(f"{setting}: {path} has the column {twice[0]} twice; keep one")
             parts, n_rows = [], 0
             # In parts, because a table packs its text several times closer than lists of cells do.
-            while lines := list(islice(filled, max(PART_CELLS // max(len(header), 1), 1))):
+            rows = ((line, _without_blank_end(row)) for line, row in filled)
+            while lines := list(islice(rows, max(PART_CELLS // max(len(header), 1), 1))):
                 n_rows += len(lines)
                 if n_rows * len(header) > MAX_CELLS:
                     raise TableError(f"{setting}: {path} has more than {MAX_CELLS:,} cells; keep {_join(required)}")
@@ -79,6 +80,11 @@ def read_table(path: Path, setting: str, required: Sequence[str]) -> pd.DataFram
         raise TableError(f"{setting}: {path} is no CSV table ({reason}); give columns {_join(required)}") from None
     table = pd.concat(parts) if parts else pd.DataFrame(columns=header, dtype="str")
     return table.loc[:, [bool(column) for column in header]]
+
+
+def _without_blank_end(row: list[str]) -> list[str]:
+    end = next((end for end in range(len(row), 0, -1) if row[end - 1]), 0)
+    return row[:end]
 
 
 def _read_rows(stream: TextIO) -> Iterator[tuple[int, list[str]]]:

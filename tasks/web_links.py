@@ -205,11 +205,11 @@ class _Fetch:
             # between leaves a part without a record, which is never gone on with.
             self._drop_part()
         try:
+            refuse_size(version.total or 0, self._shown, self._settings)
             needed = None if version.total is None else version.total - offset
             with room_in(self._part.parent, needed), self._part.open("ab") as out:
                 if not offset:
                     write_json(_record(self._part), asdict(version))
-                refuse_size(version.total or 0, self._shown, self._settings)
                 self._meter.show(done, version.total)
                 for piece in read_pieces(answer, self._shown, self._settings):
                     out.write(piece)

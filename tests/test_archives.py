@@ -93,6 +93,12 @@ def test_a_name_with_a_zero_byte_is_refused(tmp_path: Path) -> None:
     assert "leads out of the folder" in refusal(path, tmp_path / "out")
 
 
+def test_the_folder_itself_may_be_named_as_dropbox_does_and_doubled_slashes_stay_inside(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "x.zip", ("/", b""), ("a//b.jpeg", b"1"))
+    assert unpack(path, tmp_path / "out") == ["a//b.jpeg"]
+    assert (tmp_path / "out" / "a" / "b.jpeg").read_bytes() == b"1"
+
+
 def test_a_folder_entry_that_leads_out_is_refused_too(tmp_path: Path) -> None:
     assert "leads out" in refusal(make_zip(tmp_path / "x.zip", ("../out/", b"")), tmp_path / "out")
 
@@ -112,7 +118,7 @@ def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
     assert "encrypted" in refusal(path, tmp_path / "out")
 
 
-@pytest.mark.parametrize("again", ["b/a.jpeg", "./b/a.jpeg", "b/./a.jpeg", "B/a.JPEG"])
+@pytest.mark.parametrize("again", ["b/a.jpeg", "./b/a.jpeg", "b//a.jpeg", "b/./a.jpeg", "B/a.JPEG"])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_two_members_for_one_place_are_refused(again: str, tmp_path: Path) -> None:
     path = make_zip(tmp_path / "x.zip", ("b/a.jpeg", b"1"), (again, b"2"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import zipfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from pipeline_runs import run_pipeline as run_process
 
 from flows.command_line import read_flags, run_command
+from tasks.provenance import describe_run
 from tasks.records import MANIFEST_DTYPES
 from tasks.storage import read_manifest, sha256_of_file
 
@@ -41,6 +43,16 @@ def run_pipeline(flags: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[i
     code = run_command(pipeline, flags, "test")
     shown = capfd.readouterr()
     return code, shown.out, shown.err
+
+
+def test_a_run_is_described_though_a_stage_that_it_no_longer_asks_for_was_cut_off(
+    finished_run: Path, small_flags: list[str], tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    left = {"files": ["unfiltered.keras"], "parts": {}, "reused": False, "seconds": 1.0, "entry": "fit_unfiltered/a"}
+    (run / "stages" / "fit_unfiltered.json").write_text(json.dumps(left))
+    described = describe_run(read_flags([*small_flags, "--run-dir", str(run)], "test"))
+    assert sorted(described["seconds"]) == STAGES
 
 
 def test_a_run_leaves_every_file_that_the_design_names(finished_run: Path) -> None:

@@ -217,7 +217,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 def test_a_file_beyond_the_bound_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
     with (tmp_path / "sparse.png").open("wb") as stream:
         stream.truncate(MAX_FILE_BYTES + 1)
-    assert read_all(tmp_path) == {"sparse.png": "has more than 400 MB"}
+    assert read_all(tmp_path) == {"sparse.png": "has more than 200 MB"}
 
 
 def test_names_with_any_sign_are_kept_as_they_are(tmp_path: Path) -> None:

@@ -138,6 +138,12 @@ LINKS = [
     "www.dropbox.com/scl/fi/planted-a/set.zip?rlkey=planted-b&dl=0",
     "https:/www.dropbox.com/s/planted-a/set.zip?dl=1",
     "scl/fi/planted-a/set.zip?rlkey=planted-b",
+    "//www.dropbox.com/s/planted-a/set.zip?dl=0",
+    "https//www.dropbox.com/s/planted-a/set.zip",
+    "ttps:/www.dropbox.com/s/planted-a/set.zip",
+    "www.dropbox.com:443/s/planted-a/set.zip",
+    "planted-b@www.dropbox.com/s/planted-a/set.zip",
+    ' "www.dropbox.com/s/planted-a/set.zip',
 ]
 
 

@@ -137,6 +137,7 @@ def test_a_whole_table_is_read_in_each_of_its_roles(faults: FaultTable) -> None:
         assert ends_well(faults, lambda: take_as_answers(path))
 
 
+WIDE_ROWS = "path,device\n" + ("a.png,1" + "," * 999_900 + "\n") * 60
 COMMAS = {
     "as wide as a spreadsheet": "path,device" + "," * 16_382 + "\n" + ("a.png,1" + "," * 16_382 + "\n") * 500,
     "a million columns": "path,device" + "," * 1_000_000 + "\n",
@@ -154,6 +155,11 @@ def test_a_table_of_far_too_many_cells_is_refused_before_they_fill_the_memory(
     (tmp_path / "t.csv").write_text(COMMAS[case])
     for read in (lambda: read_review(tmp_path / "t.csv", "r"), lambda: read_index(tmp_path / "t.csv", PATHS)):
         assert not ends_well(faults, read)
+
+
+def test_blank_cells_beyond_the_header_take_no_memory(faults: FaultTable, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(WIDE_ROWS)
+    assert ends_well(faults, lambda: read_review(tmp_path / "t.csv", "screening.review"))
 
 
 def test_a_table_that_is_a_pipe_or_device_is_refused_without_waiting(faults: FaultTable, tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from pipeline_runs import compare_runs
 
 FAULT = "SIGTERM to a command-line run"
 STOPPED = "stopped; the same command with the same --run-dir goes on from here"
-LONGEST_S = 30.0
-"""What a machine that is taken away is given at least; it is a matter of seconds, also where another run is busy."""
+LONGEST_S = 60.0
+"""Far more than the seconds that it takes: a busy machine is no failure."""
 
 
 def stop(process: subprocess.Popen[bytes], log: Path) -> str:
