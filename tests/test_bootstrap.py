@@ -55,7 +55,8 @@ def listing(client: SyncPrefectClient) -> dict[str, Any]:
         "blocks": client.read_block_documents(include_secrets=False),
         "deployments": client.read_deployments(),
     }
-    return {kind: {str(item.id): kept(item.model_dump(mode="json")) for item in items} for kind, items in found.items()}
+    # As Python values: what is a set, such as the events of a trigger, comes in any order.
+    return {kind: {str(item.id): kept(item.model_dump()) for item in items} for kind, items in found.items()}
 
 
 def kept(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """The network: its contract, its layers, and loading only what was saved."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -145,7 +146,8 @@ def test_a_model_that_does_not_load_is_refused_by_name_whatever_keras_raises(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError(said)
 
-    (tmp_path / "model.keras").write_bytes(b"x")
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
     (tmp_path / "model.sha256").write_text(sha256_of_file(tmp_path / "model.keras"))
     monkeypatch.setattr(keras.saving, "load_model", fail)
     with pytest.raises(RunError) as raised:
