@@ -4,7 +4,7 @@ import re
 from urllib.parse import urlsplit
 
 BARE_LINK = re.compile(
-    r"(?P<rest>\W*(\w{1,5}\W+)?)(([^/\s]*[.@])?dropbox(usercontent)?\.com(:\d+)?/|.*[?&]rlkey=)",
+    r"(?P<rest>\W{0,8}(\w{1,5}\W{1,4})?)(([^/\s]*[.@])?dropbox(usercontent)?\.com(:\d+)?/|.*[?&]rlkey=)",
     re.DOTALL | re.IGNORECASE,
 )
 """A share link that lost its ``https://``, or a part of that, where it was copied; it is a key all the same."""

@@ -54,21 +54,15 @@ def read_table(path: Path, setting: str, required: Sequence[str]) -> pd.DataFram
             twice = [column for column, n in Counter(header).items() if column and n > 1]
             if twice:
                 raise TableError(f"{setting}: {path} has the column {twice[0]} twice; keep one")
+            rows = ((line, _fit_row(row, len(header), f"{setting}: {path} line {line}")) for line, row in filled)
             parts, n_rows = [], 0
             # In parts, because a table packs its text several times closer than lists of cells do.
-            rows = ((line, _without_blank_end(row)) for line, row in filled)
             while lines := list(islice(rows, max(PART_CELLS // max(len(header), 1), 1))):
                 n_rows += len(lines)
                 if n_rows * len(header) > MAX_CELLS:
                     raise TableError(f"{setting}: {path} has more than {MAX_CELLS:,} cells; keep {_join(required)}")
-                for line, row in lines:
-                    if any(row[len(header) :]):
-                        raise TableError(
-                            f"{setting}: {path} line {line} has more cells than the header; put text with commas into "
-                            "quotes"
-                        )
-                cells = [[*row, *[""] * len(header)][: len(header)] for _, row in lines]
-                parts.append(pd.DataFrame(cells, index=[line for line, _ in lines], columns=header, dtype="str"))
+                cells, index = [row for _, row in lines], [line for line, _ in lines]
+                parts.append(pd.DataFrame(cells, index=index, columns=header, dtype="str"))
     except FileNotFoundError:
         raise TableError(
             f"{setting}: {path} does not exist; name a CSV file with the columns {_join(required)}"
@@ -80,11 +74,6 @@ def read_table(path: Path, setting: str, required: Sequence[str]) -> pd.DataFram
         raise TableError(f"{setting}: {path} is no CSV table ({reason}); give columns {_join(required)}") from None
     table = pd.concat(parts) if parts else pd.DataFrame(columns=header, dtype="str")
     return table.loc[:, [bool(column) for column in header]]
-
-
-def _without_blank_end(row: list[str]) -> list[str]:
-    end = next((end for end in range(len(row), 0, -1) if row[end - 1]), 0)
-    return row[:end]
 
 
 def _read_rows(stream: TextIO) -> Iterator[tuple[int, list[str]]]:
@@ -109,6 +98,13 @@ def _read_rows(stream: TextIO) -> Iterator[tuple[int, list[str]]]:
         stripped = [cell.strip() for cell in row]
         if any(stripped):
             yield reader.line_num, stripped
+
+
+def _fit_row(row: list[str], n_columns: int, where: str) -> list[str]:
+    """The row with as many cells as there are columns; blank ones beyond the header are none."""
+    if any(row[n_columns:]):
+        raise TableError(f"{where} has more cells than the header; put text with commas into quotes")
+    return [*row, *[""] * (n_columns - len(row))][:n_columns]
 
 
 def refuse_values(table: pd.DataFrame, column: str, allowed: Sequence[str], path: Path, setting: str) -> None:
