@@ -1,6 +1,8 @@
 """Command lines of the flows: flags from the settings, errors in one sentence, exit codes 0 and 2."""
 
+import io
 import logging
+import os
 import re
 import signal
 import sys
@@ -10,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as CommandLineError
@@ -121,8 +125,11 @@ def run_command(
         extra: The flow's own flags beside the settings (see ``read_own_flags``).
     """
     show_own_errors_once()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show is no failure
     try:
         settings, own = read_own_flags(arguments, program, extra)
+        _refuse_useless_home()
         with _sigterm_raised():
             result = flow(settings=settings, **own)
     except PipelineError as error:
@@ -139,6 +146,11 @@ def run_command(
             said = f"{error.filename}: {error.strerror}; check path and rights"
         print(f"error: {said}", file=sys.stderr)
         return 2
+    except (httpx.HTTPError, RuntimeError) as error:
+        if not (said := _describe_server_problem(error)):
+            raise
+        print(f"error: {said}", file=sys.stderr)
+        return 2
     except (KeyboardInterrupt, _Terminated) as stop:
         goes_on = "the same command with the same --run-dir goes on from here"
         print(f"stopped; {goes_on if extra is BaseModel else 'give the same command again'}", file=sys.stderr)
@@ -146,6 +158,36 @@ def run_command(
     sys.stderr.flush()
     print(result)
     return 0
+
+
+def _refuse_useless_home() -> None:
+    """Refuses to begin where Prefect's temporary server, which a command without a server starts, finds no place.
+
+    Raises:
+        SettingsError: Names ``PREFECT_HOME``.
+    """
+    home = Path(PREFECT_HOME.value()).absolute()
+    there = next(part for part in (home, *home.parents) if part.exists())
+    if not PREFECT_API_URL.value() and not (there.is_dir() and os.access(there, os.W_OK)):
+        raise SettingsError(
+            f"PREFECT_HOME: {home} cannot be written to; name a folder that can, or set PREFECT_API_URL"
+        )
+
+
+def _describe_server_problem(error: Exception) -> str:
+    """One sentence for a Prefect server that cannot be used; ``""`` for other errors."""
+    address = PREFECT_API_URL.value()
+    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED:
+        return (
+            f"PREFECT_API_AUTH_STRING: is missing or refused by the server at {address}; set it to the user:password "
+            "that the server was given as PREFECT_SERVER_API_AUTH_STRING"
+        )
+    if isinstance(error, httpx.HTTPError) or str(error).startswith("Failed to reach API"):
+        return (
+            f"PREFECT_API_URL: the server at {address} cannot be used ({type(error).__name__}); see that it runs, or "
+            "unset the variable, and give the same command again"
+        )
+    return ""
 
 
 class _Terminated(BaseException):

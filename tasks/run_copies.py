@@ -318,6 +318,8 @@ def _etag(known: dict[str, list[str]], name: str) -> str:
 
 
 def _open_run(settings: Settings) -> BucketFolder:
+    if str(settings.run_dir).endswith("/"):
+        raise RunError(f"run_dir: {settings.run_dir} names the folder of runs; name one of the runs in it")
     return open_bucket(str(settings.run_dir), settings)
 
 

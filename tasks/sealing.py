@@ -99,10 +99,13 @@ def _finished_path(settings: Settings, source_sha256: str) -> Path:
 
 
 def _lead_to(run: Path) -> None:
-    """Makes ``data/runs/latest`` lead to a run."""
+    """Makes ``data/runs/latest`` lead to a run, where one may write there: a finished run does not fail for it."""
     runs = Path("data/runs")
-    runs.mkdir(parents=True, exist_ok=True)
-    beside = runs / f".latest.{os.getpid()}"
-    beside.unlink(missing_ok=True)
-    beside.symlink_to(os.path.relpath(run.resolve(), runs.resolve()))
-    os.replace(beside, runs / "latest")
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        beside = runs / f".latest.{os.getpid()}"
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(os.path.relpath(run.resolve(), runs.resolve()))
+        os.replace(beside, runs / "latest")
+    except OSError as error:
+        print(f"{runs / 'latest'} does not lead to this run: {error.strerror}")

@@ -1,7 +1,10 @@
 """Flags, errors in one sentence, and exit codes."""
 
+import http.server
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -201,3 +204,63 @@ def test_a_cache_that_cannot_be_written_ends_in_one_sentence_with_code_2(
     shown = capfd.readouterr().err
     assert shown.strip().splitlines()[-1].startswith(f"error: {tmp_path / 'file'}")
     assert "Traceback" not in shown
+
+
+class Refuses(http.server.BaseHTTPRequestHandler):
+    """A server that asks for a password."""
+
+    def do_GET(self) -> None:
+        self.send_error(401)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+def say_of_server(**environment: str) -> str:
+    """What a command says that needs a server; asserts that it is one sentence with exit code 2."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.publish"],
+        cwd=REPOSITORY,
+        env={**kept, "PREFECT_CLIENT_MAX_RETRIES": "0", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 2 and "Traceback" not in said, said
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_a_prefect_server_that_is_not_there_is_named_in_one_sentence(tmp_path: Path) -> None:
+    line = say_of_server(PREFECT_API_URL="http://127.0.0.1:9/api", PREFECT_HOME=str(tmp_path))
+    assert "PREFECT_API_URL: the server at http://127.0.0.1:9/api cannot be used" in line
+
+
+def test_a_prefect_server_that_asks_for_a_password_is_named_in_one_sentence(tmp_path: Path) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/api"
+        line = say_of_server(PREFECT_API_URL=address, PREFECT_HOME=str(tmp_path))
+        server.shutdown()
+    assert f"PREFECT_API_AUTH_STRING: is missing or refused by the server at {address}" in line
+
+
+def test_a_place_where_prefect_s_temporary_server_cannot_write_is_named_at_once() -> None:
+    assert "PREFECT_HOME: /dev/null/x cannot be written to" in say_of_server(PREFECT_HOME="/dev/null/x")
+
+
+def test_a_result_that_the_terminal_cannot_show_is_shown_in_ascii(tmp_path: Path) -> None:
+    code = "import sys; from flows.command_line import run_command; "
+    code += "sys.exit(run_command(lambda settings: 'lung-\u00fc', [], 'x'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PREFECT_HOME": str(tmp_path)},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, b"lung-\\xfc"), done.stderr

@@ -497,3 +497,11 @@ def test_three_machines_that_share_nothing_but_the_address_make_one_run(
     sealed = json.loads(bucket.get_object(Bucket=BUCKET, Key=f"team/one/{SEAL}")["Body"].read())
     assert sealed["settings"]["run_dir"] == address
     assert not any(os.sep + "explain" + os.sep in str(value) for value in sealed.values())
+
+
+def test_the_folder_of_runs_in_a_bucket_is_not_taken_for_a_run(bucket: Any, address: str, tmp_path: Path) -> None:
+    folder = machine(tmp_path, address.removesuffix("run"))
+    for act in (fetch_run, read_seal):
+        with pytest.raises(RunError, match="names the folder of runs; name one of the runs in it"):
+            act(folder)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -17,6 +17,7 @@ from infra.clean_runs import name_used
 from tasks import stages
 from tasks.records import MANIFEST_DTYPES, DiskError, Facts, RunError, SourceError
 from tasks.scoring import stage_inputs
+from tasks.sealing import _lead_to
 from tasks.settings import Settings
 from tasks.stages import code_version, imported_modules, names_imported, read_stage, run_stage
 from tasks.storage import (
@@ -440,3 +441,12 @@ def test_the_code_of_a_stage_is_its_module_and_what_that_imports_however_deep() 
     assert {"tasks.ingestion", "tasks.images", "tasks.layout", "tasks.archives", "data.sample", "data.anatomy"} <= found
     assert not {"tasks.training", "tasks.evaluation", "flows.prepare"} & found
     assert code_version("tasks.ingestion") != code_version("tasks.screening")
+
+
+def test_a_finished_run_does_not_fail_where_latest_cannot_lead_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").write_text("a file in the way")
+    _lead_to(tmp_path / "run")
+    assert "data/runs/latest does not lead to this run: Not a directory" in capsys.readouterr().out
