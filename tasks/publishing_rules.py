@@ -132,6 +132,7 @@ def _is_group(group: object) -> bool:
         return False
     auc = group["auc"]
     known = all(isinstance(auc.get(key), int | float) for key in ("value", "low", "high"))
+    known = known and 0 <= auc["value"] <= 1  # a NaN, which Python reads, would be below nothing
     unknown = auc.get("value", 0) is None and isinstance(auc.get("reason"), str)
     return isinstance(group.get("n"), int) and isinstance(group.get("images"), str) and (known or unknown)
 

@@ -17,7 +17,7 @@ from flows.publish import PublishFlags
 from flows.publish import publish as publish_flow
 from tasks import publishing, shared_files
 from tasks.publishing import describe_candidate, publish, weigh
-from tasks.publishing_rules import MOST_KEPT, decide, step_back, succeed
+from tasks.publishing_rules import MOST_KEPT, check_published, decide, step_back, succeed
 from tasks.records import Facts, RunError
 from tasks.run_copies import send
 from tasks.settings import PublishingSettings, Settings
@@ -50,6 +50,15 @@ def decide_on(candidate: Facts, published: Facts | None, **more: Any) -> Facts:
 
 
 # -- the rules ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("auc", [float("nan"), float("inf"), -0.1, "0.9", None])
+def test_what_is_published_with_an_auc_that_is_none_is_refused_and_not_taken_for_a_low_one(auc: Any) -> None:
+    published = published_by(entry())
+    assert check_published(published, "here") == published
+    published["val"]["auc"]["value"] = auc
+    with pytest.raises(RunError, match="here is not as publishing writes it"):
+        check_published(published, "here")
 
 
 def test_the_first_model_is_published_if_its_audit_passed() -> None:
