@@ -9,7 +9,7 @@ API ?= http://127.0.0.1:4200/api
 LEASES := PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect.server.concurrency.lease_storage.filesystem
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help run test check format bench faults ui deploy worker clean-runs
+.PHONY: help run test test-all check format bench faults ui deploy worker clean-runs
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -28,8 +28,11 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 run: $(VENV)/.run ## run the pipeline on SOURCE (default: the embedded sample); ARGS="--training.epochs 3 …"
 	@$(BIN)/python -m flows.pipeline --source "$(SOURCE)" $(ARGS)
 
-test: $(VENV)/.dev ## run the test suite; ARGS="-k splitting" picks tests
+test: $(VENV)/.dev ## run the quick tests, at most 5 minutes on 2 cores; ARGS="-k splitting" picks tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(VENV)/.dev ## run all tests but the long faults, and say what is skipped; ARGS="-m slow" leaves out the quick ones
+	@$(BIN)/python -m pytest -m "not long" -rs $(ARGS)
 
 check: $(VENV)/.dev ## formatting, lint, types and known vulnerabilities of packages
 	@$(BIN)/ruff format --check .
@@ -45,7 +48,7 @@ bench: $(VENV)/.run ## measure, one JSON object per line; ARGS="screen" picks be
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 faults: $(VENV)/.dev ## break runs in every way and feed them garbage; ends with a table (within an hour); ARGS="-k disk" picks
-	@$(BIN)/python -m pytest tests/faults --all-faults $(ARGS)
+	@$(BIN)/python -m pytest tests/faults -n 0 -m "" --all-faults $(ARGS)
 
 ui: $(VENV)/.run ## start a Prefect server and its web page on this machine, at http://127.0.0.1:4200
 	@echo 'runs appear there after: export PREFECT_API_URL=$(API)' >&2

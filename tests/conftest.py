@@ -1,13 +1,17 @@
-"""What tests share: one Prefect engine for the session, one finished run of the small sample."""
+"""What tests share: one Prefect server, one finished run of the small recipe, one S3 server, one like Dropbox's."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import hypothesis
 import pytest
+from dropbox_server import DropboxServer, running_server
 from fault_table import FaultTable
+from once import close_session, make_once, open_session, shared_folder
+from recipe import FLAGS
 
 os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # nobody reads the logs of the test server
 
@@ -15,37 +19,50 @@ import tasks  # noqa: F401  sets Prefect's environment before anything imports P
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CHROMIUM = Path("/usr/bin/chromium")
-SMALL = ["--sample.n-images", "60", "--sample.side-px", "128", "--training.epochs", "2", "--training.n-models", "2"]
-SMALL += ["--explanation.n-images", "4"]
-
 
 # Nothing is timed: a busy machine is no failure.
 COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
 hypothesis.settings.register_profile("quick", max_examples=15, **COMMON)
 hypothesis.settings.register_profile("all", max_examples=200, **COMMON)
 FAULTS = FaultTable()
+SESSION = pytest.StashKey[TemporaryDirectory[str]]()
+
+
+FIRST = (
+    *("test_flows.py", "test_training.py", "test_deployed.py", "test_audit_oracle.py", "test_shards.py"),
+    *("test_run_copies.py", "test_kills.py", "test_review_flow.py", "test_score_flow.py", "test_screen_flow.py"),
+)
+"""Files that take longest, so that no process is left with one of them; the first makes what others wait for."""
+SLOW = {"browser", "guarded_server", "store"}
+"""Fixtures whose tests are left to ``make test-all``."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all-faults", action="store_true", help="the long faults too, and their table (make faults)")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves the long faults to ``make faults``."""
-    long = [item for item in items if item.get_closest_marker("long") and not config.getoption("--all-faults")]
-    if long:
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in long]
+    parser.addoption("--all-faults", action="store_true", help="more cases of hostile input, and the table of faults")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("all" if config.getoption("--all-faults") else "quick")
+    if not hasattr(config, "workerinput"):  # the process that starts the others, or the only one
+        config.stash[SESSION] = open_session()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """The table of faults comes after pytest's own closing line."""
+    if SESSION in config.stash:
+        close_session(config.stash[SESSION])
     if config.getoption("--all-faults"):
         FAULTS.print()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the files that take longest; what needs one of the slow fixtures is slow."""
+    for item in items:
+        if SLOW & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+    ranks = {name: rank for rank, name in enumerate(FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(FIRST)))
 
 
 @pytest.fixture(scope="session")
@@ -63,20 +80,29 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def prefect_engine() -> Iterator[None]:
-    """A real Prefect engine with a database of its own."""
-    from prefect.testing.utilities import prefect_test_harness
+def api() -> str:
+    """The address of a real Prefect server: one for each test process and what it starts.
 
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
+    With two processes on one, SQLite is busy now and then, and Prefect's client waits up to a minute.
+    """
+    from prefect_server import PrefectServer
+
+    def start(folder: Path) -> dict[str, Any]:
+        server = PrefectServer(folder)
+        server.start()
+        assert server.process is not None
+        return {"api": server.api, "pid": server.process.pid}
+
+    return str(make_once(f"prefect-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}", start)["api"])
 
 
 @pytest.fixture(scope="session")
-def api(prefect_engine: None) -> str:
-    """The session's server, so that the many processes of a test need none of their own."""
-    from prefect.settings import PREFECT_API_URL
+def prefect_engine(api: str) -> Iterator[None]:
+    """Flows that tests call report to that server; without heartbeats, for whose thread each flow waits a second."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    return str(PREFECT_API_URL.value())
+    with temporary_settings({PREFECT_API_URL: api, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -95,26 +121,54 @@ def guarded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
 
 
 @pytest.fixture(scope="session")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with cache and raw folders that the session's runs share."""
-    return tmp_path_factory.mktemp("workspace")
+def workspace() -> Path:
+    """A folder with cache and raw folders that the session's runs share, in all test processes."""
+    folder = shared_folder() / "workspace"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def small_flags(workspace: Path) -> list[str]:
-    """Flags of a small run that keeps its work in the workspace."""
-    return [*SMALL, "--storage.cache", str(workspace / "cache"), "--storage.raw", str(workspace / "raw")]
+    """Flags of the small recipe that keep its work in the workspace."""
+    return [*FLAGS, "--storage.cache", str(workspace / "cache"), "--storage.raw", str(workspace / "raw")]
 
 
 @pytest.fixture(scope="session")
-def finished_run(prefect_engine: None, workspace: Path, small_flags: list[str]) -> Path:
-    """The run folder of the whole pipeline on the small sample."""
+def finished(api: str, prefect_engine: None, workspace: Path, small_flags: list[str]) -> dict[str, Any]:
+    """A finished run of the whole pipeline on the small recipe, made once for all test processes.
+
+    ``run`` is its folder, ``api`` the address of the server that it reported to.
+    """
     from flows.command_line import read_flags
     from flows.pipeline import pipeline
 
-    run = workspace / "run"
-    pipeline(read_flags([*small_flags, "--run-dir", str(run)], "test"))
-    return run
+    def make(_: Path) -> dict[str, Any]:
+        run = workspace / "run"
+        pipeline(read_flags([*small_flags, "--run-dir", str(run)], "test"))
+        return {"run": str(run), "api": api}
+
+    return make_once("finished", make)
+
+
+@pytest.fixture(scope="session")
+def finished_run(finished: dict[str, Any]) -> Path:
+    """The folder of that run."""
+    return Path(finished["run"])
+
+
+@pytest.fixture(scope="session")
+def dropbox_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DropboxServer]:
+    """A TLS server that behaves like Dropbox, in this process."""
+    with running_server(tmp_path_factory.mktemp("certificates")) as server:
+        yield server
+
+
+@pytest.fixture
+def dropbox(dropbox_server: DropboxServer) -> DropboxServer:
+    """That server, as if it had just been started."""
+    dropbox_server.reset()
+    return dropbox_server
 
 
 @pytest.fixture(scope="session")

@@ -129,6 +129,10 @@ class DropboxServer:
     page_size: int = 3
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def reset(self) -> None:
+        """Forgets all but where it listens."""
+        vars(self).update(vars(DropboxServer(self.ca_file, self.www_port, self.content_port)))
+
     def put(self, name: str, content: bytes, age_s: float = 3600) -> str:
         """Puts a file behind a share link, or another one in its place; returns the link."""
         self.files[name] = File(content, time.time() - age_s)

@@ -19,20 +19,11 @@ import boto3  # type: ignore[import-untyped]
 import numpy as np
 import pandas as pd
 from fault_table import Attempt
+from recipe import FLAGS
 from s3_server import running_s3, set_aws
 
 from tasks.storage import REPOSITORY, read_manifest
 
-SMALL = (
-    "--sample.n-images",
-    "60",
-    "--sample.side-px",
-    "128",
-    "--training.n-models",
-    "1",
-    "--explanation.n-images",
-    "4",
-)
 BUCKET = "chest"
 LONGEST_S = 900.0
 
@@ -40,7 +31,7 @@ LONGEST_S = 900.0
 def flags(folder: Path, run_dir: str, epochs: int = 2) -> list[str]:
     """A run of the small sample on a machine whose disk is this folder."""
     storage = ("--storage.cache", str(folder / "cache"), "--storage.raw", str(folder / "raw"))
-    return [*SMALL, "--training.epochs", str(epochs), *storage, "--run-dir", run_dir]
+    return [*FLAGS, "--training.epochs", str(epochs), *storage, "--run-dir", run_dir]
 
 
 def plain_environment(others: Mapping[str, str]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect_server import PrefectServer
+from recipe import adapt
 
 from tasks.storage import REPOSITORY
 
@@ -69,9 +70,7 @@ class Team:
             others: Settings besides, such as ``source``.
         """
         storage = {"cache": str(machine / "cache"), "raw": str(machine / "raw")}
-        sample, explanation = {"n_images": 60, "side_px": 128}, {"n_images": 4}
-        training = {"n_models": 1, "epochs": 2}
-        settings = {"sample": sample, "training": training, "explanation": explanation, **others}
+        settings = adapt(training=others.pop("training", {})) | others
         deployment = self.client.read_deployment_by_name("pipeline/weekly")
         parameters = {"settings": {**settings, "storage": storage, "run_dir": str(run)}}
         return self.client.create_flow_run_from_deployment(deployment.id, parameters=parameters)

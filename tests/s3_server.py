@@ -1,21 +1,16 @@
-"""A real S3 server for tests (moto's, over HTTP), and a proxy that fails a share of the requests that pass it."""
+"""A real S3 server for tests (moto's, over HTTP, in a thread of the test process), and a proxy that fails a share of the requests that pass it."""
 
 import os
-import pickle
 import random
 import socket
 import struct
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,55 +33,40 @@ AWS = {
 }
 
 
+@lru_cache(maxsize=1)
+def start_s3() -> str:
+    """Starts the server of this process, once; its address."""
+    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    return f"http://{host}:{port}"
+
+
 @contextmanager
 def running_s3(objects: Mapping[str, Mapping[str, bytes]] | None = None) -> Iterator[str]:
-    """Starts moto's server in a process of its own and yields its address.
+    """Yields the server's address; what is made there meanwhile goes with the block.
 
     Args:
-        objects: Buckets, and the objects in them by key, that are there from the start; put without HTTP, which is
-            several times as fast.
+        objects: Buckets that are there from the start, and nobody else's, and the objects in them by key; put without HTTP, which is several
+            times as fast.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, str(Path(__file__).resolve()), str(port)]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        assert server.stdin is not None
-        with server.stdin as pipe:
-            pickle.dump({bucket: dict(inside) for bucket, inside in (objects or {}).items()}, pipe)
-        _wait_for(url, server)
-        yield url
-    finally:
-        server.kill()
-        server.wait()
-
-
-def _serve(port: int, objects: Mapping[str, Mapping[str, bytes]]) -> None:
     from moto.core.models import DEFAULT_ACCOUNT_ID
-    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
     from moto.s3.models import s3_backends
 
-    backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
-    for bucket, inside in objects.items():
+    url, backend = start_s3(), s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+    before = set(backend.buckets)
+    for bucket, inside in (objects or {}).items():
         backend.create_bucket(bucket, "us-east-1")
         for key, body in inside.items():
             backend.put_object(bucket, key, body)
-    ThreadedMotoServer("127.0.0.1", port, verbose=False).start()
-    threading.Event().wait()
-
-
-def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(f"{url}/moto-api/data.json", timeout=5).close()
-            return
-        except OSError:
-            if server.poll() is not None or time.monotonic() > end:
-                raise
-            time.sleep(0.1)
+    try:
+        yield url
+    finally:
+        for bucket in set(backend.buckets) - before:
+            backend.buckets.pop(bucket, None)
+            s3_backends.bucket_accounts.pop(bucket, None)
 
 
 class FaultyProxy:
@@ -302,7 +282,3 @@ def set_aws(url: str) -> dict[str, str]:
     """The environment in which boto3 talks to a test server and to nobody else."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     return {**kept, **AWS, "AWS_ENDPOINT_URL": url}
-
-
-if __name__ == "__main__":
-    _serve(int(sys.argv[1]), pickle.load(sys.stdin.buffer))

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tasks.storage import REPOSITORY
 
 
+@pytest.mark.slow
 def test_a_network_trained_on_a_planted_shortcut_is_caught_and_the_screened_one_passes(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     environment["PREFECT_HOME"] = str(tmp_path / "prefect")  # its temporary server, beside nobody else's

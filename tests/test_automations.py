@@ -35,8 +35,9 @@ def works(folder: str):
         time.sleep(0.1)
 
 @flow
-def waits():
-    time.sleep(1)
+def waits(folder: str):
+    while not Path(folder, "go").exists():
+        time.sleep(0.1)
     suspend_flow_run(timeout=600)
 '''
 
@@ -96,7 +97,14 @@ def wait_for_heartbeat(client: SyncPrefectClient, run: FlowRun, limit_s: float =
     while not client.read_events(EventFilter(event=name, resource=EventResourceFilter(id=[resource])), limit=1).events:
         assert time.monotonic() < end, "no heartbeat came"
         time.sleep(0.3)
-    time.sleep(1)  # what keeps events and what reacts to them are two services
+
+
+def wait_until_crashed_runs_are_seen_to(client: SyncPrefectClient, start: Callable[..., FlowRun]) -> None:
+    """Returns when the server has started another run again that crashed after those of the test."""
+    run = start("works", folder="unused")
+    client.set_flow_run_state(run.id, Running())
+    client.set_flow_run_state(run.id, Crashed())
+    wait_for(client, run.id, "AwaitingRetry")
 
 
 def state_names(client: SyncPrefectClient, run: FlowRun) -> list[str | None]:
@@ -124,11 +132,21 @@ def test_a_killed_run_is_noticed_starts_again_and_is_done(
 def test_a_run_that_waits_for_a_person_is_not_taken_for_dead(
     guarded_server: dict[str, str], client: SyncPrefectClient, start: Callable[..., FlowRun], tmp_path: Path
 ) -> None:
-    run = start("waits")
-    execute(run, guarded_server, tmp_path).wait(timeout=60)
+    run = start("waits", folder=str(tmp_path))
+    process = execute(run, guarded_server, tmp_path)
+    wait_for_heartbeat(client, run)
+    (tmp_path / "go").touch()
+    process.wait(timeout=60)
     wait_for(client, run.id, "Suspended")
-    time.sleep(17)  # the window of 10 s, and the server looks every 5 s
-    assert state_names(client, run)[-1] == "Suspended"
+    dead = start("works", folder=str(tmp_path))
+    process = execute(dead, guarded_server, tmp_path)
+    try:
+        wait_for_heartbeat(client, dead)
+    finally:
+        process.kill()
+        stop_group(process)
+    wait_for(client, dead.id, "AwaitingRetry")
+    assert state_names(client, run)[-1] == "Suspended", "the run that was killed after it was noticed"
 
 
 def test_a_run_that_crashes_again_and_again_is_left_alone_in_the_end(
@@ -144,11 +162,11 @@ def test_a_run_that_crashes_again_and_again_is_left_alone_in_the_end(
     client.set_flow_run_state(run.id, Running())
     assert client.read_flow_run(run.id).run_count == RESTARTS + 1
     client.set_flow_run_state(run.id, Crashed(message="once too often"))
-    time.sleep(17)
+    wait_until_crashed_runs_are_seen_to(client, start)
     assert state_names(client, run)[-1] == "Crashed"
 
 
-def test_a_run_that_nobody_deployed_is_left_alone(client: SyncPrefectClient) -> None:
+def test_a_run_that_nobody_deployed_is_left_alone(client: SyncPrefectClient, start: Callable[..., FlowRun]) -> None:
     from prefect import flow
 
     @flow
@@ -157,7 +175,7 @@ def test_a_run_that_nobody_deployed_is_left_alone(client: SyncPrefectClient) -> 
     run = client.create_flow_run(by_hand)
     client.set_flow_run_state(run.id, Running())
     client.set_flow_run_state(run.id, Crashed())
-    time.sleep(17)
+    wait_until_crashed_runs_are_seen_to(client, start)
     assert state_names(client, run)[-1] == "Crashed"
 
 

@@ -198,6 +198,7 @@ def test_every_network_has_a_family_that_prepares_its_pixels() -> None:
         assert callable(getattr(keras.applications, family_of(name)).preprocess_input), name
 
 
+@pytest.mark.slow
 def test_efficientnet_sees_a_file_of_imagenet_weights_as_it_sees_those_that_keras_fetches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,20 +20,18 @@ import httpx
 import pytest
 from postgres_server import find_programs, running_postgres
 from prefect_server import running_server, stop_group
+from recipe import adapt
 from s3_server import running_s3, set_aws
 
 from tasks.storage import REPOSITORY
 
+pytestmark = pytest.mark.slow
 LOGIN = "admin:of-this-test"
 BUCKET = "chest"
 RUNS = f"s3://{BUCKET}/team/"
 LONGEST_S = 600.0
-SETTINGS: dict[str, Any] = {
-    "source": "sample",
-    "sample": {"n_images": 60, "side_px": 128},
-    "training": {"n_models": 1, "epochs": 12},
-    "explanation": {"n_images": 4},
-}
+SETTINGS: dict[str, Any] = {"source": "sample", **adapt(training={"epochs": 60})}
+"""Enough epochs for another training to be started meanwhile."""
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,11 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dropbox_server import TOKEN, DropboxServer, Fault, dropbox_hash, running_server, zip_bytes
+from dropbox_server import TOKEN, DropboxServer, Fault, dropbox_hash, zip_bytes
 
 from tasks.dropbox_folder import RemoteFile, content_hash, fetch_dropbox_folder, plan_mirror
 from tasks.layout import image_id
@@ -33,21 +32,14 @@ print(fetch_dropbox_folder("dropbox:/Scans", Path(sys.argv[1]), IngestionSetting
 """
 
 
-@pytest.fixture(scope="module")
-def the_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DropboxServer]:
-    with running_server(tmp_path_factory.mktemp("certificates")) as server:
-        yield server
-
-
 @pytest.fixture
-def server(the_server: DropboxServer, monkeypatch: pytest.MonkeyPatch) -> DropboxServer:
-    fresh = DropboxServer(the_server.ca_file, the_server.www_port, the_server.content_port, private=dict(FILES))
-    vars(the_server).update(vars(fresh))
-    for name, host in the_server.sdk_environment.items():
+def server(dropbox: DropboxServer, monkeypatch: pytest.MonkeyPatch) -> DropboxServer:
+    dropbox.private = dict(FILES)
+    for name, host in dropbox.sdk_environment.items():
         # The package reads its variables only once, and another test may have imported it.
         monkeypatch.setattr(f"dropbox.dropbox_client.{name.removeprefix('DROPBOX_')}", host)
     monkeypatch.setenv("DROPBOX_TOKEN", TOKEN)
-    return the_server
+    return dropbox
 
 
 def fetch(server: DropboxServer, folder: Path, address: str = "dropbox:/Scans", **changes: Any) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from dropbox_server import running_server
+from dropbox_server import DropboxServer
 from s3_server import running_s3, set_aws
 
 from flows.command_line import read_flags
@@ -29,17 +29,16 @@ def run(source: str, run_dir: Path, small_flags: list[str], *extra: str) -> Path
 
 
 def test_the_sample_runs_from_a_dropbox_link_to_a_report_without_leaving_the_key_of_the_link_behind(
-    finished_run: Path, workspace: Path, small_flags: list[str], tmp_path: Path
+    finished_run: Path, workspace: Path, small_flags: list[str], tmp_path: Path, dropbox: DropboxServer
 ) -> None:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         for name, content in sample_files(workspace).items():
             archive.writestr(name, content)
-    with running_server(tmp_path) as server:
-        link = server.put("sample.zip", stream.getvalue())
-        assert "rlkey=" in link
-        hosts = ["--ingestion.allowed-hosts", ",".join(server.hosts), "--ingestion.ca-file", str(server.ca_file)]
-        report = run(link, tmp_path / "run", small_flags, *hosts)
+    link = dropbox.put("sample.zip", stream.getvalue())
+    assert "rlkey=" in link
+    hosts = ["--ingestion.allowed-hosts", ",".join(dropbox.hosts), "--ingestion.ca-file", str(dropbox.ca_file)]
+    report = run(link, tmp_path / "run", small_flags, *hosts)
     assert report.stat().st_size > 100_000
     pd.testing.assert_frame_equal(read_manifest(tmp_path / "run"), read_manifest(finished_run))
     key = link.split("rlkey=")[1].split("&")[0].encode()
@@ -53,6 +52,8 @@ def test_the_sample_runs_from_a_bucket_and_a_vanished_image_is_reported(
 ) -> None:
     import boto3
 
+    from flows.prepare import prepare
+
     files = sample_files(workspace)
     with running_s3({"x-rays": {f"weekly/{name}": content for name, content in files.items()}}) as url:
         for name, value in set_aws(url).items():
@@ -63,7 +64,7 @@ def test_the_sample_runs_from_a_bucket_and_a_vanished_image_is_reported(
         pd.testing.assert_frame_equal(read_manifest(tmp_path / "first"), read_manifest(finished_run))
         gone = read_manifest(finished_run).query("split == 'train' and excluded == ''")["path"].iloc[0]
         boto3.client("s3").delete_object(Bucket="x-rays", Key=f"weekly/chest_xray/{gone}")
-        run("s3://x-rays/weekly", tmp_path / "second", small_flags, "--explanation.n-images", "1")
+        prepare(read_flags([*small_flags, "--source", "s3://x-rays/weekly", "--run-dir", str(tmp_path / "second")], "x"))
     facts = json.loads((tmp_path / "second" / "stages" / "ingest.json").read_text())["facts"]
     assert facts["vanished"] == [f"chest_xray/{gone}"]
     assert gone not in set(read_manifest(tmp_path / "second")["path"])

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import yaml
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import FlowRun
 from prefect.flow_runs import resume_flow_run
 from prefect.settings import PREFECT_API_URL
@@ -163,7 +164,8 @@ def test_a_run_keeps_the_name_of_its_folder_however_often_it_starts_from_the_top
         assert context.flow_run is not None
         due = context.flow_run.expected_start_time
         assert due is not None
-        time.sleep(1.1)
+        while datetime.now(UTC) < due + timedelta(seconds=1):
+            time.sleep(0.05)
         return with_run_folder(Settings()).run_dir, due
 
     folder, due = name_folder()
@@ -177,7 +179,8 @@ def test_the_sheet_is_linked_in_the_web_page(tmp_path: Path) -> None:
 
     show()
     with get_client(sync_client=True) as client:
-        shown = [str(a.data) for a in client.read_artifacts() if a.key == "review-sheet"]
+        sheets = ArtifactFilter(key=ArtifactFilterKey(any_=["review-sheet"]))
+        shown = [str(artifact.data) for artifact in client.read_artifacts(artifact_filter=sheets)]
     assert any(str(tmp_path / "run" / "review" / "index.html") in text and "3 doubtful" in text for text in shown)
 
 
@@ -215,6 +218,7 @@ def execute(tmp_path: Path) -> Callable[[FlowRun], tuple[str, str]]:
     return work
 
 
+@pytest.mark.slow
 def test_a_deployed_run_waits_for_its_form_outlives_useless_ones_and_takes_a_good_one(
     prepared: tuple[Path, pd.DataFrame], execute: Callable[[FlowRun], tuple[str, str]]
 ) -> None:
@@ -252,6 +256,7 @@ def test_the_deployments_name_a_review_on_the_cpu_pool() -> None:
     assert (found["name"], found["work_pool"]["name"]) == ("on-demand", "cpu")
 
 
+@pytest.mark.slow
 def test_a_deployed_pipeline_waits_for_answers_and_finishes_with_them_in_the_folder_it_began(
     workspace: Path, small_flags: list[str], tmp_path: Path, execute: Callable[[FlowRun], tuple[str, str]]
 ) -> None:

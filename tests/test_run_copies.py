@@ -14,7 +14,7 @@ from typing import Any
 import boto3  # type: ignore[import-untyped]
 import pandas as pd
 import pytest
-from conftest import SMALL
+from recipe import FLAGS
 from s3_server import faulty_proxy, running_s3, set_aws
 
 from tasks import stages
@@ -467,6 +467,7 @@ def test_an_address_that_is_no_run_folder_is_refused_by_name(run_dir: str) -> No
 # -- three machines ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_three_machines_that_share_nothing_but_the_address_make_one_run(
     server: str, bucket: Any, tmp_path: Path
 ) -> None:
@@ -481,7 +482,7 @@ def test_three_machines_that_share_nothing_but_the_address_make_one_run(
     for flow in ("prepare", "train", "explain"):
         (tmp_path / flow).mkdir(exist_ok=True)
         done = subprocess.run(
-            [sys.executable, "-c", code.format(flow), *SMALL, "--run-dir", address],
+            [sys.executable, "-c", code.format(flow), *FLAGS, "--run-dir", address],
             cwd=tmp_path / flow,
             env=environment,
             capture_output=True,

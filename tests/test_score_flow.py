@@ -91,7 +91,7 @@ def screener(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tasks.screener import build_screener
 
     folder = tmp_path_factory.mktemp("screener")
-    save_network(build_screener(seed=1, widths=(4, 4, 4, 4, 4)), folder)
+    save_network(build_screener(seed=1, widths=(4, 4)), folder)
     return folder
 
 

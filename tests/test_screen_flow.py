@@ -17,6 +17,7 @@ from PIL import Image
 from flows.command_line import read_own_flags, run_command
 from flows.screen import ScreenFlags
 from tasks.layout import image_id
+from tasks.settings import Settings
 from tasks.storage import REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("prefect_engine")
@@ -29,7 +30,7 @@ def screener(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tasks.screener import build_screener
 
     folder = tmp_path_factory.mktemp("screener")
-    save_network(build_screener(seed=1, widths=(4, 4, 4, 4, 4)), folder)
+    save_network(build_screener(seed=1, widths=(4, 4)), folder)
     return folder
 
 
@@ -132,7 +133,7 @@ def test_whatever_decodes_gets_a_finite_score_and_a_decision(table: dict[str, di
         row = table[name]
         assert 0.0 <= float(row["device_score"]) <= 1.0, name
         assert len(row["device_score"]) == len("0.123456"), name
-        assert row["has_device"] == ("true" if float(row["device_score"]) >= 0.5 else "false"), name
+        assert row["has_device"] == ("true" if float(row["device_score"]) >= Settings().screening.threshold else "false"), name
         assert row["refused"] == "", name
 
 

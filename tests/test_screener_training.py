@@ -77,6 +77,7 @@ def test_readings_are_joined_a_row_per_file_and_a_device_seen_in_one_copy_counts
     assert rows[["path", "device", "confidence"]].to_numpy().tolist() == [["train/b", 1, 2]]
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_and_ends_as_an_unbroken_one(
     data: tuple[pd.DataFrame, pd.DataFrame, PackedImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

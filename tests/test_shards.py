@@ -75,6 +75,7 @@ def own_settings(small_flags: list[str], folder: Path, runner: str) -> Settings:
     return read_flags([*small_flags, *own, "--scaling.runner", runner, "--scaling.n-workers", "2"], "test")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dask", "tcp"])
 def test_processes_and_clusters_give_the_manifest_shards_and_explanations_that_threads_give(
     kind: str,
@@ -125,6 +126,7 @@ def worker_elsewhere(address: str, folder: Path, environment: dict[str, str]) ->
             worker.wait(timeout=60)
 
 
+@pytest.mark.slow
 def test_workers_on_another_machine_get_their_input_and_hand_on_their_output_through_the_bucket(
     by_threads: tuple[Path, Path],
     finished_run: Path,
@@ -199,7 +201,7 @@ def fail_on(settings: Settings, shards: list[int]) -> None:
         raise RunError("shard 3 is broken: mend it")
 
 
-@pytest.mark.parametrize("runner", ["threads", "dask"])
+@pytest.mark.parametrize("runner", ["threads", pytest.param("dask", marks=pytest.mark.slow)])
 def test_a_shard_that_fails_elsewhere_raises_its_own_sentence_here(runner: str) -> None:
     from prefect import flow, task
 

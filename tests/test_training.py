@@ -64,6 +64,7 @@ def members_of(folder: Path) -> list[list[np.ndarray]]:
     return [keras.saving.load_model(path, compile=False).get_weights() for path in paths]
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_like_an_unbroken_one(
     data: tuple[pd.DataFrame, PackedImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +104,7 @@ class Stopped(BaseException):
     """What SIGTERM does here, as in Prefect's engine: it raises."""
 
 
+@pytest.mark.slow
 def test_a_training_told_to_stop_saves_after_the_step_and_goes_on_without_repeating_one(
     data: tuple[pd.DataFrame, PackedImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +159,7 @@ def test_prefect_may_tell_a_deployed_training_to_stop_and_is_obeyed_once_the_ste
     assert saved == [1]
 
 
+@pytest.mark.slow
 def test_a_training_killed_between_its_last_epoch_and_its_end_trains_nothing_again(
     data: tuple[pd.DataFrame, PackedImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +200,7 @@ def test_the_weights_that_are_kept_are_an_average_of_those_trained(
     np.testing.assert_allclose(members_of(tmp_path)[0][0], averages[-1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_training_killed_while_it_clears_up_goes_on_and_leaves_no_checkpoint(
     data: tuple[pd.DataFrame, PackedImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +223,7 @@ def test_a_rate_that_is_far_too_high_is_refused_by_name(
         train_network(*data, SETTINGS, 7, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
 def test_one_training_step_on_each_installed_backend(backend: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(backend) is None:

@@ -1,34 +1,39 @@
 """What Prefect's web page shows of a run: its name and tags, progress, tables, and the way to its report."""
 
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterTags
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.labels import find_subject, shorten_commit
 from tasks.artifacts import to_link
 from tasks.provenance import read_commit
 from tasks.settings import Settings
 
-pytestmark = pytest.mark.usefixtures("prefect_engine")
 
 
-@pytest.mark.usefixtures("finished_run")
-def test_flow_runs_say_source_and_commit_in_name_and_tags() -> None:
+@pytest.fixture
+def client(finished: dict[str, Any]) -> Iterator[SyncPrefectClient]:
+    """A client of the server that the finished run reported to."""
+    with temporary_settings({PREFECT_API_URL: finished["api"]}), get_client(sync_client=True) as client:
+        yield client
+
+
+def test_flow_runs_say_source_and_commit_in_name_and_tags(client: SyncPrefectClient) -> None:
     commit = shorten_commit()
-    with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs()
-    tagged = Counter(run.name for run in runs if {"source:sample", f"commit:{commit}"} <= set(run.tags))
-    assert {f"{flow} sample {commit}" for flow in ("pipeline", "prepare", "train", "explain")} <= set(tagged)
+    tags = FlowRunFilter(tags=FlowRunFilterTags(all_=["source:sample", f"commit:{commit}"]))
+    tagged = {run.name for run in client.read_flow_runs(flow_run_filter=tags)}
+    assert {f"{flow} sample {commit}" for flow in ("pipeline", "prepare", "train", "explain")} <= tagged
     assert (read_commit() or "unknown").startswith(commit.partition("-")[0])
 
 
-def test_a_run_shows_progress_tables_and_a_link_to_its_report(finished_run: Path) -> None:
-    with get_client(sync_client=True) as client:
-        keys = ["training", "screened", "metrics", "devices", "check-source", "report", "report-page"]
-        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=keys)))
+def test_a_run_shows_progress_tables_and_a_link_to_its_report(client: SyncPrefectClient, finished_run: Path) -> None:
+    keys = ["training", "screened", "metrics", "devices", "check-source", "report", "report-page"]
+    found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=keys)))
     kinds = {artifact.key: artifact.type for artifact in found}
     assert kinds == {
         "training": "progress",

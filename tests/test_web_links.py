@@ -8,13 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dropbox_server import RLKEY, DropboxServer, Fault, running_server, zip_bytes
+from dropbox_server import RLKEY, DropboxServer, Fault, zip_bytes
 
 from tasks.records import SourceError
 from tasks.settings import IngestionSettings
@@ -36,17 +35,9 @@ print("peak", re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text
 """
 
 
-@pytest.fixture(scope="module")
-def the_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DropboxServer]:
-    with running_server(tmp_path_factory.mktemp("certificates")) as server:
-        yield server
-
-
 @pytest.fixture
-def server(the_server: DropboxServer) -> DropboxServer:
-    fresh = DropboxServer(the_server.ca_file, the_server.www_port, the_server.content_port)
-    vars(the_server).update(vars(fresh))
-    return the_server
+def server(dropbox: DropboxServer) -> DropboxServer:
+    return dropbox
 
 
 def options(server: DropboxServer, **changes: Any) -> dict[str, Any]:
@@ -315,6 +306,7 @@ def test_a_file_shortened_by_somebody_is_fetched_again(server: DropboxServer, tm
     assert fetch_link(link, tmp_path, settings(server)).read_bytes() == CONTENT
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_gone_on_with_from_its_part(server: DropboxServer, tmp_path: Path) -> None:
     server.bytes_per_s = 1e6
     link = server.put("chest.zip", CONTENT)
@@ -344,6 +336,7 @@ def test_a_process_killed_before_the_last_renaming_fetches_nothing_twice(server:
     assert server.n_sent() == len(CONTENT)
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_size(server: DropboxServer, tmp_path: Path) -> None:
     peaks = []
     for megabytes in (8, 64):

@@ -18,14 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from recipe import FLAGS
 
 from tasks.storage import REPOSITORY
 
-SMALL = ["--sample.n-images", "60", "--sample.side-px", "128", "--training.epochs", "2", "--training.n-models", "2"]
-SMALL += ["--scaling.n-workers", "1"]
-"""As the session's finished run has it, which all of these are compared with; explaining takes long and is asked for
-where it matters."""
-EXPLAINED, UNEXPLAINED = ("--explanation.n-images", "4"), ("--explanation.n-images", "0")
+EXPLAINED, UNEXPLAINED = (), ("--explanation.n-images", "0")
+"""Explaining is left out where it does not matter."""
 PATIENCE_S = 900.0
 """Far more than any of these runs takes: a busy machine is no failure."""
 TRAIN = "import sys; from flows.command_line import run_command; from flows.train import train; "
@@ -62,7 +60,7 @@ class Place:
 
     def flags(self, *more: str) -> list[str]:
         kept = ["--storage.cache", str(self.cache), "--storage.raw", str(self.folder / "raw")]
-        return [*SMALL, *self.more, *kept, "--run-dir", str(self.run), *more]
+        return [*FLAGS, "--scaling.n-workers", "1", *self.more, *kept, "--run-dir", str(self.run), *more]
 
 
 def copy_place(workspace: Path, folder: Path, stages: Sequence[str] = (), more: tuple[str, ...] = UNEXPLAINED) -> Place:

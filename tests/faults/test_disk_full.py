@@ -25,7 +25,7 @@ from broken_runs import (
     started,
     wait_until,
 )
-from dropbox_server import TOKEN, running_server
+from dropbox_server import TOKEN, DropboxServer
 from fault_table import Attempt, FaultTable
 from PIL import Image
 from pipeline_runs import compare_runs
@@ -132,14 +132,14 @@ def starve_fetch(
 
 
 def test_a_full_disk_is_named_with_what_a_link_needs(
-    faults: FaultTable, disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    faults: FaultTable, disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], dropbox: DropboxServer
 ) -> None:
     write_source(tmp_path / "set")
     write_archive(tmp_path / "set.zip", tmp_path / "set")
     content = (tmp_path / "set.zip").read_bytes()
-    with faults.attempt(FAULT) as attempt, running_server(tmp_path) as server:
-        flags = ["--source", server.put("set.zip", content), "--ingestion.ca-file", str(server.ca_file)]
-        flags += ["--ingestion.allowed-hosts", ",".join(server.hosts)]
+    with faults.attempt(FAULT) as attempt:
+        flags = ["--source", dropbox.put("set.zip", content), "--ingestion.ca-file", str(dropbox.ca_file)]
+        flags += ["--ingestion.allowed-hosts", ",".join(dropbox.hosts)]
         said = starve_fetch(attempt, disk, flags, 300_000, capfd)
     assert (said[2], said[3], said[4]) == (None, f"{len(content) / 1e6:,.1f} MB", "0.3 MB")
 
@@ -150,16 +150,17 @@ def test_a_full_disk_is_named_while_a_dropbox_folder_is_fetched(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    dropbox: DropboxServer,
 ) -> None:
     write_source(tmp_path / "set")
     monkeypatch.setenv("DROPBOX_TOKEN", TOKEN)
-    with faults.attempt(FAULT) as attempt, running_server(tmp_path) as server:
-        for name, host in server.sdk_environment.items():
+    with faults.attempt(FAULT) as attempt:
+        for name, host in dropbox.sdk_environment.items():
             # The package reads its variables only once, and another test may have imported it.
             monkeypatch.setattr(f"dropbox.dropbox_client.{name.removeprefix('DROPBOX_')}", host)
         for path in (tmp_path / "set").rglob("*.png"):
-            server.private[f"/Scans/{path.relative_to(tmp_path / 'set').as_posix()}"] = path.read_bytes()
-        flags = ["--source", "dropbox:/Scans", "--ingestion.ca-file", str(server.ca_file)]
+            dropbox.private[f"/Scans/{path.relative_to(tmp_path / 'set').as_posix()}"] = path.read_bytes()
+        flags = ["--source", "dropbox:/Scans", "--ingestion.ca-file", str(dropbox.ca_file)]
         said = starve_fetch(attempt, disk, flags, 300_000, capfd)
     assert (said[2], said[3]) == ("more than ", "0.3 MB")
 

@@ -17,6 +17,7 @@ from fault_table import FaultTable
 from hostile import ends_well, hostile
 from hypothesis import given
 from hypothesis import strategies as st
+from recipe import FLAGS
 from s3_server import running_s3, set_aws
 
 from infra.pools import POOLS, PoolType, job_template
@@ -78,8 +79,7 @@ def test_nothing_reads_or_writes_a_pickle() -> None:
 
 @pytest.mark.long
 def test_results_that_prefect_is_told_to_keep_are_json(tmp_path: Path) -> None:
-    flags = ["--sample.n-images", "60", "--sample.side-px", "128", "--training.epochs", "1", "--training.n-models", "1"]
-    flags += ["--explanation.n-images", "2", "--run-dir", str(tmp_path / "run")]
+    flags = [*FLAGS, "--run-dir", str(tmp_path / "run")]
     flags += ["--storage.cache", str(tmp_path / "cache"), "--storage.raw", str(tmp_path / "raw")]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
         "PREFECT_HOME": str(tmp_path / "home"),

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fault_table import FaultTable
@@ -47,6 +48,15 @@ def proxy(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
         yield running
 
 
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Moves the clock on that says how old credentials are: within a second they are not looked up again."""
+    moved = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + moved[0], sleep=time.sleep)
+    monkeypatch.setattr("tasks.bucket_folder.time", clock)
+    return lambda seconds: moved.append(moved.pop() + seconds)
+
+
 def issue_by_process(folder: Path) -> None:
     """Has ``KEY1``, ``KEY2`` and so on issued by a process, each good for many years by what it says."""
     (folder / "issue.py").write_text(ISSUE)
@@ -65,7 +75,11 @@ def write_keys(folder: Path, key: str) -> None:
     "renew", [issue_by_process, lambda folder: write_keys(folder, "KEY1")], ids=["process", "file"]
 )
 def test_credentials_that_somebody_renews_are_taken_up_in_the_middle_of_many_uploads(
-    renew: Callable[[Path], None], faults: FaultTable, proxy: FaultyProxy, tmp_path: Path
+    renew: Callable[[Path], None],
+    faults: FaultTable,
+    proxy: FaultyProxy,
+    tmp_path: Path,
+    later: Callable[[float], None],
 ) -> None:
     with faults.attempt("credentials for S3 that expire and are renewed") as attempt:
         renew(tmp_path)
@@ -74,7 +88,7 @@ def test_credentials_that_somebody_renews_are_taken_up_in_the_middle_of_many_upl
         for name in names:
             (tmp_path / name).write_text(name)
         bucket.put(tmp_path / names[0], names[0])
-        time.sleep(1.1)
+        later(2.0)
         if (tmp_path / "credentials").exists():
             write_keys(tmp_path, "KEY2")
         with ThreadPoolExecutor(8) as pool:
@@ -87,14 +101,14 @@ def test_credentials_that_somebody_renews_are_taken_up_in_the_middle_of_many_upl
 
 
 def test_a_source_is_fetched_to_its_end_though_the_credentials_expire_midway(
-    faults: FaultTable, proxy: FaultyProxy, tmp_path: Path
+    faults: FaultTable, proxy: FaultyProxy, tmp_path: Path, later: Callable[[float], None]
 ) -> None:
     with faults.attempt("credentials for S3 that expire and are renewed") as attempt:
         issue_by_process(tmp_path)
 
         def expire(request: str) -> None:
             if len(proxy.requests) == 20:
-                time.sleep(1.1)
+                later(2.0)
                 proxy.expired = {"KEY1"}
 
         proxy.before = expire

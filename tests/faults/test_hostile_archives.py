@@ -218,6 +218,7 @@ def wide_picture(width: int, height: int, depth: int, colour: int, n_bytes: int)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
+@pytest.mark.slow
 def test_of_pictures_with_much_before_or_behind_their_pixels_one_is_in_memory_at_a_time(
     faults: FaultTable, tmp_path: Path
 ) -> None:
@@ -262,6 +263,7 @@ def test_a_pipe_or_device_in_a_folder_is_refused_by_name_without_waiting(
         fetch_source(settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "colour", "n_bytes"), [(16, 0, 2), (8, 6, 4), (16, 6, 8)])
 def test_the_largest_picture_that_is_decoded_stays_below_the_limit_of_memory(
     faults: FaultTable, depth: int, colour: int, n_bytes: int

@@ -15,6 +15,7 @@ from hostile import bounded_memory, ends_well, hostile  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from recipe import RECIPE, to_flags
 
 from flows.command_line import describe_problem, read_flags
 from tasks.records import SettingsError
@@ -167,25 +168,24 @@ LINES = [
 ]
 
 
-def run_line(flags: list[str], tmp_path: Path) -> "subprocess.CompletedProcess[str]":
+def run_line(flags: list[str], tmp_path: Path, api: str) -> "subprocess.CompletedProcess[str]":
     folders = ["--storage.cache", str(tmp_path / "cache"), "--storage.raw", str(tmp_path / "raw")]
-    folders += ["--sample.n-images", "60", "--sample.side-px", "128"]
+    folders += to_flags({"sample": RECIPE["sample"]})
     if "--run-dir" not in flags:
         folders += ["--run-dir", str(tmp_path / "run")]
     return subprocess.run(
         [sys.executable, "-m", "flows.pipeline", *flags, *folders],
         cwd=REPOSITORY,
-        env={name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
-        | {"PREFECT_HOME": str(tmp_path / "prefect")},
+        env=os.environ | {"PREFECT_API_URL": api, "PREFECT_HOME": str(tmp_path / "prefect")},
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-def assert_one_line(faults: FaultTable, flags: list[str], tmp_path: Path) -> None:
+def assert_one_line(faults: FaultTable, flags: list[str], tmp_path: Path, api: str) -> None:
     faults.n_cases += 1
-    done = run_line(flags, tmp_path)
+    done = run_line(flags, tmp_path, api)
     said = done.stdout + done.stderr
     assert done.returncode == 2, said
     assert "Traceback" not in said and "planted-word" not in said
@@ -193,17 +193,20 @@ def assert_one_line(faults: FaultTable, flags: list[str], tmp_path: Path) -> Non
     assert "\x1b[31m.zip" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", LINES[3:6], ids=str)
-def test_a_hostile_command_ends_with_one_line_and_code_2(faults: FaultTable, flags: list[str], tmp_path: Path) -> None:
-    assert_one_line(faults, flags, tmp_path)
+def test_a_hostile_command_ends_with_one_line_and_code_2(
+    faults: FaultTable, flags: list[str], tmp_path: Path, api: str
+) -> None:
+    assert_one_line(faults, flags, tmp_path, api)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("flags", [*LINES[:3], *LINES[6:]], ids=lambda flags: " ".join(flags)[:40])
 def test_each_hostile_command_ends_with_one_line_and_code_2(
-    faults: FaultTable, flags: list[str], tmp_path: Path
+    faults: FaultTable, flags: list[str], tmp_path: Path, api: str
 ) -> None:
-    assert_one_line(faults, flags, tmp_path)
+    assert_one_line(faults, flags, tmp_path, api)
 
 
 def test_settings_that_fit_are_taken(faults: FaultTable) -> None:

@@ -148,6 +148,7 @@ COMMAS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", COMMAS)
 def test_a_table_of_far_too_many_cells_is_refused_before_they_fill_the_memory(
     faults: FaultTable, tmp_path: Path, case: str
@@ -157,6 +158,7 @@ def test_a_table_of_far_too_many_cells_is_refused_before_they_fill_the_memory(
         assert not ends_well(faults, read)
 
 
+@pytest.mark.slow
 def test_blank_cells_beyond_the_header_take_no_memory(faults: FaultTable, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(WIDE_ROWS)
     assert ends_well(faults, lambda: read_review(tmp_path / "t.csv", "screening.review"))

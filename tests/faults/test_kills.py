@@ -101,6 +101,7 @@ def test_a_train_flow_that_dies_before_a_task_of_it_is_finished_was_at_the_fit()
     assert under_way("") == ""
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_preparing_and_again_in_training_ends_like_an_unbroken_one(
     faults: FaultTable, api: str, finished_run: Path, workspace: Path, tmp_path: Path
 ) -> None:

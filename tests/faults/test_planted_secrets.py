@@ -13,10 +13,11 @@ from pathlib import Path
 import boto3
 import pandas as pd
 import pytest
-from dropbox_server import RLKEY, running_server
+from dropbox_server import RLKEY, DropboxServer
 from fault_table import FaultTable
 from pipeline_runs import wait_until
 from prefect_team import running_team
+from recipe import FLAGS
 from s3_server import AWS, running_s3
 
 from tasks.storage import REPOSITORY
@@ -28,8 +29,7 @@ PLANTED = {
     "AWS_SESSION_TOKEN": "planted-session-word-31",
 }
 BUCKET = "x-rays"
-SMALL = ["--sample.n-images", "60", "--sample.side-px", "128", "--training.epochs", "1", "--training.n-models", "1"]
-SMALL += ["--explanation.n-images", "2", "--ingestion.tries", "1", "--ingestion.backoff-s", "0.01"]
+IMPATIENT = ("--ingestion.tries", "1", "--ingestion.backoff-s", "0.01")
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Left:
 
 def run_line(name: str, flags: list[str], environment: dict[str, str], left: Left) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "flows.pipeline", *SMALL, *flags],
+        [sys.executable, "-m", "flows.pipeline", *FLAGS, *IMPATIENT, *flags],
         cwd=REPOSITORY,
         env=environment,
         capture_output=True,
@@ -89,12 +89,13 @@ def draw_sample(folder: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def left(guarded_server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
+def left(
+    guarded_server: dict[str, str], dropbox_server: DropboxServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Left]:
     """A whole run from a share link into a bucket, reporting to a server with a password; and runs that fail."""
-    folder = tmp_path_factory.mktemp("planted")
-    (folder / "certificates").mkdir()
+    folder, dropbox = tmp_path_factory.mktemp("planted"), dropbox_server
     content = draw_sample(folder / "sample")
-    with running_server(folder / "certificates") as dropbox, running_s3({BUCKET: {"kept": b""}}) as url:
+    with running_s3({BUCKET: {"kept": b""}}) as url:
         environment = {**guarded_server, **AWS, **PLANTED, **dropbox.sdk_environment, "AWS_ENDPOINT_URL": url}
         link = dropbox.put("sample.zip", content)
         lost = link.replace("sample.zip", "lost.zip")
@@ -126,18 +127,16 @@ def left(guarded_server: dict[str, str], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
+def deployed(dropbox_server: DropboxServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
     """A worker's whole run, from bucket to bucket with the keys of a block; one whose token in a block is refused."""
     from prefect.blocks.system import Secret
     from prefect_aws import AwsClientParameters, AwsCredentials
 
     folder = tmp_path_factory.mktemp("deployed")
     content = draw_sample(folder / "sample")
-    team_folder = folder / "team"
-    (folder / "certificates").mkdir()
+    team_folder, dropbox = folder / "team", dropbox_server
     hook = {"NOTIFY_WEBHOOK": "http://127.0.0.1:9/planted-hook-word-53"}
     with (
-        running_server(folder / "certificates") as dropbox,
         running_s3({BUCKET: {"sample.zip": content}}) as url,
         running_team(team_folder, auth="user:of-the-tests", more=dropbox.sdk_environment, **hook) as team,
     ):

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, PngImagePlugin
+from recipe import FLAGS
 
 from tasks.answers import FORMULA
 from tasks.images import decode
@@ -24,8 +25,7 @@ from tasks.screening import describe_excluded
 from tasks.storage import REPOSITORY
 
 MARK = "planted-patient-word-43"
-SMALL = ["--training.epochs", "1", "--training.n-models", "1", "--explanation.n-images", "4"]
-SMALL += ["--quality.min-images", "1", "--screening.n-review", "20"]
+MORE = ("--quality.min-images", "1", "--screening.n-review", "20")
 
 
 def manifest_of(patients: list[str]) -> pd.DataFrame:
@@ -97,7 +97,7 @@ def marked_run(guarded_server: dict[str, str], tmp_path_factory: pytest.TempPath
     run = folder / "run"
     flags = ["--source", str(folder / "set.zip"), "--run-dir", str(run), "--storage.cache", str(folder / "cache")]
     done = subprocess.run(
-        [sys.executable, "-m", "flows.pipeline", *SMALL, *flags, "--storage.raw", str(folder / "raw")],
+        [sys.executable, "-m", "flows.pipeline", *FLAGS, *MORE, *flags, "--storage.raw", str(folder / "raw")],
         cwd=REPOSITORY,
         env=guarded_server,
         capture_output=True,

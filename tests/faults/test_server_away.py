@@ -9,6 +9,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from tasks import artifacts
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Artifact creation outside")
 def test_what_cannot_be_shown_is_said_and_the_run_goes_on(
     faults: FaultTable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -42,6 +42,7 @@ def stop(process: subprocess.Popen[bytes], log: Path) -> str:
     return said
 
 
+@pytest.mark.slow
 def test_a_training_that_is_told_to_stop_within_an_epoch_saves_its_steps_and_goes_on_from_there(
     faults: FaultTable, api: str, finished_run: Path, workspace: Path, tmp_path: Path
 ) -> None:

@@ -94,6 +94,7 @@ def do():
         assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["record.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["latest", "."])
 def test_a_run_folder_is_held_under_each_of_its_names(faults: FaultTable, tmp_path: Path, name: str) -> None:
     (tmp_path / "run").mkdir()
@@ -122,6 +123,7 @@ def do():
         assert sorted(said) == ["", f"{WAITED} run; waiting for it\n"]
 
 
+@pytest.mark.slow
 def test_a_training_of_a_screener_waits_for_the_one_that_works_in_its_run_folder(
     faults: FaultTable, tmp_path: Path
 ) -> None:
@@ -147,6 +149,7 @@ def do():
         assert sorted(said) == ["", f"{WAITED} run; waiting for it\n"]
 
 
+@pytest.mark.slow
 def test_a_shard_that_two_processes_want_to_pack_is_packed_by_one(faults: FaultTable, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     rng = np.random.default_rng(0)

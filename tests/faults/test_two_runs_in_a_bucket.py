@@ -115,6 +115,7 @@ def put_file(settings: Settings, content: str) -> None:
     send(settings, ["a.txt"])
 
 
+@pytest.mark.slow
 def test_the_second_of_two_runs_on_one_folder_waits_until_the_first_has_ended_however_long_that_takes(
     faults: FaultTable, address: str, tmp_path: Path, start: Callable[..., "subprocess.Popen[str]"]
 ) -> None:
@@ -124,8 +125,10 @@ def test_the_second_of_two_runs_on_one_folder_waits_until_the_first_has_ended_ho
         second = start(tmp_path, address, "second")
         told = first_line(second)
         assert told.startswith(f"another run works in {address}, on {os.uname().nodename}, process {first.pid} since")
-        time.sleep(8)  # twice as long as a silent one is waited for
-        attempt.whole(first.poll() is None and lock_of(machine(tmp_path, address)) is not None, "it waits meanwhile")
+        end = time.monotonic() + 2 * run_locks.SILENT_S
+        while time.monotonic() < end:
+            held = first.poll() is None and lock_of(machine(tmp_path, address)) is not None
+            attempt.whole(held, "it waits meanwhile")
         go_on(tmp_path, "first", "second")
         assert first_line(first) == "first ends\n"
         said, _ = second.communicate(timeout=60)
@@ -139,6 +142,7 @@ def objects_below(address: str) -> list[Any]:
     return list(found.get("Contents", ()))
 
 
+@pytest.mark.slow
 def test_a_run_killed_on_this_machine_keeps_nobody_out(
     faults: FaultTable,
     address: str,
@@ -159,6 +163,7 @@ def test_a_run_killed_on_this_machine_keeps_nobody_out(
         assert lock_of(settings) is None
 
 
+@pytest.mark.slow
 def test_a_run_silent_for_long_is_taken_over_and_sends_nothing_when_it_wakes(
     faults: FaultTable, address: str, tmp_path: Path, start: Callable[..., "subprocess.Popen[str]"]
 ) -> None:
@@ -215,6 +220,7 @@ def test_a_training_done_elsewhere_works_beside_the_run_that_asked_for_it(
         assert lock_of(leader) is None
 
 
+@pytest.mark.slow
 def test_the_folder_is_held_and_freed_through_a_network_that_loses_a_tenth_of_the_answers(
     faults: FaultTable, address: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
