@@ -35,3 +35,5 @@ def _flags(settings: Mapping[str, Any], prefix: str) -> Iterator[str]:
 
 
 FLAGS = tuple(to_flags(RECIPE))
+LONG_EPOCHS = {"side_px": 128, "width": 24, "n_models": 1}
+"""Settings of training for a signal that has to come within an epoch: those of the recipe are over too soon."""

@@ -1,4 +1,4 @@
-"""A real S3 server for tests (moto's, over HTTP, in a thread of the test process), and a proxy that fails a share of the requests that pass it."""
+"""A real S3 server in the test process (moto's, over HTTP), and a proxy that fails a share of the requests to it."""
 
 import os
 import random
@@ -49,8 +49,8 @@ def running_s3(objects: Mapping[str, Mapping[str, bytes]] | None = None) -> Iter
     """Yields the server's address; what is made there meanwhile goes with the block.
 
     Args:
-        objects: Buckets that are there from the start, and nobody else's, and the objects in them by key; put without HTTP, which is several
-            times as fast.
+        objects: Buckets that are there from the start, and the objects in them by key; put without HTTP, which is
+            several times as fast.
     """
     from moto.core.models import DEFAULT_ACCOUNT_ID
     from moto.s3.models import s3_backends

@@ -103,18 +103,15 @@ def wait_for(what: str, find: Callable[[], Any], workers: list[subprocess.Popen[
     raise AssertionError(f"{what}: not within {LONGEST_S:.0f} s\n{logs}")
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def team(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     """Starts all of it, and has the weekly run done."""
-    folder = tmp_path_factory.mktemp("team")
+    folder, programs = tmp_path_factory.mktemp("team"), find_programs()
+    if programs is None and not os.environ.get("CI"):
+        pytest.skip("there is no PostgreSQL here (Debian's postgresql)")
+    assert programs is not None
     with ExitStack() as stack:
-        database = None
-        if request.param == "postgresql":
-            programs = find_programs()
-            if programs is None and not os.environ.get("CI"):
-                pytest.skip("there is no PostgreSQL here (Debian's postgresql)")
-            assert programs is not None
-            database = stack.enter_context(running_postgres(folder / "postgresql", programs))
+        database = stack.enter_context(running_postgres(folder / "postgresql", programs))
         url = stack.enter_context(running_s3({BUCKET: {}}))
         api = stack.enter_context(running_server(folder / "server", auth=LOGIN, database=database))
         environment = {name: value for name, value in set_aws(url).items() if not name.startswith("PREFECT_")} | {

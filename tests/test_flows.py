@@ -214,12 +214,13 @@ def test_a_part_that_fail_on_names_ends_the_run_after_its_report_and_before_its_
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("finished_run")
-def test_a_run_killed_in_training_goes_on_in_its_folder(
-    api: str, small_flags: list[str], tmp_path: Path
-) -> None:
+def test_a_run_killed_in_training_goes_on_in_its_folder(api: str, small_flags: list[str], tmp_path: Path) -> None:
     # Two members, so that one is whole, and epochs enough for the signal to come before the last one.
     more = ["--training.n-models", "2", "--training.epochs", "40", "--explanation.n-images", "0"]
-    flags, environment = [*small_flags, "--run-dir", str(tmp_path / "run"), *more], os.environ | {"PREFECT_API_URL": api}
+    flags, environment = (
+        [*small_flags, "--run-dir", str(tmp_path / "run"), *more],
+        os.environ | {"PREFECT_API_URL": api},
+    )
     first = run_process(flags, environment, tmp_path / "first.log")
     first.wait_for("member 2 of 2, epoch 3 of 40")
     first.kill()

@@ -64,7 +64,9 @@ def test_the_sample_runs_from_a_bucket_and_a_vanished_image_is_reported(
         pd.testing.assert_frame_equal(read_manifest(tmp_path / "first"), read_manifest(finished_run))
         gone = read_manifest(finished_run).query("split == 'train' and excluded == ''")["path"].iloc[0]
         boto3.client("s3").delete_object(Bucket="x-rays", Key=f"weekly/chest_xray/{gone}")
-        prepare(read_flags([*small_flags, "--source", "s3://x-rays/weekly", "--run-dir", str(tmp_path / "second")], "x"))
+        prepare(
+            read_flags([*small_flags, "--source", "s3://x-rays/weekly", "--run-dir", str(tmp_path / "second")], "x")
+        )
     facts = json.loads((tmp_path / "second" / "stages" / "ingest.json").read_text())["facts"]
     assert facts["vanished"] == [f"chest_xray/{gone}"]
     assert gone not in set(read_manifest(tmp_path / "second")["path"])

@@ -133,7 +133,9 @@ def test_whatever_decodes_gets_a_finite_score_and_a_decision(table: dict[str, di
         row = table[name]
         assert 0.0 <= float(row["device_score"]) <= 1.0, name
         assert len(row["device_score"]) == len("0.123456"), name
-        assert row["has_device"] == ("true" if float(row["device_score"]) >= Settings().screening.threshold else "false"), name
+        assert row["has_device"] == (
+            "true" if float(row["device_score"]) >= Settings().screening.threshold else "false"
+        ), name
         assert row["refused"] == "", name
 
 

@@ -21,16 +21,6 @@ pytestmark = pytest.mark.usefixtures("prefect_engine")
 TRAINED = ("predictions.csv", "metrics.json", "model.keras", "model.sha256")
 
 
-@pytest.fixture(scope="module")
-def scheduler() -> Iterator[str]:
-    """Address of a Dask cluster of two processes."""
-    from distributed import LocalCluster
-
-    options = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": 0, "dashboard_address": "127.0.0.1:0"}
-    with LocalCluster(**options) as cluster:
-        yield cluster.scheduler_address
-
-
 def work_in_shards(settings: Settings, trained: Path) -> Path:
     """Prepares a run and explains it with a network that is trained already; the run folder."""
     from prefect import flow
@@ -76,19 +66,15 @@ def own_settings(small_flags: list[str], folder: Path, runner: str) -> Settings:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dask", "tcp"])
-def test_processes_and_clusters_give_the_manifest_shards_and_explanations_that_threads_give(
-    kind: str,
+def test_processes_of_dask_give_the_manifest_shards_and_explanations_that_threads_give(
     by_threads: tuple[Path, Path],
     finished_run: Path,
     small_flags: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
 ) -> None:
     monkeypatch.setattr("tasks.packing.SHARD_IMAGES", 20)
-    runner = "dask" if kind == "dask" else request.getfixturevalue("scheduler")
-    run = work_in_shards(own_settings(small_flags, tmp_path, runner), finished_run)
+    run = work_in_shards(own_settings(small_flags, tmp_path, "dask"), finished_run)
     compare((run, tmp_path / "cache"), by_threads)
 
 

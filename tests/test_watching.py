@@ -15,7 +15,6 @@ from tasks.provenance import read_commit
 from tasks.settings import Settings
 
 
-
 @pytest.fixture
 def client(finished: dict[str, Any]) -> Iterator[SyncPrefectClient]:
     """A client of the server that the finished run reported to."""

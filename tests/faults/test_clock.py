@@ -82,7 +82,7 @@ def test_a_run_whose_clock_jumps_a_day_back_and_ten_days_on_is_killed_and_ends_l
             jump(process, "split", -DAY_S)
             jump(process, "screen", 10 * DAY_S)
             log = place.last_log
-            assert wait_until(process, lambda: "member 1 of 2, epoch 1" in log.read_text()), log.read_text()[-2000:]
+            assert wait_until(process, lambda: "member 1 of 1, epoch 1" in log.read_text()), log.read_text()[-2000:]
             process.kill()
             process.wait()
         before = finished_work(place)

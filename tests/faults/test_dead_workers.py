@@ -14,6 +14,7 @@ from broken_runs import steps_saved
 from fault_table import Attempt, FaultTable
 from pipeline_runs import Started, Store, epochs_in, flags, require_like, run_pipeline, wait_until
 from prefect_team import Team, kill_tree, running_team
+from recipe import LONG_EPOCHS, to_flags
 
 EPOCH = r"epoch 1 of 2"
 MOMENTS = random.Random(8)
@@ -111,9 +112,9 @@ def test_a_run_asked_to_stop_within_an_epoch_saves_its_steps_is_rescheduled_and_
     for name in ("machine", "undisturbed"):
         store.copy_cache(tmp_path / name)
     undisturbed = flags(tmp_path / "undisturbed", str(tmp_path / "other"), n_epochs)
-    undisturbed += ["--training.batch-size", "1"]
+    training = LONG_EPOCHS | {"epochs": n_epochs, "batch_size": 1}
+    undisturbed += to_flags({"training": training})
     run_pipeline(undisturbed, team.environment, tmp_path / "undisturbed.log").end()
-    training = {"n_models": 1, "epochs": n_epochs, "batch_size": 1}
     run = team.start_run(tmp_path / "machine", tmp_path / "run", training=training)
     environment = team.environment | {"PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule"}
     command = ["prefect", "flow-run", "execute", str(run.id)]

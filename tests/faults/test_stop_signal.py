@@ -22,6 +22,7 @@ from broken_runs import (
 )
 from fault_table import FaultTable
 from pipeline_runs import compare_runs
+from recipe import LONG_EPOCHS, to_flags
 
 FAULT = "SIGTERM to a command-line run"
 STOPPED = "stopped; the same command with the same --run-dir goes on from here"
@@ -42,64 +43,35 @@ def stop(process: subprocess.Popen[bytes], log: Path) -> str:
     return said
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("n_stops", [pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.long)])
 def test_a_training_that_is_told_to_stop_within_an_epoch_saves_its_steps_and_goes_on_from_there(
-    faults: FaultTable, api: str, finished_run: Path, workspace: Path, tmp_path: Path
+    n_stops: int, faults: FaultTable, api: str, finished_run: Path, workspace: Path, tmp_path: Path
 ) -> None:
-    """The signal follows the first epoch of a member at once, and so comes in the second: hardly ever before it, where
-    nothing is to be saved, and then the other member is stopped too.
-    """
-    place = copy_place(workspace, tmp_path, BEFORE_TRAINING)
-    for member in (1, 2):
-        with faults.attempt(FAULT) as attempt:
-            with started(place, place.flags(), api) as process:
-                log, epoch = place.last_log, f"member {member} of 2, epoch 1"
-                assert wait_until(process, lambda log=log, epoch=epoch: epoch in log.read_text())  # type: ignore[misc]
-                stop(process, log)
-            attempt.whole(not broken_files(tmp_path), f"half-written: {broken_files(tmp_path)}")
-            steps = steps_saved(place.cache)
-            if not steps and member == 1:
-                continue
-            assert steps, "no signal came within an epoch, or none saved its steps"
-            before = finished_work(place)
-            exit_code, said = finish(place, place.flags(), api)
-            attempt.kept(exit_code == 0, said[-2000:])
-            attempt.kept(before.items() <= finished_work(place).items(), "finished work was done again")
-            assert f"going on after epoch 1 and {steps} steps from" in said
-            assert max(epochs_done(place.log).values()) == 1, "an epoch was repeated"
-            compare_runs(attempt, place.run, finished_run)
-            return
-
-
-@pytest.mark.long
-def test_a_training_that_is_stopped_in_the_middle_of_epochs_goes_on_from_the_very_step(
-    faults: FaultTable, api: str, finished_run: Path, workspace: Path, tmp_path: Path
-) -> None:
-    """Ten steps an epoch, so that most signals come in the middle of one; more epochs than three stops can use."""
-    more = ["--training.batch-size", "2", "--training.epochs", "30", "--training.n-models", "1"]
+    """Ten steps an epoch, and more epochs than the stops can use; a signal that came between two is sent again."""
+    more = to_flags({"training": LONG_EPOCHS | {"batch_size": 2, "epochs": 12}})
     whole = copy_place(workspace, tmp_path / "whole", BEFORE_TRAINING)
     exit_code, said = finish(whole, whole.flags(*more), api)
     assert exit_code == 0, said[-2000:]
     place = copy_place(workspace, tmp_path / "stopped", BEFORE_TRAINING)
-    n_in_epochs = 0
-    for number in (1, 2, 3):
+    steps: list[int] = []
+    while len(steps) < n_stops or not any(steps):
+        assert len(steps) < n_stops + 3, "no signal came within an epoch, or none saved its steps"
         with faults.attempt(FAULT) as attempt:
             with started(place, place.flags(*more), api) as process:
                 log = place.last_log
                 assert wait_until(process, lambda log=log: "member 1 of 1, epoch" in log.read_text())  # type: ignore[misc]
-                wait_seconds(process, 0.1 * number)
-                process.send_signal(signal.SIGTERM)
-                process.wait(600)
-            assert process.returncode == 143, log.read_text()[-2000:]
+                wait_seconds(process, 0.1 * len(steps))
+                stop(process, log)
             attempt.whole(not broken_files(place.folder), f"half-written: {broken_files(place.folder)}")
-            n_in_epochs += bool(steps_saved(place.cache))
-            if number == 3:
-                exit_code, said = finish(place, place.flags(*more), api)
-                attempt.kept(exit_code == 0, said[-2000:])
-                assert max(epochs_done(place.log).values()) == 1
-                assert n_in_epochs, "no signal came in the middle of an epoch"
-                assert re.search(r"going on after epoch \d+ and \d+ steps", place.log)
-                compare_runs(attempt, place.run, whole.run)
+            steps.append(steps_saved(place.cache))
+    before = finished_work(place)
+    with faults.attempt(FAULT) as attempt:
+        exit_code, said = finish(place, place.flags(*more), api)
+        attempt.kept(exit_code == 0, said[-2000:])
+        attempt.kept(before.items() <= finished_work(place).items(), "finished work was done again")
+        assert max(epochs_done(place.log).values()) == 1, "an epoch was repeated"
+        assert re.search(rf"going on after epoch \d+ and {next(filter(None, steps))} steps from", place.log)
+        compare_runs(attempt, place.run, whole.run)
 
 
 @pytest.mark.long
