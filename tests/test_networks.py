@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tasks.keras_backend import keras
-from tasks.network_files import load_network, save_network
+from tasks.network_files import load_checked, load_network, save_network
 from tasks.networks import Calibrate, answer, build_member, join_members, predict, set_calibration
 from tasks.normalisation import LocalContrast, Standardise
 from tasks.records import RunError
@@ -137,6 +137,12 @@ def test_a_changed_model_file_is_refused_by_name(network: keras.Model, tmp_path:
         stream.write(b"x")
     with pytest.raises(RunError, match=r"model\.keras does not match model\.sha256"):
         load_network(tmp_path)
+
+
+def test_a_file_with_another_checksum_than_was_noted_is_not_opened(network: keras.Model, tmp_path: Path) -> None:
+    save_network(network, tmp_path)
+    with pytest.raises(RunError, match=r"model\.keras does not match its checksum"):
+        load_checked(tmp_path / "model.keras", "0" * 64)
 
 
 @pytest.mark.parametrize("said", ["", "\n", "no such layer\nand more"])
