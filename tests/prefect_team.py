@@ -88,7 +88,7 @@ class Team:
         """The first of these states that the run comes to."""
 
         def look() -> str | None:
-            time.sleep(1)
+            time.sleep(0.5)
             return next((name for name in self.names(run.id) if name in names), None)
 
         return str(wait_until(look, f"{run.name} came to none of {names}", self.said))
@@ -100,7 +100,7 @@ class Team:
             now = self.client.read_flow_run(run.id)
             assert now.state is not None
             assert now.state.type.value not in ("FAILED", "CANCELLED"), f"{self.names(run.id)}\n{self.said()}"
-            time.sleep(1)
+            time.sleep(0.5)
             return now if now.state.is_completed() else None
 
         return wait_until(look, f"{run.name} did not end", lambda: f"{self.names(run.id)}\n{self.said()}")  # type: ignore[no-any-return]

@@ -64,7 +64,7 @@ class Team:
             log = "\n".join(line["message"] for line in logs_of(self.api, run))
             if until in log or time.monotonic() > end:
                 return log
-            time.sleep(1)
+            time.sleep(0.5)
 
 
 def ask(api: str, path: str, **body: Any) -> Any:
@@ -78,7 +78,7 @@ def ask(api: str, path: str, **body: Any) -> Any:
             answer = client.post(f"{api}{path}", json=body) if body else client.get(f"{api}{path}")
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:  # SQLite is busy; Prefect's own client waits too
                 break
-            time.sleep(1)
+            time.sleep(0.5)
         answer.raise_for_status()
         return answer.json()
 
@@ -98,7 +98,7 @@ def wait_for(what: str, find: Callable[[], Any], workers: list[subprocess.Popen[
     while time.monotonic() < end and all(worker.poll() is None for worker in workers):
         if found := find():
             return found
-        time.sleep(1)
+        time.sleep(0.5)
     logs = "\n".join(f"{path.name}:\n{path.read_text()[-6000:]}" for path in sorted(folder.glob("*.log")))
     raise AssertionError(f"{what}: not within {LONGEST_S:.0f} s\n{logs}")
 
@@ -220,7 +220,7 @@ def test_the_same_source_and_settings_a_week_later_are_nothing_new(team: Team) -
     end = time.monotonic() + LONGEST_S
     while (found := team.ask(f"/flow_runs/{run['id']}"))["state"]["type"] not in ("COMPLETED", "FAILED", "CRASHED"):
         assert time.monotonic() < end
-        time.sleep(1)
+        time.sleep(0.5)
     assert found["state"]["name"] == "Nothing new", team.log_of(run)
 
 
