@@ -1,4 +1,4 @@
-"""What tests share: one Prefect server, one finished run of the small recipe, one S3 server, one like Dropbox's."""
+"""What tests share: one finished run of the small recipe; in each process, servers of Prefect, S3 and Dropbox."""
 
 import os
 from collections.abc import Iterator

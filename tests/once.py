@@ -5,6 +5,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,5 +48,6 @@ def close_session(folder: tempfile.TemporaryDirectory[str]) -> None:
     """Ends what ``make_once`` started, and removes the folder."""
     for note in Path(folder.name).glob("*.json"):
         if pid := json.loads(note.read_text()).get("pid"):
-            os.killpg(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.killpg(pid, signal.SIGKILL)
     folder.cleanup()

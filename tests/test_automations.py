@@ -99,6 +99,16 @@ def wait_for_heartbeat(client: SyncPrefectClient, run: FlowRun, limit_s: float =
         time.sleep(0.3)
 
 
+def kill_after_heartbeat(client: SyncPrefectClient, run: FlowRun, environment: dict[str, str], folder: Path) -> None:
+    """Starts a run and kills it as soon as the server knows that it lived."""
+    process = execute(run, environment, folder)
+    try:
+        wait_for_heartbeat(client, run)
+    finally:
+        process.kill()
+        stop_group(process)
+
+
 def wait_until_crashed_runs_are_seen_to(client: SyncPrefectClient, start: Callable[..., FlowRun]) -> None:
     """Returns when the server has started another run again that crashed after those of the test."""
     run = start("works", folder="unused")
@@ -115,12 +125,7 @@ def test_a_killed_run_is_noticed_starts_again_and_is_done(
     guarded_server: dict[str, str], client: SyncPrefectClient, start: Callable[..., FlowRun], tmp_path: Path
 ) -> None:
     run = start("works", folder=str(tmp_path))
-    first = execute(run, guarded_server, tmp_path)
-    try:
-        wait_for_heartbeat(client, run)
-    finally:
-        first.kill()
-        stop_group(first)
+    kill_after_heartbeat(client, run, guarded_server, tmp_path)
     wait_for(client, run.id, "AwaitingRetry")
     second = execute(run, guarded_server, tmp_path)
     assert second.wait(timeout=60) == 0
@@ -139,12 +144,7 @@ def test_a_run_that_waits_for_a_person_is_not_taken_for_dead(
     process.wait(timeout=60)
     wait_for(client, run.id, "Suspended")
     dead = start("works", folder=str(tmp_path))
-    process = execute(dead, guarded_server, tmp_path)
-    try:
-        wait_for_heartbeat(client, dead)
-    finally:
-        process.kill()
-        stop_group(process)
+    kill_after_heartbeat(client, dead, guarded_server, tmp_path)
     wait_for(client, dead.id, "AwaitingRetry")
     assert state_names(client, run)[-1] == "Suspended", "the run that was killed after it was noticed"
 
