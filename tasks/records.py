@@ -2,7 +2,7 @@
 
 The errors, drawn as a tree; each message is one sentence that names the file or setting and the way out:
 
-    PipelineError            the user can mend it; exit code 2, never retried
+    PipelineError            the user can mend it; exit code 2
     ├── SettingsError        a flag or setting
     ├── SourceError          the source: not there, not readable, not in a known layout
     │   └── ArchiveError     an archive: broken, hostile or beyond a limit
@@ -10,6 +10,7 @@ The errors, drawn as a tree; each message is one sentence that names the file or
     ├── DataCheckError       a critical data check failed
     ├── RunError             a run folder or a file in it: missing, changed, not ours
     ├── DiskError            no room is left where something is to be written
+    ├── OutsideError         a network or server failed: the one kind that is retried
     └── AuditError           the audit found a shortcut that the settings do not accept
 """
 
@@ -92,6 +93,18 @@ class RunError(PipelineError):
 
 class DiskError(PipelineError):
     """A disk without room for what is to be written."""
+
+
+class OutsideError(PipelineError):
+    """A failure of a network or a server, which another try may mend.
+
+    Attributes:
+        retry_after_s: How long the server asks to be left alone; 0 where it does not say.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True)

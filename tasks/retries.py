@@ -3,17 +3,24 @@
 import errno
 from typing import Any
 
-from tasks.records import PipelineError
+from tasks.records import OutsideError, PipelineError
 from tasks.room import FULL
+from tasks.settings import IngestionSettings
 
 DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, *FULL)
 """Of paths, rights and space on this machine: trying again does not help."""
 
+LONGEST_PAUSE_S = 60.0
+MOST_PAUSES = 50
+"""Prefect takes no longer list; the last one holds for all further attempts."""
+
 
 def outside_failed(task: Any, task_run: Any, state: Any) -> bool:
-    """Prefect's retry condition: retry unless the task raised one of our own errors."""
+    """Prefect's retry condition: retry unless the task raised an error that only the user can mend."""
     try:
         state.result()
+    except OutsideError:
+        return True
     except PipelineError:
         return False
     except OSError as error:
@@ -21,3 +28,18 @@ def outside_failed(task: Any, task_run: Any, state: Any) -> bool:
     except BaseException:
         return True
     return False
+
+
+def retries_of(settings: IngestionSettings) -> dict[str, Any]:
+    """Prefect's options for a task that talks to a server: ``tries`` attempts, pauses that double up to a minute.
+
+    Example: ``fetch.with_options(**retries_of(settings.ingestion))(settings)``.
+    """
+    n = settings.tries - 1
+    pauses = [min(LONGEST_PAUSE_S, settings.backoff_s * 2.0**turn) for turn in range(min(n, MOST_PAUSES))]
+    return {
+        "retries": n,
+        "retry_delay_seconds": pauses,
+        "retry_jitter_factor": 0.5,
+        "retry_condition_fn": outside_failed,
+    }
