@@ -2,17 +2,14 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
-from uuid import uuid4
 
-from prefect import get_client
-from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 
-from tasks.run_locks import hold_run, is_held_here
+from tasks.run_copies import claim_run
 from tasks.settings import Settings
 from tasks.sources import source_name
 from tasks.storage import is_in_bucket, locked, run_folder
@@ -40,32 +37,35 @@ def with_run_folder(settings: Settings) -> Settings:
 
 @contextmanager
 def own_run_folder(settings: Settings) -> Iterator[None]:
-    """Keeps other runs out of the run folder until the block ends; waits while one works there.
+    """Keeps other runs on this machine out of the run folder until the block ends; waits while one works there.
 
-    What another run started works in the folder with it: subflows, and trainings that it waits for. Other machines are
-    kept out of a folder in a bucket, not of one on a disk that they share.
+    What another run started works in the folder with it: subflows, and trainings that it waits for. Of two machines
+    that work on a run in a bucket the one that began last goes on; the other one can send nothing any more and fails.
 
     Raises:
         RunError: If the bucket cannot be used.
     """
     context = FlowRunContext.get()
-    run = context.flow_run if context else None
-    if is_in_bucket(settings):
-        with _hold_in_bucket(settings, run):
-            yield
-        return
+    is_part = bool(context and context.flow_run and context.flow_run.parent_task_run_id)
     folder = Path(os.path.realpath(run_folder(settings)))  # the lock is the folder's, whatever name leads to it
-    if folder in HELD.get() or (run is not None and run.parent_task_run_id is not None):
+    if folder in HELD.get():
         yield
-    else:
-        with _lock_here(folder):
+        return
+    before = HELD.set(HELD.get() | {folder})
+    try:
+        with ExitStack() as held:
+            if not is_part:
+                held.enter_context(_lock_here(folder))
+            if is_in_bucket(settings):
+                held.enter_context(claim_run(settings, is_part))
             yield
+    finally:
+        HELD.reset(before)
 
 
 @contextmanager
 def _lock_here(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
-    before = HELD.set(HELD.get() | {folder})
     try:
         with locked(folder / f".{folder.name}.lock"):
             for left in folder.rglob("*.partial"):  # by a process that was killed while it wrote
@@ -73,25 +73,5 @@ def _lock_here(folder: Path) -> Iterator[None]:
                     left.unlink()
             yield
     finally:
-        HELD.reset(before)
         with suppress(OSError):  # a run that was refused before it wrote anything leaves nothing
             folder.rmdir()
-
-
-@contextmanager
-def _hold_in_bucket(settings: Settings, run: FlowRun | None) -> Iterator[None]:
-    if is_held_here(settings):
-        yield
-        return
-    leader = _find_leader(run) if run else None
-    with hold_run(settings, leader or str(run.id if run else uuid4()), is_part=leader is not None):
-        yield
-
-
-def _find_leader(run: FlowRun) -> str | None:
-    """The run in another process that asked for this one, if any."""
-    if run.parent_task_run_id is None:
-        return None
-    with get_client(sync_client=True) as client:
-        leader = client.read_task_run(run.parent_task_run_id).flow_run_id
-    return str(leader) if leader else None

@@ -2,8 +2,8 @@
 
 Prefect and Great Expectations read these variables when they are first imported, so they are set here, before that:
 the temporary server needs longer than Prefect's 20 s on a small machine, a server that is away for some minutes is
-waited for (with pauses of 2, 4, 8 … 256 s, instead of a minute in all), nothing is reported to anybody, and results
-that somebody has Prefect keep are JSON, not pickle.
+waited for (with pauses of 2, 4, 8 … 256 s, instead of a minute in all), nothing is reported to anybody, results
+that somebody has Prefect keep are JSON, not pickle, and Prefect caches no task: ``tasks.stages`` does, by content.
 """
 
 import os
@@ -16,6 +16,7 @@ SURROUNDINGS = {
     "GX_ANALYTICS_ENABLED": "false",
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+    "PREFECT_TASKS_DEFAULT_NO_CACHE": "true",
 }
 for _name, _value in SURROUNDINGS.items():
     os.environ.setdefault(_name, _value)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tasks.bucket_folder import make_client
 from tasks.bucket_requests import LARGE, Bucket, ChangedError, Tally, Version, explained, has_size
 from tasks.records import SourceError
+from tasks.s3_client import make_client
 from tasks.settings import IngestionSettings
 from tasks.storage import digest, locked, write_whole
 

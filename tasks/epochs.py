@@ -1,16 +1,14 @@
 """What the trainings of classifier and screener share: schedule, seeds of an epoch, checkpoints, a signal to stop."""
 
 import json
-import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from prefect.utilities import engine
 
 from tasks.keras_backend import keras
 from tasks.network_files import load_checked
@@ -19,8 +17,8 @@ from tasks.room import room_in
 from tasks.storage import digest, inside, read_record, sha256_of_file, write_whole
 
 CHECKPOINT = "checkpoint.json"
-PREFECTS_HANDLER = "_prefect_sigterm_handler"
-"""Where Prefect (3.8.8) looks up its handler of SIGTERM."""
+
+T = TypeVar("T")
 
 
 def build_optimizer(learning_rate: float, epochs: int, n_train: int, batch_size: int) -> Any:
@@ -90,51 +88,32 @@ def save_checkpoint(model: Any, state: Facts, folder: Path) -> None:
             old.unlink()
 
 
-@contextmanager
-def hold_sigterm() -> Iterator[Callable[[Callable[[], None]], None]]:
-    """Holds SIGTERM back, by which machines are taken away, until a training is between two steps and can save.
+def run_stoppable(train: Callable[[Callable[[Callable[[], None]], None]], T]) -> T:
+    """Trains in a thread of its own, so that a signal, which raises in the main thread, ends it between two steps.
 
-    Yields:
-        What the training calls there, with what saves: where a SIGTERM came, it saves, and then the signal does what it
-        would have done. It is not held in a thread, which gets no signals.
+    So SIGTERM, by which machines are taken away, and Ctrl-C cost no step: Prefect's handler, or whichever there is,
+    raises here, and what it raised goes on when the training has saved.
 
-    Before it passes a SIGTERM on, Prefect's supervisor of a deployed run asks whether Prefect's own handler is in place
-    in the run's process, and kills the process at once if it is not. So the handler here goes by that one's name, too.
+    Args:
+        train: Given what it calls between two steps, with what saves: there it ends, once it shall.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda save: None
-        return
-    came: list[int] = []
-
-    def deliver() -> None:
-        came.clear()
-        handle(before)
-        os.kill(os.getpid(), signal.SIGTERM)
+    stop = threading.Event()
 
     def look(save: Callable[[], None]) -> None:
-        if came:
+        if stop.is_set():
             save()
-            deliver()
-            handle(hold)
+            raise _StoppedError
 
-    def hold(number: int, frame: object) -> None:
-        came.append(number)
+    with ThreadPoolExecutor(1, "training") as pool:  # waits for it at the end
+        future = pool.submit(copy_context().run, train, look)
+        try:
+            return future.result()
+        finally:
+            stop.set()
 
-    def handle(handler: Any) -> None:
-        with engine._prefect_sigterm_bridge_lock:  # under which it is asked
-            if is_prefects:
-                setattr(engine, PREFECTS_HANDLER, handler)
-            signal.signal(signal.SIGTERM, handler)
 
-    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
-    is_prefects = before is getattr(engine, PREFECTS_HANDLER)
-    try:
-        handle(hold)
-        yield look
-    finally:
-        handle(before)
-        if came:
-            deliver()
+class _StoppedError(Exception):
+    """The training ended early; whoever stopped it raises something else."""
 
 
 def load_checkpoint(folder: Path, of: str) -> tuple[Any, Facts] | None:

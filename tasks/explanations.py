@@ -141,10 +141,8 @@ def list_shards(settings: Settings) -> list[Shard]:
 
 def is_at_hand(settings: Settings, shard: Shard) -> bool:
     """Whether a shard is explained; what only the shared cache has is brought here."""
-    entry = cache_folder(settings) / shard.name
-    if not is_whole(entry, shard):
-        fetch_entry(settings, f"{shard.name}/", last=shard.files[-1])
-    return is_whole(entry, shard)
+    fetch_entry(settings, shard.name, lambda entry: is_whole(entry, shard))
+    return is_whole(cache_folder(settings) / shard.name, shard)
 
 
 def is_whole(entry: Path, shard: Shard) -> bool:
@@ -169,7 +167,7 @@ def explain_shard(settings: Settings, shard: Shard) -> None:
             picture.save(out / f"{row['image_id']}.png", optimize=True)
 
     make_once(cache / shard.name, make, is_valid=lambda entry: is_whole(entry, shard))
-    keep_entry(settings, f"{shard.name}/")
+    keep_entry(settings, shard.name)
 
 
 def _load(run: Path, name: str, settings: Settings) -> Network:

@@ -1,8 +1,8 @@
 """Members: trains one network of the model, epoch by epoch, and goes on where a killed training stopped.
 
 Pixels lie on the accelerator for the whole training; a step sends row numbers and labels there, nothing else. After
-each epoch a checkpoint is kept, and at SIGTERM after the step that is being done. Every random choice of an epoch
-follows from seed, member and epoch: resumed and unbroken trainings see the same.
+each epoch a checkpoint is kept, and at SIGTERM or Ctrl-C after the step that is being done. Every random choice of an
+epoch follows from seed, member and epoch: resumed and unbroken trainings see the same.
 """
 
 import json
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from tasks.augmentation import BorderBlank, DetailShift, ExposureShift, FramingShift
-from tasks.epochs import build_optimizer, hold_sigterm, load_checkpoint, put_seeds, read_seeds, reseed, save_checkpoint
+from tasks.epochs import build_optimizer, load_checkpoint, put_seeds, read_seeds, reseed, run_stoppable, save_checkpoint
 from tasks.images import to_float
 from tasks.keras_backend import keras
 from tasks.network_files import check_network, save_network
@@ -190,7 +190,8 @@ def train_member(
     member = trainer.get_layer("member")
     trainer.get_layer("resident").put(train.pixels)
     truth = describe_truth(train)
-    with hold_sigterm() as look:
+
+    def train_epochs(look: Callable[[Callable[[], None]], None], state: Facts = state) -> list[Facts]:
         while len(state["history"]) < settings.epochs:
             epoch = len(state["history"]) + 1
             start = time.perf_counter()
@@ -224,14 +225,17 @@ def train_member(
             save_checkpoint(trainer, state, checkpoints)
             show(entry)
             look(lambda: None)  # all is saved
+        return list(state["history"])
+
+    history = run_stoppable(train_epochs)
     # Built anew: the kept network computes in single precision, whatever it was trained in.
     finished_member = build_member(settings.model_copy(update={"weights": None}), seed, name)
     finished_member.set_weights(member.get_weights())
     save_network(finished_member, folder, name)
     # Last: a member without it is not finished.
-    write_whole(folder / f"{name}.json", json.dumps({"history": state["history"]}))
+    write_whole(folder / f"{name}.json", json.dumps({"history": history}))
     shutil.rmtree(checkpoints)
-    return list(state["history"])
+    return history
 
 
 def read_finished(folder: Path, name: str) -> list[Facts] | None:

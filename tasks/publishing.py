@@ -30,9 +30,8 @@ from tasks.publishing_rules import (
     succeed,
 )
 from tasks.records import Facts, RunError, SettingsError
-from tasks.run_copies import address_of, read_seal, send
+from tasks.run_copies import address_of, change_shared, checksum_at, files_of, read_seal, read_shared, runs_of, send
 from tasks.settings import Settings
-from tasks.shared_files import change_shared, checksum_at, files_of, read_shared, runs_of
 from tasks.stages import STAGES_FOLDER
 from tasks.storage import SEAL, digest, is_in_bucket, read_json, run_folder, runs_address, sha256_of_file, write_json
 

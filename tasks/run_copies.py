@@ -1,21 +1,28 @@
 """Runs in a bucket: each has a working copy on this machine, and finished work a cache that machines share.
 
-Machines that work on a run at ``s3://bucket/prefix/run`` share nothing but that address. A flow brings the working copy
-up to date when it starts (``fetch_run``); what a stage places in it goes to the bucket at once (``send``). Beside the
-runs, ``s3://bucket/prefix/cache/`` holds what the cache of a machine holds: shards of packed pixels and masks under the
-same names, and entries of stages by content, each sent and fetched once. For a run on this machine all of it does
-nothing.
+Machines that work on a run at ``s3://bucket/prefix/run`` share nothing but that address. A flow makes the working copy
+what the bucket holds when it starts (``fetch_run``); what a stage places in it goes to the bucket at once (``send``).
+Beside the runs, ``s3://bucket/prefix/cache/`` holds what the cache of a machine holds: shards of packed pixels and
+masks under the same names, and each finished stage as one archive. For a run on this machine all of it does nothing.
 """
 
+import mimetypes
 import os
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
+from uuid import uuid4
 
-from tasks.bucket_folder import BucketFolder, Stored
-from tasks.records import Facts, RunError
+from botocore import exceptions as boto  # type: ignore[import-untyped]
+
+from tasks.records import Facts, OutsideError, RunError, SourceError
+from tasks.s3_client import code_of, make_client, s3_explained
 from tasks.settings import IngestionSettings, Settings
 from tasks.storage import (
     SEAL,
@@ -23,7 +30,9 @@ from tasks.storage import (
     inside,
     is_in_bucket,
     locked,
+    make_once,
     read_index,
+    read_json,
     read_record,
     run_folder,
     runs_address,
@@ -33,46 +42,138 @@ from tasks.storage import (
 
 KNOWN = ".bucket.json"
 """In a working copy: name -> ``[etag, sha256]`` of what is the same here and in the bucket."""
+OWNER = ".owner.json"
+"""In the bucket, beside the files of a run: whoever began to work on it last."""
 LOST_SHARDS = (
     "all workers need the same code and packages as this machine, and its folders (storage.cache) or a run in a bucket "
     "(run_dir s3://…)"
 )
 """The way out where what a worker made is nowhere to be found."""
-TRIES = 100
-"""A change of a shared file is tried again while others change it; each time one of them gets on."""
-
 INDICES = ("arrays/index.json", "masks/index.json")
+ANOTHER_VERSION = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
+"""What a server says to a conditional write where not the expected version is there, or none."""
+MOST_REMOVED = 1_000
+"""Objects that one request can remove."""
 
-WHOLE = "whole.json"
-"""In a folder of the shared cache: the files that belong to it, ``{"files": {name: sha256}}``."""
+owned: dict[str, str] = {}
+"""Runs that this process works on: address -> ETag of what ``OWNER`` is while nobody else has begun."""
 
-guards: dict[str, Callable[[], None]] = {}
-"""By the address of a run that this process works on: raises once another process does (see ``tasks.run_locks``)."""
+Result = TypeVar("Result")
+
+
+class BucketFolder:
+    """The objects below ``s3://bucket/prefix/``, by their names relative to it; boto3 does the work and the retries.
+
+    Raises:
+        RunError: From every method, if the bucket cannot be used.
+        OutsideError: From every method, if the server fails or cannot be reached.
+    """
+
+    def __init__(self, address: str, settings: IngestionSettings) -> None:
+        self.address = address.rstrip("/")
+        bucket, _, prefix = self.address.removeprefix("s3://").partition("/")
+        self.bucket, self.prefix = bucket, f"{prefix}/" if prefix else ""
+        self.said = f"run_dir: {self.address}"
+        try:
+            self.client = make_client(settings, "run_dir")
+        except SourceError as error:
+            raise RunError(str(error)) from None
+
+    def entries(self, below: str = "") -> dict[str, str]:
+        """The ETags of all objects whose name begins so, by name."""
+        with s3_explained(self.said, RunError):
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self.prefix + below
+            )
+            found = {entry["Key"]: str(entry["ETag"]) for page in pages for entry in page.get("Contents", ())}
+        return {key.removeprefix(self.prefix): etag for key, etag in found.items()}
+
+    def etag(self, name: str) -> str:
+        """The ETag of an object; empty where there is none."""
+        return self.entries(name).get(name, "")
+
+    def get(self, name: str, path: Path) -> bool:
+        """Brings an object to a file, whole or not at all; whether there is one.
+
+        Raises:
+            RunError: As all methods, and if the name would lead out of the folder it is brought to.
+        """
+        if name.startswith("/") or ".." in name.split("/"):
+            raise RunError(f"run_dir: {self.address} holds the name {name!r}, which leads out of its folder; remove it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with s3_explained(self.said, RunError):
+            try:
+                self.client.download_file(self.bucket, self.prefix + name, str(path))
+            except boto.ClientError as error:
+                if code_of(error) in ("404", "NoSuchKey"):
+                    return False
+                raise
+        return True
+
+    def put(self, path: Path, name: str) -> str:
+        """Writes a file as an object with its type for a browser; its ETag."""
+        with s3_explained(self.said, RunError):
+            return self._upload(path, name)
+
+    def put_instead(self, path: Path, name: str, etag: str) -> str | None:
+        """The same, but only in place of the version with this ETag, of none if it is empty; else ``None``."""
+        with s3_explained(self.said, RunError):
+            try:
+                return self._upload(path, name, **({"IfMatch": etag} if etag else {"IfNoneMatch": "*"}))
+            except boto.ClientError as error:
+                if code_of(error) not in ANOTHER_VERSION:
+                    raise
+        with TemporaryDirectory() as folder:  # it may be ours, where only the answer got lost
+            copy = Path(folder, "copy")
+            return self.etag(name) if self.get(name, copy) and copy.read_bytes() == path.read_bytes() else None
+
+    def _upload(self, path: Path, name: str, **condition: str) -> str:
+        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        kind = f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
+        place = {"Bucket": self.bucket, "Key": self.prefix + name}
+        with path.open("rb") as stream:
+            return str(self.client.put_object(**place, Body=stream, ContentType=kind, **condition)["ETag"])
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes objects; one that is not there is no error.
+
+        Raises:
+            RunError: As all methods, and if the server keeps one.
+        """
+        waiting = [{"Key": self.prefix + name} for name in sorted(names)]
+        with s3_explained(self.said, RunError):
+            for start in range(0, len(waiting), MOST_REMOVED):
+                some = waiting[start : start + MOST_REMOVED]
+                answer = self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": some, "Quiet": True})
+                for kept in answer.get("Errors", ()):  # with the status of a success
+                    raise boto.ClientError({"Error": {"Code": kept.get("Code", "unknown")}}, "DeleteObjects")
+
+
+# -- the working copy --------------------------------------------------------------------------------------------------
 
 
 def fetch_run(settings: Settings) -> None:
-    """Brings the working copy of a run, and the shards it names, up to date with the bucket.
+    """Makes the working copy of a run what the bucket holds, and brings the shards that it names.
 
     Raises:
         RunError: If the bucket cannot be used.
+        OutsideError: If the server fails or cannot be reached.
     """
     if not is_in_bucket(settings):
         return
     run, bucket = run_folder(settings), _open_run(settings)
     run.mkdir(parents=True, exist_ok=True)
-    with locked(run.parent / f".{run.name}.lock"):
-        known, there = _read_known(run), bucket.entries()
-        changed = {
-            name for name, stored in there.items() if _etag(known, name) != stored.etag or not (run / name).exists()
-        }
-        placed = _placed_by(run, changed)  # maybe by a try that was cut off here before it sent them
-        changed |= {name for name in (placed & set(there)) - changed if known[name][1] != sha256_of_file(run / name)}
-        for name, stored in _each(lambda name: bucket.get(name, run / name), changed, settings):
-            if stored is not None:  # else it was removed since it was listed
-                known[name] = [stored.etag, stored.sha256]
-        for name in {*known, *placed} - set(there):
-            inside(run, name).unlink(missing_ok=True)
-            known.pop(name, None)
+    with locked(run.parent / f".{run.name}.copy.lock"):
+        there = {name: etag for name, etag in bucket.entries().items() if name != OWNER}
+        known = {name: said for name, said in _read_known(run).items() if name in there}
+        changed = [name for name, etag in there.items() if not _is_same(inside(run, name), known.get(name), etag)]
+        for name, found in _each(lambda name: bucket.get(name, run / name), changed, settings):
+            if found:  # else it was removed since it was listed
+                known[name] = [there[name], sha256_of_file(run / name)]
+        for path in run.rglob("*"):  # what left the bucket, or was placed here and never sent
+            name = path.relative_to(run).as_posix()
+            if path.is_file() and name not in known and not path.name.startswith("."):
+                path.unlink()
         write_json(run / KNOWN, known)
     if changed:
         print(f"fetched {len(changed):,} files of the run from {bucket.address}")
@@ -84,31 +185,51 @@ def send(settings: Settings, names: Iterable[str], gone: Iterable[str] = ()) -> 
 
     Args:
         settings: Name the run.
-        names: Of files in the run folder, in any order; shards that an index among them names go first.
+        names: Of files in the run folder; shards that an index among them names go first.
         gone: Names that left the run folder.
 
     Raises:
-        RunError: If the bucket cannot be used, or another process has taken the run over.
+        RunError: If the bucket cannot be used, or another process has begun to work on the run.
+        OutsideError: If the server fails or cannot be reached.
     """
     if not is_in_bucket(settings):
         return
-    if guard := guards.get(str(settings.run_dir)):
-        guard()
     run, bucket = run_folder(settings), _open_run(settings)
-    names, gone = sorted(names), sorted(gone)
+    _require_owned(settings, bucket)
+    names = sorted(names)
     for index in set(INDICES) & set(names):
-        keep_files(settings, [name for shard in _shards(run / index) for name in _with_listing(shard)])
-    with locked(run.parent / f".{run.name}.lock"):
+        keep_files(settings, _shards(run / index))
+    with locked(run.parent / f".{run.name}.copy.lock"):
         known = _read_known(run)
-        if gone := [name for name in gone if name in known]:
-            bucket.remove(gone)
-        for name in gone:
-            del known[name]
+        left = [name for name in sorted(gone) if known.pop(name, None)]
+        bucket.remove(left)
         new = [name for name in names if name not in known or known[name][1] != sha256_of_file(run / name)]
-        for name, stored in _each(lambda name: bucket.put(run / name, name), new, settings):
-            assert stored is not None
-            known[name] = [stored.etag, stored.sha256]
+        for name, etag in _each(lambda name: bucket.put(run / name, name), [n for n in new if n != SEAL], settings):
+            known[name] = [etag, sha256_of_file(run / name)]
+        if SEAL in new:
+            sealed = bucket.put_instead(run / SEAL, SEAL, known.get(SEAL, [""])[0])
+            if sealed is None:
+                raise _taken_over(settings)
+            known[SEAL] = [sealed, sha256_of_file(run / SEAL)]
         write_json(run / KNOWN, known)
+
+
+@contextmanager
+def claim_run(settings: Settings, is_part: bool) -> Iterator[None]:
+    """Works on a run in a bucket; whoever began before, and was silent or cut off, can send nothing any more.
+
+    Args:
+        settings: Name the run.
+        is_part: Whether this process does a part of what another one leads, and works beside it.
+    """
+    address, bucket = str(settings.run_dir), _open_run(settings)
+    with TemporaryDirectory() as folder:
+        write_json(Path(folder, OWNER), {"machine": os.uname().nodename, "process": os.getpid(), "key": uuid4().hex})
+        owned[address] = bucket.etag(OWNER) if is_part else bucket.put(Path(folder, OWNER), OWNER)
+    try:
+        yield
+    finally:
+        del owned[address]
 
 
 def address_of(settings: Settings, name: str = "") -> str:
@@ -120,106 +241,60 @@ def address_of(settings: Settings, name: str = "") -> str:
 
 def read_seal(settings: Settings) -> Facts | None:
     """``run.json`` of a run as it is where the run is kept; ``None`` while it is not finished."""
-    path = run_folder(settings) / SEAL
     if is_in_bucket(settings):
-        path = path.with_name(".sealed.json")
-        if _open_run(settings).get(SEAL, path) is None:
-            return None
-    return read_record(path) if path.exists() else None
-
-
-def share_beside(settings: Settings, name: str, join: Callable[[Path], None]) -> None:
-    """Brings what a file that all runs share has in the bucket into the one here, and sends what it has beyond that.
-
-    Of several who do so at once none loses another's step.
-
-    Args:
-        settings: Name the run.
-        name: Of the file.
-        join: Takes over into the file here what a copy of the one in the bucket, at a path, has beyond it.
-
-    Raises:
-        RunError: If the bucket cannot be used, or others never stop changing the file.
-    """
-    if not is_in_bucket(settings):
-        return
-    bucket, here = _open_beside(settings), run_folder(settings).parent / name
-    with TemporaryDirectory() as place:
-        for _ in range(TRIES):
-            stored = bucket.get(name, Path(place, name))
-            if stored is not None:
-                join(Path(place, name))
-            if not here.exists() or (stored is not None and stored.sha256 == sha256_of_file(here)):
-                return
-            if bucket.put_instead(here, name, None if stored is None else stored.etag):
-                return
-    raise RunError(f"run_dir: {bucket.address}/{name} is changed by others all the time; run again later")
+        _open_run(settings)  # refuses the folder of runs
+    with files_of(address_of(settings), [SEAL], settings) as folder:
+        return read_record(folder / SEAL) if (folder / SEAL).exists() else None
 
 
 # -- the cache that machines share -------------------------------------------------------------------------------------
 
 
-def fetch_entry(settings: Settings, below: str, last: str) -> bool:
-    """Brings a folder of finished work from the shared cache to this machine's, as one machine made it.
+def fetch_entry(settings: Settings, name: str, is_whole: Callable[[Path], bool]) -> None:
+    """Brings a folder of finished work from the shared cache to this machine's, unless that has it.
 
-    Args:
-        settings: Name run and cache.
-        below: Name of the folder in the cache, with a slash at its end.
-        last: Name of the file that is brought last; without it the folder does not count as there.
-
-    Returns:
-        Whether it is there, whole.
-
-    Raises:
-        RunError: If the bucket cannot be used, or a name in it leads out of the folder.
+    One that cannot be unpacked is said and left out: it is made again.
     """
-    if not is_in_bucket(settings):
-        return False
-    bucket, folder = _open_cache(settings), cache_folder(settings) / below
-    files = _read_whole(bucket, below)
-    if files is None or last not in files:
-        return False
-
-    def bring(name: str) -> Stored | None:
-        return bucket.get(f"{below}{files[name]}/{name}", inside(folder, name))
-
-    for names in ([name for name in files if name != last], [last]):
-        wrong = [name for name, stored in _each(bring, names, settings) if not stored or stored.sha256 != files[name]]
-        if wrong:
-            print(
-                f"{bucket.address}/{below} lacks {wrong[0]} as it was written; it is made again here; remove it there"
-            )
-            return False
-    return True
-
-
-def keep_entry(settings: Settings, below: str) -> None:
-    """Sends a folder of finished work in this machine's cache to the shared one, unless that has one of its name.
-
-    Files lie there by their content, and ``whole.json``, written last and never in place of another, says which of
-    them the folder is: one that several machines make, also where one of them dies over it, is of one of them alone.
-    """
-    if not is_in_bucket(settings) or _open_cache(settings).entries(below + WHOLE):
+    target = cache_folder(settings) / name
+    if not is_in_bucket(settings) or (target.exists() and is_whole(target)):
         return
-    bucket, folder = _open_cache(settings), cache_folder(settings) / below
-    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    files = {name: sha256_of_file(path) for name, path in paths.items()}
-    there = bucket.entries(below)
-    new = [name for name, sha256 in files.items() if f"{below}{sha256}/{name}" not in there]
-    _each(lambda name: bucket.put(paths[name], f"{below}{files[name]}/{name}"), new, settings)
-    with TemporaryDirectory() as place:
-        write_json(Path(place, WHOLE), {"files": files})
-        bucket.put_instead(Path(place, WHOLE), below + WHOLE, None)
-    kept = _read_whole(bucket, below)
-    if kept is not None:
-        named = {below + WHOLE, *(f"{below}{sha256}/{name}" for name, sha256 in kept.items())}
-        bucket.remove(set(bucket.entries(below)) - named)  # begun by others, or by us where another was faster
+    bucket = _open_cache(settings)
+    with TemporaryDirectory() as folder:
+        archive = Path(folder, "entry.tar")
+        if not bucket.get(f"{name}.tar", archive):
+            return
+        try:
+            make_once(target, lambda out: shutil.unpack_archive(archive, out, "tar", filter="data"), is_valid=is_whole)
+        except (shutil.ReadError, tarfile.TarError):
+            print(f"{bucket.address}/{name}.tar is damaged; it is made again here; remove it there")
 
 
-def _read_whole(bucket: BucketFolder, below: str) -> dict[str, str] | None:
-    with TemporaryDirectory() as place:
-        path = Path(place, WHOLE)
-        return None if bucket.get(below + WHOLE, path) is None else dict(read_record(path, files=dict)["files"])
+def keep_entry(settings: Settings, name: str) -> None:
+    """Sends a folder of finished work in this machine's cache to the shared one, whole, unless that has it."""
+    if not is_in_bucket(settings) or (bucket := _open_cache(settings)).etag(f"{name}.tar"):
+        return
+    with TemporaryDirectory() as folder:
+        archive = shutil.make_archive(f"{folder}/entry", "tar", cache_folder(settings) / name)
+        bucket.put_instead(Path(archive), f"{name}.tar", "")  # of two at once the first one stays
+
+
+def fetch_files(settings: Settings, names: Iterable[str], *, anew: bool = False) -> None:
+    """Brings files that the shared cache holds and this machine's does not; ``anew`` those, too, that it does."""
+    here = cache_folder(settings)
+    missing = [name for name in names if anew or not (here / name).exists()]
+    if missing and is_in_bucket(settings):
+        bucket = _open_cache(settings)
+        _each(lambda name: bucket.get(name, here / name), missing, settings)
+
+
+def keep_files(settings: Settings, names: Iterable[str], *, anew: bool = False) -> None:
+    """Sends files of this machine's cache that the shared one does not hold; ``anew`` those, too, that it does."""
+    names = list(names)
+    if not names or not is_in_bucket(settings):
+        return
+    bucket, here = _open_cache(settings), cache_folder(settings)
+    there = {} if anew else _names_beside(bucket, names)
+    _each(lambda name: bucket.put(here / name, name), [name for name in names if name not in there], settings)
 
 
 def fetch_lists(settings: Settings, below: str) -> None:
@@ -230,74 +305,112 @@ def fetch_lists(settings: Settings, below: str) -> None:
 
 def fetch_shards(settings: Settings, folder: Path) -> None:
     """Brings the shards that the indices in a folder name and this machine's cache does not hold."""
-    if not is_in_bucket(settings):
-        return
-    here = cache_folder(settings)
-    named = [shard for index in INDICES if (folder / index).exists() for shard in _shards(folder / index)]
-    missing = [name for shard in named for name in _with_listing(shard) if not (here / name).exists()]
-    bucket = _open_cache(settings)
-    if missing:
-        _each(lambda name: bucket.get(name, here / name), missing, settings)
-        print(f"fetched {len(missing):,} shards and their lists from {bucket.address}")
-
-
-def fetch_files(settings: Settings, names: Iterable[str]) -> None:
-    """Brings files that the shared cache holds, and this machine's cache does not."""
-    here = cache_folder(settings)
-    missing = [name for name in names if not (here / name).exists()]
-    if not missing or not is_in_bucket(settings):
-        return
-    bucket = _open_cache(settings)
-    there = _names_beside(bucket, missing)
-    _each(lambda name: bucket.get(name, here / name), [name for name in missing if name in there], settings)
-
-
-def keep_files(settings: Settings, names: Sequence[str]) -> None:
-    """Sends files of this machine's cache that the shared cache does not hold."""
-    if not names or not is_in_bucket(settings):
-        return
-    bucket, here = _open_cache(settings), cache_folder(settings)
-    there = _names_beside(bucket, names)
-    _each(lambda name: bucket.put(here / name, name), [name for name in names if name not in there], settings)
-
-
-def _names_beside(bucket: BucketFolder, names: Iterable[str]) -> set[str]:
-    folders = sorted({name.rpartition("/")[0] + "/" for name in names})
-    return {name for folder in folders for name in bucket.entries(folder)}
-
-
-def fetch_note(settings: Settings, name: str) -> None:
-    """Brings one file of the shared cache, as it is now."""
     if is_in_bucket(settings):
-        _open_cache(settings).get(name, cache_folder(settings) / name)
+        fetch_files(settings, [name for index in INDICES for name in _shards(folder / index)])
 
 
-def keep_note(settings: Settings, name: str) -> None:
-    """Sends one file of this machine's cache, in place of one that is there."""
-    if is_in_bucket(settings):
-        _open_cache(settings).put(cache_folder(settings) / name, name)
+# -- beside the runs ---------------------------------------------------------------------------------------------------
+
+
+def runs_of(settings: Settings) -> str:
+    """The folder of runs that the run lies in: ``s3://bucket/prefix``, or an absolute path."""
+    return runs_address(settings) if is_in_bucket(settings) else str(run_folder(settings).resolve().parent)
+
+
+@contextmanager
+def files_of(address: str, names: Iterable[str], settings: Settings) -> Iterator[Path]:
+    """A folder here with those of the named files that are there: the folder itself, or copies out of a bucket.
+
+    Args:
+        address: A folder here, or ``s3://bucket/prefix``.
+        names: Relative to it.
+        settings: How to reach the bucket.
+    """
+    if not address.startswith("s3://"):
+        yield Path(address)
+        return
+    with TemporaryDirectory() as folder:
+        for name in names:
+            open_bucket(address, settings).get(name, Path(folder, name))
+        yield Path(folder)
+
+
+def checksum_at(address: str, name: str, settings: Settings) -> str | None:
+    """The sha256 of a file as it is where it is kept; ``None`` where there is none."""
+    with files_of(address, [name], settings) as folder:
+        return sha256_of_file(folder / name) if (folder / name).is_file() else None
+
+
+def read_shared(address: str, name: str, settings: Settings) -> Facts | None:
+    """A JSON file beside the runs; ``None`` where there is none.
+
+    Raises:
+        RunError: If it is no JSON object.
+    """
+    with files_of(address, [name], settings) as folder:
+        return _read_object(folder / name, f"{address}/{name}") if (folder / name).exists() else None
+
+
+def change_shared(address: str, name: str, settings: Settings, change: Callable[[Facts | None], Facts | None]) -> None:
+    """Changes a JSON file beside the runs, unless somebody else does so at the same time.
+
+    Args:
+        address: The folder of runs.
+        name: Of the file.
+        settings: How to reach the bucket.
+        change: From what is there, ``None`` for nothing, to what shall be, ``None`` for what is there.
+
+    Raises:
+        RunError: If the file is no JSON object.
+        OutsideError: If somebody else changed it in a bucket meanwhile: the change has to be thought over.
+    """
+    if not address.startswith("s3://"):
+        path = Path(address, name)
+        with locked(path.with_name(f".{name}.lock")):
+            wanted = change(_read_object(path, str(path)) if path.exists() else None)
+            if wanted is not None:
+                write_json(path, wanted)
+        return
+    bucket = open_bucket(address, settings)
+    etag = bucket.etag(name)
+    wanted = change(read_shared(address, name, settings))
+    with TemporaryDirectory() as folder:
+        write_json(Path(folder, name), wanted)
+        if wanted is not None and bucket.put_instead(Path(folder, name), name, etag) is None:
+            raise OutsideError(f"run_dir: {address}/{name} was changed by others meanwhile; run again")
 
 
 def open_bucket(address: str, settings: Settings) -> BucketFolder:
     """A folder in a bucket, with one client for all that this process does there."""
-    return _open(address.rstrip("/"), settings.ingestion, _surroundings())
+    # What boto3 reads when a client is made: another endpoint or key, another client.
+    surroundings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    return _open(address.rstrip("/"), settings.ingestion, surroundings)
 
 
 # -- small parts -------------------------------------------------------------------------------------------------------
 
 
+def _require_owned(settings: Settings, bucket: BucketFolder) -> None:
+    etag = owned.get(str(settings.run_dir))
+    if etag is not None and bucket.etag(OWNER) != etag:
+        raise _taken_over(settings)
+
+
+def _taken_over(settings: Settings) -> RunError:
+    return RunError(
+        f"run_dir: {settings.run_dir} was taken over by another process, which began to work on it meanwhile; let that "
+        "one end, or give another folder"
+    )
+
+
 def _shards(index: Path) -> list[str]:
-    return read_index(index)[0]
+    """The shards that an index names, if there is one, each before the list of its files where it has one."""
+    shards = read_index(index)[0] if index.exists() else []
+    lists = {name: [str(Path(name).with_suffix(".json"))] if name.endswith(".npy") else [] for name in shards}
+    return [part for name in shards for part in (name, *lists[name])]
 
 
-def _with_listing(shard: str) -> list[str]:
-    # A shard of pixels has its list of files beside it, written last.
-    return [shard, str(Path(shard).with_suffix(".json"))] if shard.endswith(".npy") else [shard]
-
-
-def _each(
-    do: Callable[[str], Stored | None], names: Iterable[str], settings: Settings
-) -> list[tuple[str, Stored | None]]:
+def _each(do: Callable[[str], Result], names: Iterable[str], settings: Settings) -> list[tuple[str, Result]]:
     names = list(names)
     with ThreadPoolExecutor(settings.ingestion.n_connections) as pool:
         return list(zip(names, pool.map(do, names), strict=True))
@@ -307,24 +420,29 @@ def _read_known(run: Path) -> dict[str, list[str]]:
     return read_record(run / KNOWN) if (run / KNOWN).exists() else {}
 
 
-def _placed_by(run: Path, names: Iterable[str]) -> set[str]:
-    """Files that the records of stages among these names, as they are here, say may lie in the working copy."""
-    records = [run / name for name in names if name.startswith("stages/") and (run / name).exists()]
-    return {str(name) for record in records for name in read_record(record, files=list)["files"]}
+def _is_same(path: Path, known: list[str] | None, etag: str) -> bool:
+    return known is not None and known[0] == etag and path.exists() and known[1] == sha256_of_file(path)
 
 
-def _etag(known: dict[str, list[str]], name: str) -> str:
-    return known[name][0] if name in known else ""
+def _names_beside(bucket: BucketFolder, names: Iterable[str]) -> set[str]:
+    folders = sorted({name.rpartition("/")[0] + "/" for name in names})
+    return {name for folder in folders for name in bucket.entries(folder)}
+
+
+def _read_object(path: Path, said: str) -> Facts:
+    try:
+        found = read_json(path)
+    except RunError:
+        found = None
+    if not isinstance(found, dict):
+        raise RunError(f"{said} is no JSON object; put back a whole copy, or remove it to begin anew")
+    return found
 
 
 def _open_run(settings: Settings) -> BucketFolder:
     if str(settings.run_dir).endswith("/"):
         raise RunError(f"run_dir: {settings.run_dir} names the folder of runs; name one of the runs in it")
     return open_bucket(str(settings.run_dir), settings)
-
-
-def _open_beside(settings: Settings) -> BucketFolder:
-    return open_bucket(runs_address(settings), settings)
 
 
 def _open_cache(settings: Settings) -> BucketFolder:
@@ -334,8 +452,3 @@ def _open_cache(settings: Settings) -> BucketFolder:
 @cache
 def _open(address: str, settings: IngestionSettings, surroundings: tuple[tuple[str, str], ...]) -> BucketFolder:
     return BucketFolder(address, settings)
-
-
-def _surroundings() -> tuple[tuple[str, str], ...]:
-    # What boto3 reads when a client is made: another endpoint or key, another client.
-    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))

@@ -11,7 +11,7 @@ from tasks.answers import read_answered, share_answers
 from tasks.provenance import PACKAGES, checksum_of_weights, describe_run
 from tasks.records import Facts
 from tasks.retries import outside_failed
-from tasks.run_copies import address_of, fetch_note, keep_note, read_seal, send
+from tasks.run_copies import address_of, fetch_files, keep_files, read_seal, send
 from tasks.screener_files import find_screener, known_readings
 from tasks.settings import Settings
 from tasks.sources import fetch_source
@@ -54,7 +54,7 @@ def note_finished(settings: Settings) -> None:
     if used == {sha: device for sha, device in read_answered(settings).items() if sha in contents}:
         # Else an answer came in while it trained, and the next run has news.
         write_json(path, {"run_dir": address_of(settings), "report": address_of(settings, "report/index.html")})
-        keep_note(settings, f"finished/{path.name}")
+        keep_files(settings, [f"finished/{path.name}"], anew=True)
 
 
 @task(name="look for news", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5, retry_condition_fn=outside_failed)
@@ -62,7 +62,7 @@ def find_finished(settings: Settings) -> str | None:
     """The report of a finished run of the same source, readings, answers, screener, settings and code, if any."""
     share_answers(settings)
     path = _finished_path(settings, fetch_source(settings).sha256)
-    fetch_note(settings, f"finished/{path.name}")
+    fetch_files(settings, [f"finished/{path.name}"], anew=True)
     if not path.exists():
         return None
     finished = read_record(path, run_dir=str, report=str)

@@ -6,16 +6,23 @@ is not done again, in the same run folder or another one.
 """
 
 import dis
+import filecmp
 import importlib.metadata
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from types import CodeType
+from typing import Any, ParamSpec
 
+from prefect import Task, task
+from prefect.states import Completed
+
+from tasks.artifacts import in_run
 from tasks.records import Facts, RunError
+from tasks.retries import outside_failed
 from tasks.room import room_in
 from tasks.run_copies import fetch_entry, fetch_shards, keep_entry, send
 from tasks.settings import Settings
@@ -32,8 +39,17 @@ from tasks.storage import (
     write_json,
 )
 
+P = ParamSpec("P")
 STAGES_FOLDER = "stages"
-SHAPES_NOTHING = {"tasks.settings", "tasks.run_copies", "tasks.bucket_folder", "tasks.room"}
+SHAPES_NOTHING = frozenset(
+    f"tasks.{name}"
+    for name in (
+        *("settings", "addresses", "artifacts", "retries", "provenance", "contact_sheet", "answers"),
+        *("storage", "room", "stages", "run_copies", "s3_client"),
+        *("sources", "archives", "buckets", "dropbox_folder", "web_links"),
+    )
+)
+"""Modules that carry, keep, show or explain, and change no result: what matters of them is in a stage's inputs."""
 
 
 def run_stage(
@@ -70,7 +86,7 @@ def run_stage(
     key = digest(parts)[:24]
     entry = cache_folder(settings) / stage / key
 
-    name = f"{stage}/{key}/"
+    name = f"{stage}/{key}"
 
     def make_entry(folder: Path) -> None:
         start = time.perf_counter()
@@ -85,40 +101,59 @@ def run_stage(
         except RunError:  # missing or damaged: it is made again
             return False
 
-    if not (entry / "stage.json").exists() and fetch_entry(settings, name, last="stage.json"):
+    fetch_entry(settings, name, is_whole)
+    if entry.exists():
         fetch_shards(settings, entry)
     reused = make_once(entry, make_entry, is_valid=is_whole, resumable=resumable)
     keep_entry(settings, name)  # one that is reused, too: its first upload may have broken off
     sealed = read_json(entry / "stage.json")
-    place_files(settings, entry, stage, {**sealed, "reused": reused, "entry": name.rstrip("/")})
+    place_files(settings, entry, stage, {**sealed, "reused": reused, "entry": name})
     return {**sealed["facts"], "reused": reused, "seconds": sealed["seconds"]}
 
 
-def place_files(settings: Settings, entry: Path, stage: str, record: Facts) -> None:
-    """Copies a stage's files into the run folder, removes those of an earlier try, and breaks the run's seal.
+def stage_task(name: str, **options: Any) -> Callable[[Callable[P, Facts]], Task[P, Facts]]:
+    """Makes a function that does a stage a task of Prefect; ``options`` are Prefect's.
 
-    Before a file comes or goes, the stage's record names all that may be there, without the facts that a finished stage
-    has: where this is cut off, whoever places files of the stage next knows what to remove.
+    What fails outside is tried again. A stage taken from the cache ends in the state *Cached*, its facts the message.
+    """
+
+    def decorate(do: Callable[P, Facts]) -> Task[P, Facts]:
+        @wraps(do)
+        def run(*args: P.args, **named: P.kwargs) -> Facts:
+            facts = do(*args, **named)
+            if not (facts["reused"] and in_run()):
+                return facts
+            said = ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int | float))
+            return Completed(name="Cached", message=said, data=facts)  # type: ignore[return-value]
+
+        again = {"retries": 2, "retry_delay_seconds": 5, "retry_condition_fn": outside_failed}
+        return task(run, name=name, **{**again, **options})  # type: ignore[call-overload,no-any-return]
+
+    return decorate
+
+
+def place_files(settings: Settings, entry: Path, stage: str, record: Facts) -> None:
+    """Puts a stage's files in the place of those of an earlier try in the run folder, and breaks the run's seal.
+
+    What is no longer right goes first, then the stage's record names what is to be there, then it comes: where this is
+    cut off a file is missing, never an old one among new ones, and the next try knows all that may be there.
     """
     run = run_folder(settings)
     names = sorted(p.relative_to(entry).as_posix() for p in entry.rglob("*") if p.is_file() and p.name != "stage.json")
-    with room_in(run, _growth(run, entry, names)):
-        run.mkdir(parents=True, exist_ok=True)
-        (run / SEAL).unlink(missing_ok=True)
-        send(settings, [], gone=[SEAL])
-        record_name = f"{STAGES_FOLDER}/{stage}.json"
-        earlier = set(read_record(run / record_name, files=list)["files"]) if (run / record_name).exists() else set()
-        gone = {name: inside(run, name) for name in earlier - set(names)}
-        begun = {name: value for name, value in record.items() if name != "facts"}
-        write_json(run / record_name, {**begun, "files": sorted({*names, *gone})})
-        send(settings, [record_name])
-        for name in names:
-            _place(entry / name, run / name)
-        send(settings, names, gone=gone)
-        for path in gone.values():  # not before they left the bucket, from where they would come back
-            path.unlink(missing_ok=True)
+    record_name = f"{STAGES_FOLDER}/{stage}.json"
+    with room_in(run):
+        earlier = read_record(run / record_name, files=list)["files"] if (run / record_name).exists() else []
+        same = {name for name in names if (run / name).is_file() and filecmp.cmp(entry / name, run / name, False)}
+        gone = [SEAL, *sorted({*earlier, *names} - same)]
+        for name in gone:
+            inside(run, name).unlink(missing_ok=True)
+        send(settings, [], gone=gone)
         write_json(run / record_name, {**record, "files": names})
         send(settings, [record_name])
+        for name in names:
+            if name not in same:
+                _place(entry / name, run / name)
+        send(settings, names)
 
 
 def _place(source: Path, target: Path) -> None:
@@ -131,27 +166,13 @@ def _place(source: Path, target: Path) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _growth(run: Path, entry: Path, names: Sequence[str]) -> int:
-    """Bytes that are needed at most while files of an entry replace those of a run, one after the other."""
-    new = [(entry / name).stat().st_size for name in names]
-    old = [(run / name).stat().st_size for name in names if (run / name).is_file()]
-    return max(0, sum(new) - sum(old)) + max(new, default=0)
-
-
 def read_stage(run: Path, stage: str) -> Facts:
     """The record of a finished stage in a run folder: ``facts``, ``seconds``, ``reused``, ``files``, ``entry``.
 
     Raises:
-        RunError: If there is none, or it is that of a stage that was cut off while its files were placed.
+        RunError: If there is none.
     """
-    path = run / STAGES_FOLDER / f"{stage}.json"
-    record = read_record(path)
-    if not isinstance(record.get("facts"), dict):
-        raise RunError(
-            f"{path} is not of a finished stage: give the command that it belongs to again, or remove it and the files "
-            "that it names"
-        )
-    return record
+    return read_record(run / STAGES_FOLDER / f"{stage}.json", facts=dict)
 
 
 def package_versions(packages: Sequence[str]) -> dict[str, str]:
@@ -160,12 +181,11 @@ def package_versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def code_version(module: str) -> str:
-    """A hash of the text of a module and of all modules of this repository that it imports, however deep.
+    """A hash of the text of a module and of all modules of this repository that it imports and that shape its result.
 
-    Settings are left out (their values are in the key), as are flows and other stages, which no stage imports, what
-    carries files to a bucket and back, and what looks after room on the disk.
+    Those in ``SHAPES_NOTHING``, and what only they import, are left out.
     """
-    return digest({name: source_of(name) for name in sorted(imported_modules(module) - SHAPES_NOTHING)})
+    return digest({name: source_of(name) for name in sorted(imported_modules(module))})
 
 
 @cache
@@ -184,7 +204,7 @@ def imported_modules(module: str) -> set[str]:
         if name in found:
             continue
         found.add(name)
-        named = names_imported(source_of(name))
+        named = names_imported(source_of(name)) - SHAPES_NOTHING
         waiting += [n for n in named if n.split(".")[0] in ("tasks", "data") and source_of(n)]
     return found
 

@@ -1,6 +1,5 @@
 """Files that appear whole or not at all, run folders, and the manifest."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -11,12 +10,13 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from tasks.records import MANIFEST_DTYPES, RunError, SourceError
 from tasks.room import room_in
@@ -222,41 +222,32 @@ def make_once(
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds a lock file; waits, and says so, while another process does. The system frees it when a process dies."""
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"another run is making {path.name.removeprefix('.').removesuffix('.lock')}; waiting for it")
-                fcntl.flock(stream, fcntl.LOCK_EX)
-            # The one before us removed the file as it left: what we hold then is no longer what others lock.
-            if not _names(path, stream.fileno()):
-                continue
-            try:
-                yield
-            finally:
-                path.unlink()
-            return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        name = path.name.removeprefix(".").removesuffix(".lock")
+        with suppress(FileNotFoundError):
+            print(f"another run ({path.read_text()}) is making {name}; waiting for it")
+        lock.acquire()
+    try:
+        path.write_text(f"process {os.getpid()} on {os.uname().nodename}")
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: who waits looks whether what it got still has a name
+        lock.release()
 
 
 def is_held(path: Path) -> bool:
     """Whether somebody holds a lock file just now."""
-    try:
-        with path.open() as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    if not path.exists():
         return False
-    except BlockingIOError:
+    try:
+        with FileLock(path, blocking=False):
+            return False
+    except Timeout:
         return True
-    return False
-
-
-def _names(path: Path, descriptor: int) -> bool:
-    try:
-        return path.stat().st_ino == os.fstat(descriptor).st_ino
-    except FileNotFoundError:
-        return False
 
 
 def shards_exist(index: Path, cache: Path) -> bool:

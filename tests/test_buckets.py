@@ -15,8 +15,8 @@ from typing import Any
 import boto3  # type: ignore[import-untyped]
 import pytest
 from s3_server import AWS, FaultyProxy, faulty_proxy, running_s3, set_aws
-
 from tasks.bucket_folder import make_client
+
 from tasks.buckets import BucketCopy, fetch_archive_object, fetch_bucket, is_archive_address
 from tasks.layout import plan_layout
 from tasks.records import SourceError

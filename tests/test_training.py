@@ -12,11 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from prefect.exceptions import TerminationSignal
-from prefect.utilities.engine import can_ack_control_intent, capture_sigterm
 
 import tasks.members
-from tasks.epochs import hold_sigterm
 from tasks.images import PackedImages, to_float
 from tasks.keras_backend import keras
 from tasks.members import Lesson, build_trainer, class_weights, describe_truth, shrink_packed
@@ -140,23 +137,6 @@ def test_a_training_told_to_stop_saves_after_the_step_and_goes_on_without_repeat
     for column in ("member", "epoch", "loss", "val_auc"):
         one, two = (pd.read_csv(folder / "history.csv")[column] for folder in (whole, broken))
         np.testing.assert_allclose(one, two, atol=1e-4)
-
-
-def test_prefect_may_tell_a_deployed_training_to_stop_and_is_obeyed_once_the_step_is_saved() -> None:
-    saved: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda *_: None)  # which Prefect passes the signal on to
-    try:
-        with pytest.raises(TerminationSignal), capture_sigterm():
-            with hold_sigterm() as look:
-                assert can_ack_control_intent(), "Prefect would kill the process at once"
-                os.kill(os.getpid(), signal.SIGTERM)
-                look(lambda: saved.append(1))
-            pytest.fail("the signal was swallowed")
-        with capture_sigterm():
-            assert can_ack_control_intent()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert saved == [1]
 
 
 @pytest.mark.slow

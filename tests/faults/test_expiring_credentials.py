@@ -11,9 +11,9 @@ import pytest
 from fault_table import FaultTable
 from s3_server import FaultyProxy, faulty_proxy, running_s3, set_aws
 
-from tasks.bucket_folder import BucketFolder
 from tasks.buckets import fetch_bucket
 from tasks.records import RunError, SourceError
+from tasks.run_copies import BucketFolder
 from tasks.settings import IngestionSettings
 
 BUCKET = "chest"
@@ -53,7 +53,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Moves the clock on that says how old credentials are: within a second they are not looked up again."""
     moved = [0.0]
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + moved[0], sleep=time.sleep)
-    monkeypatch.setattr("tasks.bucket_folder.time", clock)
+    monkeypatch.setattr("tasks.s3_client.time", clock)
     return lambda seconds: moved.append(moved.pop() + seconds)
 
 
