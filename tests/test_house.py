@@ -65,7 +65,6 @@ ROWS = [
         "tasks.epochs",
         "tasks.contact_sheet",
         "data.sample",
-        "data.full_size",
         "tasks.bucket_requests",
         "tasks.web_requests",
     },
