@@ -21,12 +21,11 @@ import pandas as pd
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from tasks.readings import Device
 from tasks.records import Facts, SettingsError, TableError
 from tasks.run_copies import open_bucket
 from tasks.settings import Settings
 from tasks.storage import is_in_bucket, run_folder, runs_address, write_whole
-from tasks.tables import read_rows
+from tasks.tables import Device, read_rows
 
 ANSWERS = "device_answers"
 TABLE = f"{ANSWERS}.csv"

@@ -2,20 +2,15 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
 
 import pandas as pd
-from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
 from tasks.records import TableError
 from tasks.storage import SHIPPED_REVIEW
-from tasks.tables import read_rows
+from tasks.tables import Device, read_rows
 
 SHIPPED_APPLIES_FROM = 0.95
-
-Device = Annotated[Literal[0, 1], BeforeValidator(lambda text: {"0": 0, "1": 1}.get(text, text))]
-"""What a person saw in an image, also as text: 1 a device, 0 none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,17 @@ import stat
 from collections.abc import Callable, Iterator
 from inspect import signature
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import Annotated, Literal, TextIO, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BeforeValidator, ValidationError
 
 from tasks.records import TableError
 
 MAX_MB = 200
 MAX_LINE = 1_000_000  # characters
+
+Device = Annotated[Literal[0, 1], BeforeValidator(lambda text: {"0": 0, "1": 1}.get(text, text))]
+"""The cell that says what a person saw in an image: 1 a device, 0 none."""
 
 Row = TypeVar("Row")
 
