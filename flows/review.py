@@ -15,9 +15,17 @@ from pydantic import BaseModel, Field
 
 from flows.command_line import run_command
 from flows.labels import label_run
-from tasks.answers import answers_address, default_reviewer, keep_answers, name_images, share_answers, take_answers
+from tasks.answers import (
+    Answer,
+    answers_folder,
+    default_reviewer,
+    keep_answers,
+    name_images,
+    read_answers,
+    share_answers,
+)
 from tasks.contact_sheet import SHEET, count_doubtful
-from tasks.records import Facts, PipelineError, SettingsError, TableError
+from tasks.records import PipelineError, SettingsError, TableError
 from tasks.run_copies import address_of, fetch_run
 from tasks.settings import Settings
 from tasks.storage import read_manifest, run_folder
@@ -44,7 +52,7 @@ class ReviewForm(RunInput):
 
 @flow(name="review", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def review(settings: Settings = Settings(), answers: str | None = None, reviewer: str = "") -> str:
-    """Takes answers about the images of a run; returns the address where answers are kept.
+    """Takes answers about the images of a run; returns the folder where answers are kept.
 
     Raises:
         SettingsError: Without answers, if this run cannot wait for them.
@@ -52,21 +60,15 @@ def review(settings: Settings = Settings(), answers: str | None = None, reviewer
     """
     fetch_run(settings)
     share_answers(settings)
-    manifest = read_manifest(run_folder(settings))
-    address = answers_address(settings)
-    if answers is None:
-        if not can_wait():
-            raise SettingsError("answers: none are given; give --answers FILE, the CSV saved from the run's sheet")
+    if answers is not None:
+        take_answers(Path(answers), settings, reviewer, datetime.now(UTC))
+        share_answers(settings)
+    elif can_wait():
         wait_for_answers(settings)
     else:
-        name = reviewer or default_reviewer()
-        say_taken(
-            take_answers(Path(answers), manifest, address, reviewer=name, setting="answers", now=datetime.now(UTC)),
-            address,
-        )
-        share_answers(settings)
+        raise SettingsError("answers: none are given; give --answers FILE, the CSV saved from the run's sheet")
     print(f"the same pipeline command with --run-dir {settings.run_dir} now uses them")
-    return str(address)
+    return str(answers_folder(settings))
 
 
 def can_wait() -> bool:
@@ -82,7 +84,7 @@ def wait_for_answers(settings: Settings) -> None:
     A resumed run starts again from the top and comes here once more; Prefect then hands over the forms filled in so
     far, one after the other. One that is of no use costs a sentence in the log, not the run: it waits for the next.
     """
-    address, sheet = answers_address(settings), address_of(settings, SHEET)
+    sheet = address_of(settings, SHEET)
     for turn in count(1):
         n = count_doubtful(settings)
         waiting = "1 doubtful image waits" if n == 1 else f"{n:,} doubtful images wait"
@@ -93,35 +95,28 @@ def wait_for_answers(settings: Settings) -> None:
         )
         form = suspend_flow_run(wait_for_input=asked, key=f"review-{turn}")
         try:
-            taken = take_form(form, settings, when_filled_in(form))
+            take_form(form, settings, when_filled_in(form))
         except (PipelineError, OSError) as error:
             print(f"this form is of no use, the run waits for another one: {error}")
             continue
-        if taken is not None:
-            say_taken(taken, address)
-            share_answers(settings)
+        share_answers(settings)
         return
 
 
-def take_form(form: ReviewForm, settings: Settings, now: datetime) -> Facts | None:
-    """Takes the answers of a form; ``None`` where it says to go on without any.
+def take_form(form: ReviewForm, settings: Settings, now: datetime) -> None:
+    """Takes the answers of a form, which may also say to go on without any.
 
     Raises:
         TableError: If they do not fit the run, or there are none and the form does not say to go on.
     """
-    manifest, address = read_manifest(run_folder(settings)), answers_address(settings)
-    reviewer = form.reviewer or default_reviewer()
-    named = name_images(form.with_device, form.without_device, manifest)
+    named = name_images(form.with_device, form.without_device, read_manifest(run_folder(settings)))
     file = form.answers.strip()
     if file and named:
         raise TableError("answers: the form names a CSV and image ids; give one of them")
-    if file:
-        return take_answers(Path(file).expanduser(), manifest, address, reviewer=reviewer, setting="answers", now=now)
-    if named:
-        return keep_answers(named, manifest, address, reviewer=reviewer, place="the form", now=now)
-    if not form.go_on:
+    if file or named:
+        take_answers(Path(file).expanduser() if file else named, settings, form.reviewer, now)
+    elif not form.go_on:
         raise TableError("answers: the form has none; name the CSV, list image ids, or tick go_on")
-    return None
 
 
 def when_filled_in(form: ReviewForm) -> datetime:
@@ -132,10 +127,18 @@ def when_filled_in(form: ReviewForm) -> datetime:
     return (filled or datetime.now(UTC)).astimezone(UTC)
 
 
-def say_taken(facts: Facts, address: Path) -> None:
-    """Says how many answers were taken, in one line of the log."""
+def take_answers(given: Path | list[Answer], settings: Settings, reviewer: str, now: datetime) -> None:
+    """Keeps the answers of a CSV or a form, and says in one line of the log how many.
+
+    Raises:
+        TableError: If they do not fit the run.
+    """
+    manifest, folder = read_manifest(run_folder(settings)), answers_folder(settings)
+    place = f"answers: {given}" if isinstance(given, Path) else "the form"
+    answers = read_answers(given, "answers") if isinstance(given, Path) else given
+    facts = keep_answers(answers, manifest, folder, reviewer=reviewer or default_reviewer(), place=place, now=now)
     print(
-        f"{facts['n_taken']:,} answers taken into {address}: {facts['n_new']:,} new, {facts['n_changed']:,} changed, "
+        f"{facts['n_taken']:,} answers taken into {folder}: {facts['n_new']:,} new, {facts['n_changed']:,} changed, "
         f"{facts['n_unchanged']:,} as before, {facts['n_older']:,} older than what is known; "
         f"{facts['n_with_device']:,} of these images show a device"
     )

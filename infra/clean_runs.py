@@ -17,13 +17,13 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 
 from flows.command_line import run_command
-from tasks.records import RunError, SettingsError
+from tasks.publishing import read_published
+from tasks.records import SettingsError
 from tasks.settings import Settings
 from tasks.stages import STAGES_FOLDER
 from tasks.storage import SEAL, cache_folder, digest, is_held, read_json
 
 DAY_S = 86_400
-PUBLISHED = "published.json"
 INDICES = ("arrays/index.json", "masks/index.json")
 ENTRIES_NOT_STAGES = ("arrays", "masks", "finished", "runs")
 
@@ -121,14 +121,9 @@ def find_protected(folder: Path) -> set[Path]:
         RunError: If ``published.json`` cannot be read: what it names may not go.
     """
     protected = {(folder / "latest").resolve()}
-    if (folder / PUBLISHED).exists():
-        try:
-            said = read_json(folder / PUBLISHED)
-            addresses = [str(said["run_dir"]), *(str(one["run_dir"]) for one in said.get("earlier", ()))]
-        except (KeyError, TypeError, AttributeError):
-            raise RunError(f"{folder / PUBLISHED} does not name a run: put it right, then clean") from None
-        for address in addresses:  # by its name too: the folder of runs may have moved
-            protected |= {Path(address).resolve(), (folder / address.rstrip("/").rpartition("/")[2]).resolve()}
+    published = read_published(str(folder), Settings())
+    for one in (published, *published.earlier) if published else ():  # by its name too: the folder may have moved
+        protected |= {Path(one.run_dir).resolve(), (folder / one.run).resolve()}
     return protected
 
 

@@ -1,28 +1,34 @@
-"""Answers: what people said about doubtful images, in one table for all runs.
+"""Answers: what people said about doubtful images, kept for all runs in a folder beside them, ``device_answers/``.
 
-A CSV ``path,sha256,device,reviewer,time``: device 1 seen or 0 not, time ISO 8601 (UTC where no zone is given). Rows are
-added and never taken away; of one image the newest counts. An answer holds for the content of a file, not for its path,
-which occurs in other data sets too. By default the table lies beside the run folder, as ``device_answers.csv``.
+Each submission is a file of its own, which never changes: a CSV ``path,sha256,device,reviewer,time``, device 1 seen or
+0 not, time ISO 8601 (UTC where no zone is given). Of one image the newest answer counts. An answer holds for the
+content of a file, not for its path, which occurs in other data sets too. Earlier versions kept all answers in one table
+beside that folder, ``device_answers.csv``: it is read, and not written to.
 """
 
 import csv
 import getpass
-import io
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic.dataclasses import dataclass
 
 from tasks.records import Facts, SettingsError, TableError
-from tasks.run_copies import share_beside
+from tasks.run_copies import open_bucket
 from tasks.settings import Settings
-from tasks.storage import locked, run_folder, runs_address, write_whole
-from tasks.tables import read_table, refuse_values
+from tasks.storage import is_in_bucket, run_folder, runs_address, write_whole
+from tasks.tables import Device, read_rows
 
-ANSWERS = "device_answers.csv"
+ANSWERS = "device_answers"
+TABLE = f"{ANSWERS}.csv"
 COLUMNS = ("path", "sha256", "device", "reviewer", "time")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet takes a cell that starts with one of these for a formula, and runs it."""
@@ -32,88 +38,119 @@ CLOCK_SKEW = timedelta(days=1)
 """A time further ahead than clocks differ is a mistake, and would outlast every later answer."""
 
 
+def _check_sha256(text: str) -> str:
+    if not re.fullmatch("([0-9a-f]{64})?", text.lower()):
+        raise ValueError("give 64 hex digits or leave it empty")
+    return text.lower()
+
+
+def _check_reviewer(name: str) -> str:
+    name = name.strip()
+    if name.startswith(FORMULA):
+        raise ValueError("a spreadsheet takes that for a formula, write a name")
+    if len(name) > LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"write a name of at most {LONGEST_NAME} characters in one line")
+    return name
+
+
+def _read_time(given: str | datetime | None) -> datetime | None:
+    if not given:
+        return None
+    try:
+        time = datetime.fromisoformat(given) if isinstance(given, str) else given
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError("write it like 2026-01-31T09:30:00Z or leave it empty") from None
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a person said about an image: ``device`` 1 seen, 0 not; ``sha256`` empty or 64 hex digits."""
 
-    path: str
-    sha256: str
-    device: int
-    reviewer: str = ""
-    time: datetime | None = None
+    path: Annotated[str, Field(min_length=1), AfterValidator(lambda text: text.removeprefix("./"))]
+    device: Device
+    sha256: Annotated[str, AfterValidator(_check_sha256)] = ""
+    reviewer: Annotated[str, AfterValidator(_check_reviewer)] = ""
+    time: Annotated[datetime | None, BeforeValidator(_read_time)] = None
 
 
-def answers_address(settings: Settings) -> Path:
-    """Where answers are kept: ``screening.answers``, else ``device_answers.csv`` beside the run folder.
+def answers_folder(settings: Settings) -> Path:
+    """Where answers are kept: ``screening.answers`` without ``.csv``, else ``device_answers`` beside the run folder.
 
     Raises:
-        SettingsError: If the setting names no place on this machine.
+        SettingsError: If the setting names no folder on this machine.
     """
     named = settings.screening.answers
-    if named is not None and "://" in named:
-        raise SettingsError(f"screening.answers: {named} is not on this machine; name a CSV file here")
-    if named is not None:
-        return Path(named)
-    run = Path("data/runs/run") if settings.run_dir is None else run_folder(settings)
-    return run.resolve().parent / ANSWERS
+    if named is None:
+        run = Path("data/runs/run") if settings.run_dir is None else run_folder(settings)
+        return run.resolve().parent / ANSWERS
+    folder = Path(named.removesuffix(".csv"))
+    if "://" in named:
+        raise SettingsError(f"screening.answers: {named} is not on this machine; name a folder here")
+    if folder.is_file():
+        raise SettingsError(f"screening.answers: {folder} is a file; name a folder, or let the file's name end in .csv")
+    return folder
 
 
 def share_answers(settings: Settings) -> None:
-    """Joins the answers here with those that lie beside a run in a bucket: each of the two tables gets what it lacks.
+    """Copies what is kept here to the answers beside a run in a bucket, and those to here.
 
     Answers that could not be sent when they were given, because credentials had expired, go with the next run.
 
     Raises:
-        TableError: If one of the tables does not fit, or they contradict each other.
+        TableError: If what comes from the bucket is no table of answers.
         RunError: If the bucket cannot be used.
     """
-    address = answers_address(settings)
-
-    def join(there: Path) -> None:
-        with locked(address.with_name(f".{address.name}.lock")):
-            everything = _in_order({*_read_there(there, settings), *(read_kept(address) if address.exists() else ())})
-            _refuse_contradictions(everything, f"screening.answers: {address} and those in the bucket together: one")
-            write_whole(address, write_table(everything))
-
-    if settings.screening.answers is None:
-        share_beside(settings, ANSWERS, join)
-
-
-def _read_there(copy: Path, settings: Settings) -> list[Answer]:
-    try:
-        return read_kept(copy)
-    except TableError as error:  # the copy is gone when somebody looks for it
-        raise TableError(str(error).replace(str(copy), f"{runs_address(settings)}/{ANSWERS}")) from None
+    if settings.screening.answers is not None or not is_in_bucket(settings):
+        return
+    bucket, folder = open_bucket(runs_address(settings), settings), answers_folder(settings)
+    there = bucket.entries(f"{ANSWERS}/")
+    for name in (TABLE, *(name for name in there if name.endswith(".csv"))):
+        path = folder / Path(name).name
+        if path.exists() and name != TABLE:  # which earlier versions change
+            continue
+        bucket.get(name, path)
+        try:
+            _ = read_answers(path, "screening.answers") if path.exists() else None
+        except TableError as error:
+            path.unlink()
+            raise TableError(str(error).replace(str(path), f"{runs_address(settings)}/{name}")) from None
+    for path in folder.glob("*.csv"):
+        if f"{ANSWERS}/{path.name}" not in there:
+            bucket.put(path, f"{ANSWERS}/{path.name}")
 
 
 def read_answered(settings: Settings) -> dict[str, int]:
-    """What is known of images by the answers at the address: sha256 -> 0 or 1; empty while nobody answered.
+    """What is known of images by the answers that are kept: sha256 -> 0 or 1; empty while nobody answered.
 
     Raises:
-        TableError: If the table does not fit, or a row of it has no sha256.
+        TableError: As ``read_kept``.
     """
-    address = answers_address(settings)
-    return newest(read_kept(address)) if address.exists() else {}
+    return newest(read_kept(answers_folder(settings)))
 
 
-def read_kept(address: Path) -> list[Answer]:
-    """The answers of a table that keeps them, where every row names the content it is about.
+def read_kept(folder: Path) -> list[Answer]:
+    """All answers that are kept, once each: of the files in a folder, and of a CSV of its name beside it.
 
     Raises:
-        TableError: As ``read_answers``, and for a row without sha256.
+        TableError: As ``read_answers``, also for two of these files together, and for a row that does not name by its
+            sha256 the content it is about.
     """
-    answers = read_answers(address, "screening.answers")
-    for answer in answers:
-        if not answer.sha256:
-            raise TableError(
-                f"screening.answers: {address} has no sha256 for {answer.path!r}, so that it could be about another "
-                "file; take such answers with python -m flows.review"
-            )
-    return answers
+    table, answers = folder.with_name(f"{folder.name}.csv"), []
+    for path in ([table] if table.exists() else []) + sorted(folder.glob("*.csv")):
+        for answer in read_answers(path, "screening.answers"):
+            if not answer.sha256:
+                raise TableError(
+                    f"screening.answers: {path} has no sha256 for {answer.path!r}, so that it could be about another "
+                    "file; take such answers with python -m flows.review"
+                )
+            answers.append(answer)
+    _refuse_contradictions(answers, f"screening.answers: {folder}")
+    return list(dict.fromkeys(answers))
 
 
 def read_answers(path: Path, setting: str) -> list[Answer]:
-    """The rows of an answers table, in its order; ``sha256``, ``reviewer`` and ``time`` may be missing.
+    """The rows of a table of answers, in its order; ``sha256``, ``reviewer`` and ``time`` may be missing.
 
     Args:
         path: A CSV with at least ``path,device``.
@@ -123,54 +160,16 @@ def read_answers(path: Path, setting: str) -> list[Answer]:
         TableError: On values that do not fit, and on two answers about one image that contradict each other and are
             from the same time or both without one.
     """
-    table = read_table(path, setting, ("path", "device"))
-    refuse_values(table, "device", ("0", "1"), path, setting)
-    answers = []
-    rows = table.reindex(columns=list(COLUMNS), fill_value="").itertuples(name=None)
-    for line, *values in rows:
-        place = f"{setting}: {path} line {line}"
-        cells = dict(zip(COLUMNS, values, strict=True))
-        sha256 = cells["sha256"].lower()
-        if sha256 and not re.fullmatch("[0-9a-f]{64}", sha256):
-            raise TableError(f"{place} has sha256 = {cells['sha256']!r}; give 64 hex digits or leave it empty")
-        if not cells["path"]:
-            raise TableError(f"{place} has no path; name the image")
-        reviewer = check_reviewer(cells["reviewer"], place)
-        time = _read_time(cells["time"], place)
-        answers.append(Answer(cells["path"].removeprefix("./"), sha256, int(cells["device"]), reviewer, time))
+    answers = list(read_rows(path, setting, Answer))
     _refuse_contradictions(answers, f"{setting}: {path}")
     return answers
-
-
-def _read_time(text: str, place: str) -> datetime | None:
-    if not text:
-        return None
-    try:
-        time = datetime.fromisoformat(text)
-        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise TableError(f"{place} has time = {text!r}; write it like 2026-01-31T09:30:00Z or leave it empty") from None
-
-
-def check_reviewer(name: str, place: str) -> str:
-    """The name of a reviewer without blanks around it.
-
-    Raises:
-        TableError: If a spreadsheet would take it for a formula, or it is no name of one line.
-    """
-    name = name.strip()
-    if name.startswith(FORMULA):
-        raise TableError(f"{place} has reviewer = {name!r}, which a spreadsheet takes for a formula; write a name")
-    if len(name) > LONGEST_NAME or not name.isprintable():
-        raise TableError(f"{place} has a reviewer that is no name of at most {LONGEST_NAME} characters in one line")
-    return name
 
 
 def default_reviewer() -> str:
     """The user of this machine; ``unknown`` where it has no name."""
     try:
-        return check_reviewer(getpass.getuser(), "user")
-    except (OSError, KeyError, ImportError, TableError):
+        return _check_reviewer(getpass.getuser()) or "unknown"
+    except (OSError, KeyError, ImportError, ValueError):
         return "unknown"
 
 
@@ -190,17 +189,10 @@ def newest(answers: Iterable[Answer]) -> dict[str, int]:
 
 
 def _newest_of_each(answers: Iterable[Answer]) -> dict[tuple[str, str], Answer]:
-    found: dict[tuple[str, str], Answer] = {}
-    for answer in answers:
-        key = (answer.path, answer.sha256)
-        if key not in found or _age(answer) > _age(found[key]):
-            found[key] = answer
-    return found
+    def age(answer: Answer) -> tuple[datetime, int, str]:  # the rest only makes the order a fixed one
+        return (answer.time or datetime.min.replace(tzinfo=UTC), answer.device, answer.reviewer)
 
-
-def _age(answer: Answer) -> tuple[datetime, int, str]:
-    """Sorts answers by time; those without time first. The rest only makes the order a fixed one."""
-    return (answer.time or datetime.min.replace(tzinfo=UTC), answer.device, answer.reviewer)
+    return {(answer.path, answer.sha256): answer for answer in sorted(answers, key=age)}
 
 
 def _refuse_contradictions(answers: Iterable[Answer], place: str) -> None:
@@ -214,23 +206,6 @@ def _refuse_contradictions(answers: Iterable[Answer], place: str) -> None:
 # -- taking new ones ---------------------------------------------------------------------------------------------------
 
 
-def take_answers(
-    new: Path, manifest: pd.DataFrame, address: Path, *, reviewer: str, setting: str = "answers", now: datetime
-) -> Facts:
-    """Takes the answers of a CSV into the table at the address; see ``keep_answers``.
-
-    Args:
-        new: What a person saved from the sheet, or wrote: at least ``path,device``.
-        manifest: Columns ``path, sha256``; the images that may be answered about.
-        address: The table that keeps answers; made when it is not there.
-        reviewer: Who answered, where the row does not say.
-        setting: What names the CSV for the user, for messages.
-        now: When the rows without a time count as answered, with its zone.
-    """
-    answers = read_answers(new, setting)
-    return keep_answers(answers, manifest, address, reviewer=reviewer, place=f"{setting}: {new}", now=now)
-
-
 def name_images(with_device: str, without_device: str, manifest: pd.DataFrame) -> list[Answer]:
     """Answers from two short lists of image ids, separated by commas or blanks.
 
@@ -239,66 +214,63 @@ def name_images(with_device: str, without_device: str, manifest: pd.DataFrame) -
     """
     paths = dict(zip(manifest["image_id"], manifest["path"], strict=True))
     answers = []
-    for field, text, device in (("with_device", with_device, 1), ("without_device", without_device, 0)):
-        for image in re.split(r"[\s,;]+", text.strip().lower()):
-            if image and image not in paths:
+    for field, text in (("with_device", with_device), ("without_device", without_device)):
+        for image in filter(None, re.split(r"[\s,;]+", text.lower())):
+            if image not in paths:
                 raise TableError(f"{field}: {image!r} is no image_id of this run; copy it from the sheet")
-            answers += [Answer(paths[image].strip(), "", device)] if image else []
+            answers.append(Answer(paths[image].strip(), 1 if field == "with_device" else 0))
     _refuse_contradictions(answers, "with_device, without_device: the form")
     return answers
 
 
 def keep_answers(
-    answers: list[Answer], manifest: pd.DataFrame, address: Path, *, reviewer: str, place: str, now: datetime
+    answers: list[Answer], manifest: pd.DataFrame, folder: Path, *, reviewer: str, place: str, now: datetime
 ) -> Facts:
-    """Adds answers about images of a manifest to the table at the address: whole, by one process at a time.
+    """Keeps answers about images of a manifest as a new file in the folder, named by time and content.
 
     Returns:
         Numbers of images: ``n_taken`` that the answers are about, of these ``n_new``, ``n_changed``, ``n_unchanged``
-        and ``n_older`` (a newer answer was there and holds), ``n_with_device`` as they now count; ``n_kept`` rows in
-        the table.
+        and ``n_older`` (a newer answer was there and holds), ``n_with_device`` as they now count; ``n_kept`` answers
+        in all files.
 
     Raises:
         TableError: On an image that is not in the manifest, a sha256 that is not that file's, a time that lies ahead,
             or a contradiction to an answer of the same time.
     """
-    reviewer = check_reviewer(reviewer, "reviewer: it")
+    try:
+        reviewer = _check_reviewer(reviewer)
+    except ValueError as error:
+        raise TableError(f"reviewer: {reviewer!r:.100} is no name; {error}") from None
     contents = {path.strip(): sha for path, sha in zip(manifest["path"], manifest["sha256"], strict=True)}
     found = [_resolve(answer, contents, place) for answer in answers]
-    ahead = next((a for a in found if a.time and a.time > now + CLOCK_SKEW), None)
-    if ahead is not None:
-        raise TableError(f"{place} has an answer about {ahead.path!r} from {write_time(ahead.time)}, which lies ahead")
+    for answer in found:
+        if answer.time and answer.time > now + CLOCK_SKEW:
+            raise TableError(
+                f"{place} has an answer about {answer.path!r} from {write_time(answer.time)}, which lies ahead"
+            )
     _refuse_contradictions(found, place)
-    address.parent.mkdir(parents=True, exist_ok=True)
-    with locked(address.with_name(f".{address.name}.lock")):
-        kept = read_kept(address) if address.exists() else []
-        before = _newest_of_each(kept)
-        added = []
-        for answer in found:
-            stamped = replace(answer, reviewer=answer.reviewer or reviewer, time=answer.time or now)
-            standing = before.get((answer.path, answer.sha256))
-            # Taking the same list once more is no second reading.
-            said = standing and (standing.device, standing.reviewer) == (stamped.device, stamped.reviewer)
-            added += [] if said and answer.time is None else [stamped]
-        everything = _in_order({*kept, *added})
-        _refuse_contradictions(everything, f"{place} and {address} together: one")
-        after = _newest_of_each(everything)
-        write_whole(address, write_table(everything))
-    given = _newest_of_each(found)
-    changes = [(before.get(key), after[key].device, answer.device) for key, answer in given.items()]
+    kept = read_kept(folder)
+    before, given = _newest_of_each(kept), _newest_of_each(found)
+    everything = dict.fromkeys(kept)
+    for answer in found:
+        stamped = replace(answer, reviewer=answer.reviewer or reviewer, time=answer.time or now)
+        last = before.get((answer.path, answer.sha256))
+        # Taking the same list once more is no second reading.
+        if answer.time or not last or (last.device, last.reviewer) != (stamped.device, stamped.reviewer):
+            everything[stamped] = None
+    _refuse_contradictions(everything, f"{place} and {folder} together: one")
+    if len(everything) > len(kept):
+        text = write_table(list(everything)[len(kept) :])
+        name = f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.csv"
+        write_whole(folder / name, text)
+    after = _newest_of_each(everything)
+    changes = Counter(_describe_change(before.get(key), after[key], answer) for key, answer in given.items())
     return {
         "n_taken": len(given),
-        "n_new": sum(was is None for was, _, _ in changes),
-        "n_changed": sum(was is not None and was.device != counts for was, counts, _ in changes),
-        "n_unchanged": sum(was is not None and was.device == counts == said for was, counts, said in changes),
-        "n_older": sum(was is not None and was.device == counts != said for was, counts, said in changes),
-        "n_with_device": sum(counts for _, counts, _ in changes),
+        **{name: changes[name] for name in ("n_new", "n_changed", "n_unchanged", "n_older")},
+        "n_with_device": sum(after[key].device for key in given),
         "n_kept": len(everything),
     }
-
-
-def _in_order(answers: Iterable[Answer]) -> list[Answer]:
-    return sorted(answers, key=lambda a: (a.path, a.sha256, _age(a)))
 
 
 def _resolve(answer: Answer, contents: dict[str, str], place: str) -> Answer:
@@ -316,15 +288,18 @@ def _resolve(answer: Answer, contents: dict[str, str], place: str) -> Answer:
     return replace(answer, sha256=sha256)
 
 
+def _describe_change(was: Answer | None, counts: Answer, said: Answer) -> str:
+    if was is None:
+        return "n_new"
+    if was.device != counts.device:
+        return "n_changed"
+    return "n_unchanged" if counts.device == said.device else "n_older"
+
+
 def write_table(answers: Iterable[Answer]) -> str:
     """Answers as the text of a CSV."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
-    for answer in answers:
-        cells = (safe_path(answer.path), answer.sha256, answer.device, answer.reviewer, write_time(answer.time))
-        table.writerow(cells)
-    return text.getvalue()
+    rows = ((safe_path(a.path), a.sha256, a.device, a.reviewer, write_time(a.time)) for a in answers)
+    return pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
 
 
 def safe_path(path: str) -> str:
@@ -334,4 +309,4 @@ def safe_path(path: str) -> str:
 
 def write_time(time: datetime | None) -> str:
     """ISO 8601 in UTC with ``Z``; empty without a time."""
-    return "" if time is None else time.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return "" if time is None else time.isoformat().replace("+00:00", "Z")

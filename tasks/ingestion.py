@@ -9,21 +9,24 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
 
 import pandas as pd
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from pydantic import BeforeValidator
+from pydantic.dataclasses import dataclass
 
 from tasks.artifacts import show_table
 from tasks.images import MAX_FILE_BYTES, UndecodableError, in_turn, read_size
 from tasks.layout import image_id
-from tasks.records import CLASS_FOLDERS, SPLITS, SUBTYPES, Facts, Fetched, SourceError, TableError
+from tasks.records import CLASS_FOLDERS, SPLITS, Facts, Fetched, SourceError, TableError
 from tasks.retries import outside_failed
 from tasks.settings import Settings
 from tasks.sources import fetch_source
 from tasks.stages import run_stage
 from tasks.storage import checksum_of_source, open_source, write_manifest
-from tasks.tables import read_table, refuse_values
+from tasks.tables import read_rows
 
 READERS = 4
 
@@ -147,6 +150,17 @@ def subtype_of(path: str, label: int) -> str:
     return found[0] if len(found) == 1 else "unknown"
 
 
+@dataclass(frozen=True, slots=True)
+class IndexRow:
+    """A row of ``index.csv``."""
+
+    path: str
+    label: Annotated[Literal["0", "1", "normal", "pneumonia"], BeforeValidator(str.lower)]
+    patient_id: str
+    subtype: Literal["", "normal", "bacteria", "virus", "unknown"] = ""
+    split: Literal["", "train", "val", "test"] = ""
+
+
 def read_index(path: Path, images: tuple[str, ...]) -> pd.DataFrame:
     """``index.csv`` of a data set with names of its own; it overrides what the names say.
 
@@ -158,37 +172,26 @@ def read_index(path: Path, images: tuple[str, ...]) -> pd.DataFrame:
     Raises:
         TableError: On missing columns, unknown values, a path that does not exist or is listed twice.
     """
-    table = read_table(path, "index.csv", ("path", "label", "patient_id"))
-    labels = {"0": 0, "1": 1, "normal": 0, "pneumonia": 1}
-    table["label"] = table["label"].str.lower()
-    refuse_values(table, "label", list(labels), path, "index.csv")
-    for column, allowed in (("subtype", SUBTYPES), ("split", SPLITS)):
-        if column not in table:
-            table[column] = ""
-        refuse_values(table, column, ["", *allowed], path, "index.csv")
-    if not len(table):
+    rows: dict[str, Facts] = {}
+    there = set(images)
+    for row in read_rows(path, "index.csv", IndexRow):
+        if row.path in rows:
+            raise TableError(f"index.csv: {path} lists {row.path!r} twice; keep one line")
+        if row.path not in there:
+            said = f"index.csv: {path} lists {row.path!r}, which is no JPEG or PNG below it"
+            raise TableError(f"{said}; correct the path")
+        label, top = int(row.label in ("1", "pneumonia")), row.path.split("/")[0]
+        rows[row.path] = {
+            "path": row.path,
+            "source_split": row.split or (top if top in SPLITS else "train"),
+            "label": label,
+            "subtype": row.subtype or subtype_of(row.path, label),
+            "patient_id": row.patient_id or str(PurePosixPath(row.path).with_suffix("")),
+            "patient_known": bool(row.patient_id),
+        }
+    if not rows:
         raise TableError(f"index.csv: {path} lists no image; add a line per image")
-    twice = table["path"][table["path"].duplicated()]
-    if len(twice):
-        raise TableError(f"index.csv: {path} lists {twice.iloc[0]!r} twice; keep one line")
-    absent = set(table["path"]) - set(images)
-    if absent:
-        raise TableError(f"index.csv: {path} lists {min(absent)!r}, which is no JPEG or PNG below it; correct the path")
-    rows = []
-    for row in table.to_dict("records"):
-        label, own, patient = labels[row["label"]], str(row["path"]), row["patient_id"]
-        top = own.split("/")[0]
-        rows.append(
-            {
-                "path": own,
-                "source_split": row["split"] or (top if top in SPLITS else "train"),
-                "label": label,
-                "subtype": row["subtype"] or subtype_of(own, label),
-                "patient_id": patient or str(PurePosixPath(own).with_suffix("")),
-                "patient_known": bool(patient),
-            }
-        )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(list(rows.values()))
 
 
 def exclude_copies(manifest: pd.DataFrame) -> pd.DataFrame:

@@ -1,13 +1,8 @@
 """Publish: ``published.json``, beside the runs, names the run in use; only one that is no worse takes over.
 
 Reads ``audit.json``, ``metrics.json``, ``predictions.csv`` and ``model.keras`` of a run, and what is published; writes
-``publishing.json`` in the run folder, before its report, and ``published.json``, after its seal. The test split decides
-nothing. ``published.json`` holds, of the published model::
-
-    run, run_dir, model_sha256, published (when), audit {passed, failed},
-    val, val_device_free {n, auc {value, low, high}, images (a digest of which they are, with their labels)},
-    earlier    what was published before, newest first, in the same form
-    withdrawn  what a person rolled back, newest first; such a model is not published again by itself
+``publishing.json`` in the run folder, before its report, and ``published.json``, after its seal, in the form of
+``publishing_rules.Published``. The test split decides nothing.
 """
 
 from datetime import UTC, datetime
@@ -16,19 +11,10 @@ from pathlib import Path
 import pandas as pd
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from pydantic import ValidationError
 
 from tasks.artifacts import show_markdown
-from tasks.publishing_rules import (
-    GROUPS,
-    alone,
-    check_published,
-    decide,
-    describe_model,
-    is_entry,
-    say_decision,
-    step_back,
-    succeed,
-)
+from tasks.publishing_rules import GROUPS, Candidate, Entry, Published, decide, say_decision, succeed
 from tasks.records import Facts, RunError, SettingsError
 from tasks.run_copies import address_of, change_shared, checksum_at, files_of, read_seal, read_shared, runs_of, send
 from tasks.settings import Settings
@@ -52,9 +38,9 @@ def weigh(settings: Settings) -> Facts | None:
         return None
     runs = runs_of(settings)
     candidate, published = describe_candidate(run, address_of(settings)), read_published(runs, settings)
-    lost = _find_loss(candidate, published, runs, settings)
-    facts = decide(candidate, published, settings.publishing, lost=lost)
-    facts |= {"max_drop": settings.publishing.max_drop, "this": candidate, "published": published and alone(published)}
+    facts = _decide(candidate, published, runs, settings)
+    facts |= {"max_drop": settings.publishing.max_drop, "this": candidate.model_dump()}
+    facts["published"] = published.alone().model_dump() if published else None
     write_json(run / WEIGHED, facts)
     send(settings, [WEIGHED])
     print(f"{SAID[facts['decision']]}: {say_decision(facts)}")
@@ -100,17 +86,13 @@ def look_up(runs: str, settings: Settings) -> str:
         RunError: If nothing is, or its run no longer holds the model.
     """
     published = _demand_published(runs, settings)
-    if problem := find_problem(published, runs, settings):
-        raise RunError(
-            f"{runs}/{published['run']} is published, but {problem}; roll back with --roll-back, or publish another "
-            "finished run with --to RUN"
-        )
-    print(f"published: {describe_model(published)}; since {published['published']}")
-    for one in published["earlier"]:
-        print(f"before: {describe_model(one)}; from {one['published']}")
-    for one in published["withdrawn"]:
-        print(f"rolled back on {one['withdrawn']}: {describe_model(one)}")
-    return f"{runs}/{published['run']}"
+    address = _demand_run(published, "is published", runs, settings)
+    print(f"published: {published}; since {published.published}")
+    for one in published.earlier:
+        print(f"before: {one}; from {one.published}")
+    for one in published.withdrawn:
+        print(f"rolled back on {one.withdrawn}: {one}")
+    return address
 
 
 def roll_back(runs: str, settings: Settings) -> str:
@@ -120,24 +102,19 @@ def roll_back(runs: str, settings: Settings) -> str:
         RunError: If nothing was, its run no longer holds the model, or somebody changes what is published meanwhile.
     """
     published = _demand_published(runs, settings)
-    if not published["earlier"]:
+    if not published.earlier:
         raise RunError(f"{runs}/{PUBLISHED} names nothing that was published before; publish a run with --to RUN")
-    earlier = published["earlier"][0]
-    if problem := find_problem(earlier, runs, settings):
-        raise RunError(
-            f"{runs}/{earlier['run']} was published before, but {problem}; publish another finished run with --to RUN"
-        )
-    back = step_back(published, _now())
+    address = _demand_run(published.earlier[0], "was published before", runs, settings)
+    back = published.step_back(_now())
 
     def change(there: Facts | None) -> Facts:
-        if there != published:
+        if _parse(there, runs) != published:
             raise RunError(f"{runs}/{PUBLISHED} was changed meanwhile; look at what is published and roll back again")
-        return back
+        return back.model_dump()
 
     change_shared(runs, PUBLISHED, settings, change)
-    text = f"rolled back: {describe_model(back)} is published again; before: {describe_model(published)}"
-    _tell(f"{text}, which is not published again by itself")
-    return f"{runs}/{back['run']}"
+    _tell(f"rolled back: {back} is published again; before: {published}, which is not published again by itself")
+    return address
 
 
 def publish_by_hand(run: str, runs: str, settings: Settings) -> str:
@@ -167,34 +144,45 @@ def publish_by_hand(run: str, runs: str, settings: Settings) -> str:
 # -- what is published -------------------------------------------------------------------------------------------------
 
 
-def read_published(runs: str, settings: Settings) -> Facts | None:
+def read_published(runs: str, settings: Settings) -> Published | None:
     """``published.json``; ``None`` while nothing is published.
 
     Raises:
         RunError: If it is not in the form that publishing writes.
     """
-    published = read_shared(runs, PUBLISHED, settings)
-    return None if published is None else check_published(published, f"{runs}/{PUBLISHED}")
+    return _parse(read_shared(runs, PUBLISHED, settings), runs)
 
 
-def find_problem(entry: Facts, runs: str, settings: Settings) -> str | None:
+def _parse(found: Facts | None, runs: str) -> Published | None:
+    try:
+        return None if found is None else Published.model_validate(found)
+    except ValidationError:
+        said = f"{runs}/{PUBLISHED} is not as publishing writes it"
+        raise RunError(f"{said}; put back a whole copy, or remove it") from None
+
+
+def find_problem(entry: Entry, runs: str, settings: Settings) -> str | None:
     """Why the run of a model that is, or was, published cannot be used; ``None`` where it can."""
-    address = f"{runs}/{entry['run']}"
+    address = f"{runs}/{entry.run}"
     found = checksum_at(address, MODEL, settings)
     if found is None:
         return f"it has no {MODEL} any more"
-    if found != entry["model_sha256"]:
+    if found != entry.model_sha256:
         return f"its {MODEL} is not the one that was published"
     return None if checksum_at(address, SEAL, settings) else f"it is not finished: it has no {SEAL}"
 
 
-def _find_loss(candidate: Facts, published: Facts | None, runs: str, settings: Settings) -> str | None:
-    if published is None or all(candidate[key] == published[key] for key in ("run", "model_sha256")):
-        return None  # the run itself, whose seal is broken while it runs again
-    return find_problem(published, runs, settings)
+def _decide(
+    candidate: Candidate, published: Published | None, runs: str, settings: Settings, *, by_hand: bool = False
+) -> Facts:
+    lost = None
+    # The run itself has a broken seal while it runs again.
+    if published and (candidate.run, candidate.model_sha256) != (published.run, published.model_sha256):
+        lost = find_problem(published, runs, settings)
+    return decide(candidate, published, settings.publishing, lost=lost, by_hand=by_hand)
 
 
-def describe_candidate(run: Path, address: str) -> Facts:
+def describe_candidate(run: Path, address: str) -> Candidate:
     """What ``published.json`` says of a run, but for when.
 
     Args:
@@ -209,50 +197,43 @@ def describe_candidate(run: Path, address: str) -> Facts:
         table = pd.read_csv(run / "predictions.csv").reindex(columns=["path", "split", "label", "has_device"])
         val = table[table["split"] == "val"]
         rows = {"val": val, "val_device_free": val[val["has_device"].astype(str) == "False"]}
-        candidate = {
+        facts = {
             "run": address.rpartition("/")[2],
             "run_dir": address,
             "model_sha256": sha256_of_file(run / MODEL),
-            "audit": {key: verdict[key] for key in ("passed", "failed", "reason") if key in verdict},
+            "audit": verdict,
             **{name: _describe_group(metrics[name], rows[name]) for name in GROUPS},
         }
-        whole = is_entry(candidate)
+        return Candidate.model_validate(facts)
     except (FileNotFoundError, KeyError, TypeError, ValueError, AttributeError):
-        whole = False
-    if not whole:
-        files = ", ".join(SOURCES)
         raise RunError(
-            f"run_dir: {address} lacks one of {files}, or one is not what a run writes; run the pipeline on it again"
-        )
-    return candidate
+            f"run_dir: {address} lacks one of {', '.join(SOURCES)}, or one is not what a run writes; run the pipeline "
+            "on it again"
+        ) from None
 
 
 def _describe_group(group: Facts, rows: pd.DataFrame) -> Facts:
     images = sorted(zip(rows["path"].astype(str), rows["label"].astype(int).tolist(), strict=True))
-    auc = group.get("auc", {"value": None, "low": None, "high": None, "reason": group.get("reason")})
-    if auc["value"] is None:
-        auc = {**auc, "reason": auc.get("reason") or "it cannot be computed"}
-    return {"n": group["n"], "auc": auc, "images": digest(images)}
+    return {"n": group["n"], "auc": group.get("auc", {**group, "value": None}), "images": digest(images)}
 
 
 # -- small parts -------------------------------------------------------------------------------------------------------
 
 
-def _move_to(candidate: Facts, runs: str, settings: Settings, by_hand: bool = False) -> Facts:
+def _move_to(candidate: Candidate, runs: str, settings: Settings, by_hand: bool = False) -> Facts:
     decision: Facts = {}
-    before: Facts | None = None
+    before: Published | None = None
 
     def change(there: Facts | None) -> Facts | None:
         nonlocal decision, before
-        before = None if there is None else check_published(there, f"{runs}/{PUBLISHED}")
-        lost = _find_loss(candidate, before, runs, settings)
-        decision = decide(candidate, before, settings.publishing, lost=lost, by_hand=by_hand)
-        return succeed(candidate, before, _now()) if decision["decision"] == "publish" else None
+        before = _parse(there, runs)
+        decision = _decide(candidate, before, runs, settings, by_hand=by_hand)
+        return succeed(candidate, before, _now()).model_dump() if decision["decision"] == "publish" else None
 
     change_shared(runs, PUBLISHED, settings, change)
-    was = "nothing" if before is None else describe_model(before)
+    was = before or "nothing"
     if decision["decision"] == "publish":
-        _tell("; ".join([f"published: {describe_model(candidate)}", f"before: {was}", *decision["notes"]]))
+        _tell("; ".join([f"published: {candidate}", f"before: {was}", *decision["notes"]]))
     elif decision["decision"] == "same":
         _tell("; ".join([f"published already: {was} is this very model, it stays", *decision["reasons"]]))
     elif not by_hand:
@@ -265,7 +246,7 @@ def _tell(text: str) -> None:
     show_markdown("published", text, "What is published, and what was before")
 
 
-def _demand_published(runs: str, settings: Settings) -> Facts:
+def _demand_published(runs: str, settings: Settings) -> Published:
     published = read_published(runs, settings)
     if published is None:
         raise RunError(
@@ -273,6 +254,13 @@ def _demand_published(runs: str, settings: Settings) -> Facts:
             "finished one with --to RUN"
         )
     return published
+
+
+def _demand_run(entry: Entry, said: str, runs: str, settings: Settings) -> str:
+    address = f"{runs}/{entry.run}"
+    if problem := find_problem(entry, runs, settings):
+        raise RunError(f"{address} {said}, but {problem}; publish another finished run with --to RUN")
+    return address
 
 
 def _now() -> str:

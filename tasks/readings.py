@@ -1,18 +1,27 @@
 """Readings: what people saw of devices in images of a data set, one line per image, in a table that comes with it."""
 
-from dataclasses import dataclass
+import dataclasses
 from pathlib import Path
 
 import pandas as pd
+from pydantic.dataclasses import dataclass
 
 from tasks.records import TableError
 from tasks.storage import SHIPPED_REVIEW
-from tasks.tables import read_table, refuse_values
+from tasks.tables import Device, read_rows
 
 SHIPPED_APPLIES_FROM = 0.95
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A row of a review table; its other columns are for people."""
+
+    path: str
+    device: Device
+
+
+@dataclasses.dataclass(frozen=True)
 class Review:
     """Readings by path: 1 a device is seen, 0 none is; ``name`` says where they come from, ``address`` is the table."""
 
@@ -48,15 +57,13 @@ def find_review(setting: str | None, folder: Path, paths: "pd.Series[str]") -> R
 
 
 def read_review(path: Path, setting: str) -> dict[str, int]:
-    """Readings of a CSV with ``path,device`` (1 seen, 0 not; other columns are for people): path -> 0 or 1.
+    """Readings of a CSV with ``path,device`` (1 seen, 0 not): path -> 0 or 1.
 
     Raises:
         TableError: On missing columns, other values, or two different readings of one path.
     """
-    table = read_table(path, setting, ("path", "device"))
-    refuse_values(table, "device", ("0", "1"), path, setting)
     readings: dict[str, int] = {}
-    for row_path, device in zip(table["path"], table["device"], strict=True):
-        if readings.setdefault(row_path, int(device)) != int(device):
-            raise TableError(f"{setting}: {path} reads {row_path!r} as 0 and as 1; keep one line")
+    for row in read_rows(path, setting, Reading):
+        if readings.setdefault(row.path, row.device) != row.device:
+            raise TableError(f"{setting}: {path} reads {row.path!r} as 0 and as 1; keep one line")
     return readings

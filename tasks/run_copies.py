@@ -52,6 +52,8 @@ LOST_SHARDS = (
 INDICES = ("arrays/index.json", "masks/index.json")
 ANOTHER_VERSION = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
 """What a server says to a conditional write where not the expected version is there, or none."""
+TRIES = 100
+"""A change of a shared file is tried again while others change it; each time one of them gets on."""
 MOST_REMOVED = 1_000
 """Objects that one request can remove."""
 
@@ -352,17 +354,18 @@ def read_shared(address: str, name: str, settings: Settings) -> Facts | None:
 
 
 def change_shared(address: str, name: str, settings: Settings, change: Callable[[Facts | None], Facts | None]) -> None:
-    """Changes a JSON file beside the runs, unless somebody else does so at the same time.
+    """Changes a JSON file beside the runs, so that of two that do it at once neither loses the other's step.
 
     Args:
         address: The folder of runs.
         name: Of the file.
         settings: How to reach the bucket.
-        change: From what is there, ``None`` for nothing, to what shall be, ``None`` for what is there.
+        change: From what is there, ``None`` for nothing, to what shall be, ``None`` for what is there. It is asked
+            again where somebody else was faster.
 
     Raises:
         RunError: If the file is no JSON object.
-        OutsideError: If somebody else changed it in a bucket meanwhile: the change has to be thought over.
+        OutsideError: If others never stop changing it.
     """
     if not address.startswith("s3://"):
         path = Path(address, name)
@@ -372,12 +375,16 @@ def change_shared(address: str, name: str, settings: Settings, change: Callable[
                 write_json(path, wanted)
         return
     bucket = open_bucket(address, settings)
-    etag = bucket.etag(name)
-    wanted = change(read_shared(address, name, settings))
     with TemporaryDirectory() as folder:
-        write_json(Path(folder, name), wanted)
-        if wanted is not None and bucket.put_instead(Path(folder, name), name, etag) is None:
-            raise OutsideError(f"run_dir: {address}/{name} was changed by others meanwhile; run again")
+        for _ in range(TRIES):
+            etag = bucket.etag(name)
+            wanted = change(read_shared(address, name, settings))
+            if wanted is None:
+                return
+            write_json(Path(folder, name), wanted)
+            if bucket.put_instead(Path(folder, name), name, etag) is not None:
+                return
+    raise OutsideError(f"run_dir: {address}/{name} is changed by others all the time; run again later")
 
 
 def open_bucket(address: str, settings: Settings) -> BucketFolder:

@@ -10,30 +10,42 @@ import hashlib
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from pydantic.dataclasses import dataclass
 
 from tasks.artifacts import Progress
 from tasks.images import PackedImages, to_float
 from tasks.lessons import Lesson, draw_chests, draw_lessons, read_lessons
 from tasks.measures import format_value
 from tasks.provenance import BACKENDS, describe_hardware, find_backend
-from tasks.readings import find_review
+from tasks.readings import Reading, find_review
 from tasks.records import CLASS_NAMES, Facts, SettingsError, TableError
 from tasks.screener_files import find_screener
 from tasks.screener_quality import judge_screener
 from tasks.settings import ScreenerRecipe, ScreeningSettings, Settings
 from tasks.stages import run_stage
 from tasks.storage import cache_folder, digest, read_manifest, run_folder, sha256_of_file, write_json
-from tasks.tables import read_table, refuse_values
+from tasks.tables import read_rows
 
 PARTS = {"fit": 0.7, "tune": 0.1, "report": 0.2}
 SALT = "screener"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingWithBox(Reading):
+    """A row of a review table that is trained on; the box is in fractions, and none where these are no numbers."""
+
+    confidence: Literal["", "0", "1", "2"] = ""
+    x0: str = ""
+    y0: str = ""
+    x1: str = ""
+    y1: str = ""
 
 
 @task(name="fit screener", cache_policy=NO_CACHE)
@@ -51,10 +63,7 @@ def fit_screener(settings: Settings, folder: str, recipe: ScreenerRecipe) -> Fac
         raise TableError(
             "screening.review: no review table belongs to this source; name a CSV with the columns path,device"
         )
-    table = read_table(review.address, "screening.review", ("path", "device"))
-    if "confidence" in table:
-        refuse_values(table, "confidence", ("", "0", "1", "2"), review.address, "screening.review")
-    rows = join_readings(manifest, table)
+    rows = join_readings(manifest, pd.DataFrame(read_rows(review.address, "screening.review", ReadingWithBox)))
 
     def make(out: Path) -> Facts:
         return train_screener(

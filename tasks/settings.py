@@ -173,8 +173,8 @@ class ScreeningSettings(Section):
     )
     answers: str | None = Field(
         None,
-        description="CSV that keeps what people answered about doubtful images, for all runs; default: "
-        "device_answers.csv beside the run folder.",
+        description="Folder that keeps what people answered about doubtful images, for all runs, in a CSV per "
+        "submission; a CSV of its name beside it is read too. Default: device_answers beside the run folder.",
     )
     screener: str | None = Field(
         None,

@@ -1,40 +1,40 @@
-"""CSV tables that people write: read as text, refused in one sentence when they do not fit."""
+"""CSV tables that people write: each row becomes a pydantic model, or the table is refused in one sentence."""
 
 import csv
 import stat
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator
+from inspect import signature
 from pathlib import Path
-from typing import TextIO
+from typing import Annotated, Literal, TextIO, TypeVar
 
-import pandas as pd
+from pydantic import BeforeValidator, ValidationError
 
 from tasks.records import TableError
 
-# A list of cells takes up to a hundred times the memory of its text: these guard it.
-MAX_MB = 500
-MAX_COLUMNS = 1_000
-MAX_CELLS = 20_000_000
-MAX_ROW = 1_000_000  # characters
-PART_CELLS = 200_000
+MAX_MB = 200
+MAX_LINE = 1_000_000  # characters
+
+Device = Annotated[Literal[0, 1], BeforeValidator(lambda text: {"0": 0, "1": 1}.get(text, text))]
+"""The cell that says what a person saw in an image: 1 a device, 0 none."""
+
+Row = TypeVar("Row")
 
 
-def read_table(path: Path, setting: str, required: Sequence[str]) -> pd.DataFrame:
-    """Reads a CSV with a header, UTF-8, every cell as stripped text (empty where missing).
+def read_rows(path: Path, setting: str, model: Callable[..., Row]) -> Iterator[Row]:
+    """Reads a CSV with a header, UTF-8, one row at a time; blank rows are left out.
 
     Args:
         path: The file.
         setting: What names it for the user, for messages: a setting or ``index.csv``.
-        required: Columns that have to be there; others are kept as they are.
-
-    Returns:
-        The rows that are not blank; the index is the line in the file that a row ends on.
+        model: A pydantic class with a field for each column, which gets stripped text, empty where a cell is missing.
+            A field without default is a column that has to be there; columns without a field are not looked at.
 
     Raises:
-        TableError: If the file is missing, not a CSV in UTF-8, lacks a required column, names one twice, has a row with
-            more cells than columns, or is far larger than any table about images.
+        TableError: If the file is missing, not a CSV in UTF-8, lacks a column or names it twice, has a row with more
+            cells than columns or with a value that the model refuses, or is far larger than any table about images.
     """
+    fields = signature(model).parameters
+    needed = ", ".join(name for name, field in fields.items() if field.default is field.empty)
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):
@@ -42,81 +42,40 @@ def read_table(path: Path, setting: str, required: Sequence[str]) -> pd.DataFram
         if state.st_size > MAX_MB * 1e6:
             raise TableError(f"{setting}: {path} is larger than {MAX_MB} MB; give a table of images only")
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            filled = _read_rows(stream)
-            header = next(filled, (0, []))[1]
-            if len(header) > MAX_COLUMNS:
-                raise TableError(
-                    f"{setting}: {path} has {len(header):,} columns, more than {MAX_COLUMNS:,}; keep {_join(required)}"
-                )
-            missing = [column for column in required if column not in header]
-            if missing:
-                raise TableError(f"{setting}: {path} lacks the column {_join(missing)}; it needs {_join(required)}")
-            twice = [column for column, n in Counter(header).items() if column and n > 1]
-            if twice:
+            reader = csv.reader(_lines(stream), strict=True, skipinitialspace=True)
+            filled = (row for row in reader if any(map(str.strip, row)))
+            header = [cell.strip() for cell in next(filled, [])]
+            if missing := [name for name in needed.split(", ") if name not in header]:
+                raise TableError(f"{setting}: {path} lacks the column {', '.join(missing)}; it needs {needed}")
+            if twice := [name for name in fields if header.count(name) > 1]:
                 raise TableError(f"{setting}: {path} has the column {twice[0]} twice; keep one")
-            rows = ((line, _fit_row(row, len(header), f"{setting}: {path} line {line}")) for line, row in filled)
-            parts, n_rows = [], 0
-            # In parts, because a table packs its text several times closer than lists of cells do.
-            while lines := list(islice(rows, max(PART_CELLS // max(len(header), 1), 1))):
-                n_rows += len(lines)
-                if n_rows * len(header) > MAX_CELLS:
-                    raise TableError(f"{setting}: {path} has more than {MAX_CELLS:,} cells; keep {_join(required)}")
-                cells, index = [row for _, row in lines], [line for line, _ in lines]
-                parts.append(pd.DataFrame(cells, index=index, columns=header, dtype="str"))
+            places = {name: header.index(name) for name in fields if name in header}
+            for row in filled:
+                where = f"{setting}: {path} line {reader.line_num}"
+                if any(map(str.strip, row[len(header) :])):
+                    raise TableError(f"{where} has more cells than the header; put text with commas into quotes")
+                cells = {name: row[at].strip() if at < len(row) else "" for name, at in places.items()}
+                yield _validate(cells, model, where)
     except FileNotFoundError:
-        raise TableError(
-            f"{setting}: {path} does not exist; name a CSV file with the columns {_join(required)}"
-        ) from None
+        raise TableError(f"{setting}: {path} does not exist; name a CSV file with the columns {needed}") from None
     except UnicodeDecodeError:
         raise TableError(f"{setting}: {path} is not UTF-8 text; save it as CSV in UTF-8") from None
     except (csv.Error, OSError, ValueError) as error:
         reason = str(error).split("\n")[0][:100]
-        raise TableError(f"{setting}: {path} is no CSV table ({reason}); give columns {_join(required)}") from None
-    table = pd.concat(parts) if parts else pd.DataFrame(columns=header, dtype="str")
-    return table.loc[:, [bool(column) for column in header]]
+        raise TableError(f"{setting}: {path} is no CSV table ({reason}); give columns {needed}") from None
 
 
-def _read_rows(stream: TextIO) -> Iterator[tuple[int, list[str]]]:
-    """The rows that are not blank, stripped, each with the line that it ends on.
-
-    Raises:
-        ValueError: If a row is longer than any about an image.
-    """
-    n_read = 0
-
-    def lines() -> Iterator[str]:
-        nonlocal n_read
-        while line := stream.readline(MAX_ROW):
-            n_read += len(line)
-            if n_read >= MAX_ROW:
-                raise ValueError(f"a row has more than {MAX_ROW:,} characters")
-            yield line
-
-    reader = csv.reader(lines(), strict=True, skipinitialspace=True)
-    for row in reader:
-        n_read = 0
-        stripped = [cell.strip() for cell in row]
-        if any(stripped):
-            yield reader.line_num, stripped
+def _lines(stream: TextIO) -> Iterator[str]:
+    while line := stream.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise ValueError(f"a line has more than {MAX_LINE:,} characters")
+        yield line
 
 
-def _fit_row(row: list[str], n_columns: int, where: str) -> list[str]:
-    """The row with as many cells as there are columns; blank ones beyond the header are none."""
-    if any(row[n_columns:]):
-        raise TableError(f"{where} has more cells than the header; put text with commas into quotes")
-    return [*row, *[""] * (n_columns - len(row))][:n_columns]
-
-
-def refuse_values(table: pd.DataFrame, column: str, allowed: Sequence[str], path: Path, setting: str) -> None:
-    """Raises TableError naming the first line whose value of ``column`` is not allowed."""
-    wrong = table.index[~table[column].isin(allowed)]
-    if len(wrong):
-        value = table[column][wrong[0]]
-        raise TableError(
-            f"{setting}: {path} line {wrong[0]} has {column} = {value!r}; "
-            f"allowed are {_join([a or '(empty)' for a in allowed])}"
-        )
-
-
-def _join(names: Sequence[str]) -> str:
-    return ", ".join(names)
+def _validate(cells: dict[str, str], model: Callable[..., Row], where: str) -> Row:
+    try:
+        return model(**cells)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
+        raise TableError(f"{where} has {first['loc'][0]} = {first['input']!r:.100}; {reason}") from None

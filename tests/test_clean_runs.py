@@ -104,7 +104,10 @@ def test_a_dry_run_says_the_same_and_removes_nothing(tmp_path: Path, capsys: pyt
 def test_what_latest_leads_to_what_is_or_was_published_and_what_holds_a_screener_stays(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, f"run{age}", age) for age in range(7)]
     (tmp_path / "runs" / "latest").symlink_to("run3")
-    published = {"run_dir": str(runs[4]), "earlier": [{"run_dir": "data/runs/run5"}]}
+    group = {"n": 0, "auc": {"value": None, "reason": "no image"}, "images": ""}
+    model = {"model_sha256": "", "audit": {"passed": True, "failed": []}, "val": group, "val_device_free": group}
+    before = model | {"run": "run5", "run_dir": "data/runs/run5", "published": "2026-01-01"}
+    published = before | {"run": "run4", "run_dir": str(runs[4]), "earlier": [before], "withdrawn": []}
     write_json(tmp_path / "runs" / "published.json", published)
     put(runs[6] / "screener" / "model.keras")
     clean(tmp_path, 1)
@@ -116,7 +119,7 @@ def test_a_published_json_that_cannot_be_read_stops_everything(tmp_path: Path) -
     for age in range(3):
         make_run(tmp_path, f"run{age}", age)
     put(tmp_path / "runs" / "published.json", "{}")
-    with pytest.raises(RunError, match=r"published\.json does not name a run: put it right, then clean$"):
+    with pytest.raises(RunError, match=r"published\.json is not as publishing writes it; put back a whole copy"):
         clean(tmp_path, 1)
     assert runs_in(tmp_path) == {"run0", "run1", "run2"}
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from small_run import write_run
 
-from tasks.answers import newest, read_answers, take_answers
+from tasks.answers import keep_answers, newest, read_answers, read_kept
 from tasks.contact_sheet import SheetRow, doubtful_rows, draw_outline, find_doubtful, render_sheet, write_sheet
 from tasks.images import PackedImages
 from tasks.masks import DeviceMasks
@@ -210,9 +210,9 @@ def test_answers_given_with_keys_and_mouse_are_saved_and_taken(
     }
     assert {a.reviewer for a in answers} == {"Ada, the 'first'"}
     assert all(a.time and abs(a.time - datetime.now(UTC)) < timedelta(minutes=5) for a in answers)
-    address = tmp_path / "device_answers.csv"
-    assert take_answers(path, manifest, address, reviewer="x", now=datetime.now(UTC))["n_new"] == 3
-    assert newest(read_answers(address, "x")) == newest(answers)
+    folder = tmp_path / "device_answers"
+    taken = keep_answers(answers, manifest, folder, reviewer="x", place="x", now=datetime.now(UTC))
+    assert taken["n_new"] == 3 and newest(read_kept(folder)) == newest(answers)
 
 
 def test_a_reload_keeps_answers_and_name_and_goes_to_the_first_open_image(

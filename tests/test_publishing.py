@@ -15,10 +15,10 @@ from s3_server import FaultyProxy, faulty_proxy, running_s3, set_aws
 from flows.command_line import read_flags, run_command
 from flows.publish import PublishFlags
 from flows.publish import publish as publish_flow
-from tasks import publishing, shared_files
+from tasks import publishing, run_copies
 from tasks.publishing import describe_candidate, publish, weigh
-from tasks.publishing_rules import MOST_KEPT, check_published, decide, step_back, succeed
-from tasks.records import Facts, RunError
+from tasks.publishing_rules import MOST_KEPT, Candidate, Entry, Published, decide, succeed
+from tasks.records import Facts, OutsideError, RunError
 from tasks.run_copies import send
 from tasks.settings import PublishingSettings, Settings
 from tasks.storage import is_in_bucket, read_json, run_folder, write_json
@@ -28,24 +28,24 @@ GROUPS = ("val", "val_device_free")
 NO_AUC: Facts = {"value": None, "low": None, "high": None, "reason": "a class is missing in this group"}
 
 
-def entry(run: str = "new", val: float | None = 0.95, free: float | None = 0.94, **more: Any) -> Facts:
+def entry(run: str = "new", val: float | None = 0.95, free: float | None = 0.94, **more: Any) -> Entry:
     """What is said of a run, with a model of its own."""
     aucs = [NO_AUC if auc is None else {"value": auc, "low": auc - 0.02, "high": auc + 0.02} for auc in (val, free)]
     groups = {name: {"n": 60, "auc": auc, "images": "the same"} for name, auc in zip(GROUPS, aucs, strict=True)}
     said = {"run": run, "run_dir": f"/runs/{run}", "model_sha256": f"model of {run}", "published": "2026-01-01"}
-    return {**said, "audit": {"passed": True, "failed": []}, **groups, **more}
+    return Entry.model_validate({**said, "audit": {"passed": True, "failed": []}, **groups, **more})
 
 
-def published_by(*entries: Facts) -> Facts:
+def published_by(*entries: Entry) -> Published:
     """What is published after these runs took over one after the other."""
-    published: Facts | None = None
+    published: Published | None = None
     for turn, one in enumerate(entries):
         published = succeed(one, published, f"2026-01-{turn + 1:02}")
     assert published is not None
     return published
 
 
-def decide_on(candidate: Facts, published: Facts | None, **more: Any) -> Facts:
+def decide_on(candidate: Candidate, published: Published | None, **more: Any) -> Facts:
     return decide(candidate, published, PublishingSettings(max_drop=0.01), **more)
 
 
@@ -53,12 +53,27 @@ def decide_on(candidate: Facts, published: Facts | None, **more: Any) -> Facts:
 
 
 @pytest.mark.parametrize("auc", [float("nan"), float("inf"), -0.1, "0.9", None])
-def test_what_is_published_with_an_auc_that_is_none_is_refused_and_not_taken_for_a_low_one(auc: Any) -> None:
-    published = published_by(entry())
-    assert check_published(published, "here") == published
+def test_what_is_published_with_an_auc_that_is_none_is_refused_and_not_taken_for_a_low_one(
+    tmp_path: Path, auc: Any
+) -> None:
+    published = published_by(entry("a"), entry("b")).model_dump()
+    write_json(tmp_path / "published.json", published)
+    found = publishing.read_published(str(tmp_path), Settings())
+    assert found is not None and found.model_dump() == published
     published["val"]["auc"]["value"] = auc
-    with pytest.raises(RunError, match="here is not as publishing writes it"):
-        check_published(published, "here")
+    (tmp_path / "published.json").write_text(json.dumps(published))
+    with pytest.raises(RunError, match=r"published\.json is not as publishing writes it"):
+        publishing.read_published(str(tmp_path), Settings())
+
+
+def test_what_an_earlier_version_published_is_written_as_it_was_but_for_what_nobody_knows(tmp_path: Path) -> None:
+    old = published_by(entry("a"), entry("b", free=None)).step_back("2026-02-01").model_dump()
+    write_json(tmp_path / "published.json", old | {"other": 1, "val": old["val"] | {"other": 2}})
+    found = publishing.read_published(str(tmp_path), Settings())
+    assert found is not None and found.model_dump() == old
+    assert old["withdrawn"][0]["val_device_free"]["auc"] == NO_AUC
+    assert set(old) == {*Entry.model_fields, "earlier", "withdrawn"}
+    assert set(old["val"]["auc"]) == {"value", "low", "high"} and set(old["audit"]) == {"passed", "failed"}
 
 
 def test_the_first_model_is_published_if_its_audit_passed() -> None:
@@ -114,8 +129,8 @@ def test_a_model_not_measured_where_the_published_one_is_cannot_take_over() -> N
 
 
 def test_that_validation_differs_is_said_and_decides_nothing() -> None:
-    candidate = entry()
-    candidate["val"] = candidate["val"] | {"n": 70, "images": "others"}
+    others = entry().val.model_copy(update={"n": 70, "images": "others"})
+    candidate = entry().model_copy(update={"val": others})
     said = decide_on(candidate, published_by(entry("old")))
     assert said["decision"] == "publish"
     (note,) = said["notes"]
@@ -124,10 +139,10 @@ def test_that_validation_differs_is_said_and_decides_nothing() -> None:
 
 def test_what_a_person_rolled_back_or_another_model_replaced_comes_back_only_by_hand() -> None:
     old, new = entry("old"), entry("new")
-    back = step_back(published_by(old, new), "2026-02-01")
+    back = published_by(old, new).step_back("2026-02-01")
     assert decide_on(new, back)["reasons"] == ["a person rolled this very model back"]
     assert decide_on(new, back, by_hand=True)["decision"] == "publish"
-    assert succeed(new, back, "2026-02-02")["withdrawn"] == []
+    assert succeed(new, back, "2026-02-02").withdrawn == []
     replaced = published_by(old, new)
     assert decide_on(old, replaced)["decision"] == "keep"
     assert decide_on(old, replaced, by_hand=True)["decision"] == "publish"
@@ -135,19 +150,19 @@ def test_what_a_person_rolled_back_or_another_model_replaced_comes_back_only_by_
 
 def test_a_rollback_leads_to_what_was_published_before_step_by_step() -> None:
     published = published_by(entry("a"), entry("b"), entry("c"))
-    once = step_back(published, "now")
-    twice = step_back(once, "later")
-    assert [once["run"], twice["run"]] == ["b", "a"]
-    assert [one["run"] for one in twice["withdrawn"]] == ["b", "c"]
-    assert twice["earlier"] == []
-    assert once["published"] == "2026-01-02", "since when a model is in use is not made up"
+    once = published.step_back("now")
+    twice = once.step_back("later")
+    assert [once.run, twice.run] == ["b", "a"]
+    assert [one.run for one in twice.withdrawn] == ["b", "c"]
+    assert twice.earlier == []
+    assert once.published == "2026-01-02", "since when a model is in use is not made up"
 
 
 def test_nothing_is_remembered_that_cannot_be_gone_back_to_and_the_list_has_an_end() -> None:
-    assert succeed(entry("b", model_sha256="model of a"), published_by(entry("a")), "now")["earlier"] == []
-    assert succeed(entry("a", model_sha256="another"), published_by(entry("a")), "now")["earlier"] == []
+    assert succeed(entry("b", model_sha256="model of a"), published_by(entry("a")), "now").earlier == []
+    assert succeed(entry("a", model_sha256="another"), published_by(entry("a")), "now").earlier == []
     many = published_by(*(entry(str(i)) for i in range(MOST_KEPT + 5)))
-    assert [one["run"] for one in many["earlier"]] == [str(i) for i in range(MOST_KEPT + 3, 3, -1)]
+    assert [one.run for one in many.earlier] == [str(i) for i in range(MOST_KEPT + 3, 3, -1)]
 
 
 # -- run folders -------------------------------------------------------------------------------------------------------
@@ -202,7 +217,7 @@ def make(runs: str, tmp_path: Path) -> Make:
 
 
 def published_in(runs: str, settings: Settings) -> Facts | None:
-    return shared_files.read_shared(runs, "published.json", settings)
+    return run_copies.read_shared(runs, "published.json", settings)
 
 
 def change_file(settings: Settings, name: str, content: str | None) -> None:
@@ -376,8 +391,8 @@ def test_the_test_split_decides_nothing_and_images_are_told_apart(make: Make) ->
     table = pd.read_csv(run / "predictions.csv")
     table.assign(has_device=[True, True, None, False]).to_csv(run / "predictions.csv", index=False)
     second = describe_candidate(run, "/runs/run")
-    assert second["val"]["images"] == first["val"]["images"]
-    assert second["val_device_free"]["images"] != first["val_device_free"]["images"]
+    assert second.val.images == first.val.images
+    assert second.val_device_free.images != first.val_device_free.images
 
 
 # -- several at once ---------------------------------------------------------------------------------------------------
@@ -391,9 +406,9 @@ def test_of_two_that_publish_at_once_the_later_is_weighed_against_the_earlier(
     publish.fn(first)
     asked: list[str] = []
 
-    def decide_slowly(candidate: Facts, published: Facts, *rest: Any, **more: Any) -> Facts:
-        if candidate["run"] == "slow":
-            asked.append(published["run"])
+    def decide_slowly(candidate: Candidate, published: Published, *rest: Any, **more: Any) -> Facts:
+        if candidate.run == "slow":
+            asked.append(published.run)
             if len(asked) == 1:
                 publish.fn(fast)  # between the reading and the writing of the other one
         return decide(candidate, published, *rest, **more)
@@ -422,11 +437,13 @@ def test_a_rollback_of_something_that_was_changed_meanwhile_is_refused(
     publish.fn(first)
     publish.fn(second)
 
-    def step_back_slowly(published: Facts, now: str) -> Facts:
+    step_back = Published.step_back
+
+    def step_back_slowly(published: Published, now: str) -> Published:
         publish.fn(third)
         return step_back(published, now)
 
-    monkeypatch.setattr(publishing, "step_back", step_back_slowly)
+    monkeypatch.setattr(Published, "step_back", step_back_slowly)
     with pytest.raises(RunError, match="was changed meanwhile; look at what is published"):
         publishing.roll_back(runs, first)
     assert (published_in(runs, first) or {})["run"] == "third"
@@ -457,7 +474,7 @@ def test_a_rollback_whose_answer_got_lost_goes_back_one_step_and_not_two(
 def test_a_file_that_others_change_all_the_time_is_given_up_with_a_sentence(
     runs: str, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_files, "TRIES", 3)
+    monkeypatch.setattr(run_copies, "TRIES", 3)
     settings, client = make("run"), boto3.client("s3")
     key = f"{runs.removeprefix(f's3://{BUCKET}/')}/notes.json"
     turns: list[Facts | None] = []
@@ -467,8 +484,8 @@ def test_a_file_that_others_change_all_the_time_is_given_up_with_a_sentence(
         client.put_object(Bucket=BUCKET, Key=key, Body=json.dumps({"others": len(turns)}))
         return {"mine": len(turns)}
 
-    with pytest.raises(RunError, match="is changed by others all the time"):
-        shared_files.change_shared(runs, "notes.json", settings, change)
+    with pytest.raises(OutsideError, match="is changed by others all the time"):
+        run_copies.change_shared(runs, "notes.json", settings, change)
     assert turns == [None, {"others": 1}, {"others": 2}]
 
 

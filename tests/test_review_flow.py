@@ -25,7 +25,7 @@ from small_run import write_run
 from flows.command_line import read_flags, run_command
 from flows.review import ReviewFlags, review
 from flows.run_folders import with_run_folder
-from tasks.answers import read_answered, read_answers
+from tasks.answers import read_answered, read_kept
 from tasks.contact_sheet import show_sheet
 from tasks.settings import Settings
 from tasks.storage import REPOSITORY, read_manifest, run_folder
@@ -60,12 +60,12 @@ def test_answers_of_a_csv_are_taken_and_the_last_line_says_where_they_are_kept(
     new = tmp_path / "answers.csv"
     new.write_text(f"path,device\n{manifest['path'][0]},1\n{manifest['path'][1]},0\n")
     code, out, _ = run_review(["--run_dir", str(run), "--answers", str(new), "--reviewer", "Ada"], capfd)
-    address = run.parent / "device_answers.csv"
+    address = run.parent / "device_answers"
     assert code == 0
     assert out.strip().splitlines()[-1] == str(address)
     assert "2 answers taken" in caplog.text
     assert f"the same pipeline command with --run-dir {run} now uses them" in caplog.text
-    assert {a.reviewer for a in read_answers(address, "x")} == {"Ada"}
+    assert {a.reviewer for a in read_kept(address)} == {"Ada"}
     assert read_answered(Settings(run_dir=str(run))) == {manifest["sha256"][0]: 1, manifest["sha256"][1]: 0}
 
 
@@ -73,12 +73,12 @@ def test_another_address_can_be_named_and_an_unnamed_reviewer_is_the_user(
     prepared: tuple[Path, pd.DataFrame], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run, manifest = prepared
-    new, address = tmp_path / "answers.csv", tmp_path / "elsewhere" / "kept.csv"
+    new, address = tmp_path / "answers.csv", tmp_path / "elsewhere" / "kept"
     new.write_text(f"path,device\n{manifest['path'][0]},1\n")
     flags = ["--run-dir", str(run), f"--answers={new}", "--screening.answers", str(address)]
     assert run_review(flags, capfd)[0] == 0
-    assert all(answer.reviewer for answer in read_answers(address, "x"))
-    assert not (run.parent / "device_answers.csv").exists()
+    assert all(answer.reviewer for answer in read_kept(address))
+    assert not (run.parent / "device_answers").exists()
 
 
 def test_answers_about_a_run_in_a_bucket_join_those_that_others_gave_there(
@@ -96,9 +96,9 @@ def test_answers_about_a_run_in_a_bucket_join_those_that_others_gave_there(
             code, out, err = run_review([*flags, "--answers", str(new)], capfd)
             assert code == 0, err
         assert len(read_answered(settings)) == 2
-        assert boto3.client("s3").get_object(Bucket="chest", Key="runs/device_answers.csv")["Body"].read() == (
-            Path(out.strip().splitlines()[-1]).read_bytes()
-        )
+        sent = boto3.client("s3").list_objects_v2(Bucket="chest", Prefix="runs/device_answers/")["Contents"]
+        names = [path.name for path in sorted(Path(out.strip().splitlines()[-1]).iterdir())]
+        assert [one["Key"].rpartition("/")[2] for one in sent] == names and len(names) == 2
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_answers_that_cannot_be_taken_end_in_one_sentence_with_code_2(
     assert last.startswith("error: ")
     assert says in last
     assert "Traceback" not in err
-    assert not (prepared[0].parent / "device_answers.csv").exists()
+    assert not (prepared[0].parent / "device_answers").exists()
 
 
 def test_the_help_describes_its_own_flags_and_those_of_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,7 +223,7 @@ def test_a_deployed_run_waits_for_its_form_outlives_useless_ones_and_takes_a_goo
     prepared: tuple[Path, pd.DataFrame], execute: Callable[[FlowRun], tuple[str, str]]
 ) -> None:
     folder, manifest = prepared
-    address = folder.parent / "device_answers.csv"
+    address = folder.parent / "device_answers"
     run = start_deployed("flows/review.py:review", {"settings": {"run_dir": str(folder)}}, REPOSITORY)
     state, log = execute(run)
     assert state == "Suspended", log
@@ -242,7 +242,7 @@ def test_a_deployed_run_waits_for_its_form_outlives_useless_ones_and_takes_a_goo
     state, log = execute(run)
     assert state == "Completed", log
     assert "2 answers taken" in log
-    answers = read_answers(address, "x")
+    answers = read_kept(address)
     assert {(a.sha256, a.device, a.reviewer) for a in answers} == {
         (manifest["sha256"][0], 1, "Ada"),
         (manifest["sha256"][1], 0, "Ada"),
@@ -285,7 +285,7 @@ def test_a_deployed_pipeline_waits_for_answers_and_finishes_with_them_in_the_fol
     assert {path.name for path in (tmp_path / "data" / "runs").iterdir()} == {
         folder.name,
         "latest",
-        "device_answers.csv",
+        "device_answers",
     }
     assert (folder / "run.json").exists()
     manifest = read_manifest(folder).set_index("path").loc[doubtful["path"]]

@@ -20,8 +20,8 @@ from recipe import FLAGS
 from s3_server import faulty_proxy, running_s3, set_aws
 
 from tasks import stages
-from tasks.answers import ANSWERS, Answer, answers_address, keep_answers, read_kept, share_answers
-from tasks.records import Facts, OutsideError, RunError, TableError
+from tasks.answers import Answer, answers_folder, keep_answers, read_kept, share_answers
+from tasks.records import Facts, OutsideError, RunError
 from tasks.run_copies import BucketFolder, address_of, fetch_run, read_seal, send
 from tasks.settings import Settings
 from tasks.stages import run_stage
@@ -296,82 +296,13 @@ def test_shards_that_an_index_names_go_before_it_and_come_with_it_once(
 
 
 def answer_here(settings: Settings, path: str) -> None:
-    address = answers_address(settings)
     images = pd.DataFrame({"path": [path], "sha256": [hashlib.sha256(path.encode()).hexdigest()]})
-    keep_answers([Answer(path, "", 1)], images, address, reviewer="someone", place="a test", now=datetime.now(UTC))
+    folder, now = answers_folder(settings), datetime.now(UTC)
+    keep_answers([Answer(path, 1)], images, folder, reviewer="someone", place="a test", now=now)
 
 
 def answered_here(settings: Settings) -> list[str]:
-    return [answer.path for answer in read_kept(answers_address(settings))]
-
-
-def test_answers_lie_beside_the_runs_and_of_two_people_who_answer_at_once_neither_loses_any(
-    bucket: Any, address: str, tmp_path: Path
-) -> None:
-    here, other = machine(tmp_path / "here", address), machine(tmp_path / "there", address.replace("/run", "/next"))
-    for settings, path in ((here, "a.png"), (other, "b.png")):
-        share_answers(settings)
-        answer_here(settings, path)
-    share_answers(here)
-    share_answers(other)
-    share_answers(here)
-    assert answered_here(here) == ["a.png", "b.png"]
-    before = names_below(bucket, address.partition(f"{BUCKET}/")[2].replace("/run", "/device_answers.csv"))
-    assert len(before) == 1
-
-
-def test_answers_not_sent_yet_outlive_a_run_that_starts_on_this_machine_and_go_with_it(
-    bucket: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here, other, third = (machine(tmp_path / name, address) for name in ("here", "other", "third"))
-    answer_here(other, "b.png")
-    share_answers(other)
-    answer_here(here, "a.png")  # and before it is sent, a run starts
-    download = BucketFolder.get
-
-    def answer_meanwhile(folder: BucketFolder, name: str, path: Path) -> Any:
-        stored = download(folder, name, path)
-        if name == ANSWERS:
-            answer_here(here, "c.png")
-        return stored
-
-    with monkeypatch.context() as patch:
-        patch.setattr(BucketFolder, "get", answer_meanwhile)
-        fetch_run(here)
-        share_answers(here)
-    share_answers(third)
-    assert answered_here(here) == answered_here(third) == ["a.png", "b.png", "c.png"]
-
-
-def test_answers_that_could_not_be_sent_go_with_the_next_run_and_nothing_is_sent_twice(
-    bucket: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here, other = machine(tmp_path / "here", address), machine(tmp_path / "other", address)
-    answer_here(other, "b.png")
-    share_answers(other)
-    answer_here(here, "a.png")
-    with monkeypatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-        with pytest.raises(RunError, match="cannot be reached"):
-            share_answers(here)
-    fetch_run(here)
-    share_answers(here)
-    prefix = address.partition(f"{BUCKET}/")[2].replace("/run", f"/{ANSWERS}")
-    sent = names_below(bucket, prefix)
-    share_answers(other)
-    assert answered_here(here) == answered_here(other) == ["a.png", "b.png"]
-    assert names_below(bucket, prefix) == sent
-
-
-def test_answers_in_the_bucket_that_do_not_fit_are_refused_by_their_address_and_those_here_stay(
-    bucket: Any, address: str, tmp_path: Path
-) -> None:
-    here, there = machine(tmp_path, address), address.replace("/run", f"/{ANSWERS}")
-    answer_here(here, "a.png")
-    bucket.put_object(Bucket=BUCKET, Key=there.partition(f"{BUCKET}/")[2], Body=b"path,device\nb.png,2\n")
-    with pytest.raises(TableError, match=rf"^screening\.answers: {there} line 2 has device = '2'"):
-        share_answers(here)
-    assert answered_here(here) == ["a.png"]
+    return sorted(answer.path for answer in read_kept(answers_folder(settings)))
 
 
 def test_a_run_in_a_bucket_is_named_by_its_address_there_and_another_by_its_path(tmp_path: Path) -> None:

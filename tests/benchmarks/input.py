@@ -16,7 +16,8 @@ from tasks.layout import image_id
 from tasks.packing import pack, pack_shards, plan_packing
 from tasks.settings import Settings
 from tasks.storage import read_manifest, write_manifest
-from tests.benchmarks.full_size import HEIGHT_PX, WIDTH_PX, read_as_keras_does, write_full_size
+
+from .full_size import HEIGHT_PX, WIDTH_PX, read_as_keras_does, write_full_size
 
 N_DRAWN = 24
 N_FILES = 192

@@ -13,7 +13,8 @@ import numpy as np
 
 from tasks.images import SIDE_PX, decode
 from tasks.settings import TrainingSettings
-from tests.benchmarks.full_size import read_as_keras_does, write_full_size
+
+from .full_size import read_as_keras_does, write_full_size
 
 N_FILES = 192
 BATCH_SIZE = 32

@@ -25,7 +25,7 @@ from tasks.masks import DeviceMasks, read_scores, write_shard
 from tasks.network_files import load_network, save_network
 from tasks.packing import known_files, pack_shard
 from tasks.publishing import describe_candidate, read_published
-from tasks.publishing_rules import decide, describe_model
+from tasks.publishing_rules import Candidate, Published, decide
 from tasks.records import PipelineError, RunError
 from tasks.run_copies import read_seal
 from tasks.scoring import as_packed, read_threshold
@@ -155,12 +155,12 @@ def read_all_records(folder: Path) -> dict[str, Callable[[], Any]]:
     def look_at_published() -> None:
         published = read_published(str(folder), settings)
         assert published is not None
-        for one in (published, *published["earlier"], *published["withdrawn"]):
-            describe_model(one)
-        decide(MODEL, published, PublishingSettings())
+        for one in (published, *published.earlier, *published.withdrawn):
+            str(one)
+        decide(Candidate.model_validate(MODEL), published, PublishingSettings())
 
-    def weigh(candidate: Any) -> None:
-        decide(candidate, RECORDS["published.json"], PublishingSettings())
+    def weigh(candidate: Candidate) -> None:
+        decide(candidate, Published.model_validate(RECORDS["published.json"]), PublishingSettings())
 
     def look_at_metrics() -> None:
         read_threshold(folder)
