@@ -111,7 +111,8 @@ def share_answers(settings: Settings) -> None:
             continue
         bucket.get(name, path)
         try:
-            _ = read_answers(path, "screening.answers") if path.exists() else None
+            if path.exists():
+                read_answers(path, "screening.answers")
         except TableError as error:
             path.unlink()
             raise TableError(str(error).replace(str(path), f"{runs_address(settings)}/{name}")) from None
