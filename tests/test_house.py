@@ -67,10 +67,9 @@ ROWS = [
         "data.sample",
         "data.full_size",
         "tasks.bucket_requests",
-        "tasks.web_requests",
+        "tasks.web_links",
     },
     {
-        "tasks.web_links",
         "tasks.dropbox_folder",
         "tasks.buckets",
         "tasks.loose_images",
