@@ -29,8 +29,6 @@ from tasks.storage import locked, sha256_of_file, write_json
 
 PROGRESS = 1_000_000
 """Bytes. A cut connection that brought as many costs no try."""
-TALKATIVE = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy")
-"""Loggers that print addresses with their keys."""
 RETRIED = (408, 425, 429)
 WAYS_OUT = {
     401: "the link is not shared publicly or has expired; ask its owner for a new one",
@@ -38,6 +36,9 @@ WAYS_OUT = {
     404: "nothing is there; check the link, or ask its owner for a new one",
     410: "what was there has been removed; ask its owner for a new link",
 }
+for name in ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy"):
+    # These print addresses with their keys. Setting up a log anew, as Prefect does, changes levels, but no filter.
+    logging.getLogger(name).addFilter(lambda record: False)
 
 
 def fetch_link(url: str, folder: Path, settings: IngestionSettings) -> Path:
@@ -157,8 +158,6 @@ class _Fetch:
         expected = self._settings.sha256
         if expected and self._whole.is_file() and sha256_of_file(self._whole) == expected:
             return self._reuse("has the expected checksum")
-        for name in TALKATIVE:  # each time, since setting up a log switches them on again
-            logging.getLogger(name).disabled = True
         with httpx.Client(
             verify=tls_context(self._settings),
             trust_env=False,
