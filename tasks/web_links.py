@@ -88,9 +88,9 @@ def direct_link(url: str) -> httpx.URL:
     """
     try:
         link = httpx.URL(url).copy_with(fragment=None)
+        is_share = link.host in ("dropbox.com", "www.dropbox.com") or re.match(r"/(s|sh|scl)/", link.path)
     except (httpx.InvalidURL, ValueError):
         raise SourceError("source: the link cannot be read; copy it again") from None
-    is_share = link.host in ("dropbox.com", "www.dropbox.com") or re.match(r"/(s|sh|scl)/", link.path)
     return link.copy_set_param("dl", "1") if is_share else link
 
 
@@ -187,8 +187,8 @@ class _Fetch:
                 found["total"] = int(found["total"]) if found["total"] else None
                 if kept.get("etag") and (answer.status_code == 304 or (answer.status_code == 200 and found == kept)):
                     return self._reuse("has not changed")
-                span = (answer.headers.get("Content-Range"), found["etag"])
-                if answer.status_code in (206, 416) and span != (f"bytes {offset}-{total - 1}/{total}", etag):
+                span = ("Range" in headers, answer.headers.get("Content-Range"), found["etag"])
+                if answer.status_code in (206, 416) and span != (True, f"bytes {offset}-{total - 1}/{total}", etag):
                     self._drop_part()
                     raise self._outside("another part came than was asked for")
                 self._refuse_answer(answer)
@@ -201,7 +201,7 @@ class _Fetch:
                 self._receive(answer, started["total"], offset)
         except httpx.TooManyRedirects:
             raise SourceError(f"source: {self._shown} is redirected too often; ask its owner for a new link") from None
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise SourceError(
                     f"source: {self._shown} answers with a certificate that does not hold; "

@@ -431,6 +431,7 @@ def test_more_than_the_limit_is_refused(server: DropboxServer, tmp_path: Path) -
         ("https://10.0.0.1/x.zip", "10.0.0.1"),
         ("https://somebody@127.0.0.1/x.zip", "user name"),
         ("https://[::1/x.zip", "did not arrive"),
+        ("https://xn--/x.zip", "did not arrive"),
     ],
 )
 def test_a_redirect_out_of_bounds_is_refused(server: DropboxServer, tmp_path: Path, location: str, said: str) -> None:
@@ -453,6 +454,7 @@ def test_a_redirect_loop_is_refused(server: DropboxServer, tmp_path: Path) -> No
         ("https://example.org/x.zip?rlkey=secret", "example.org"),
         ("https://user:pass@localhost/x.zip", "user name"),
         ("https://[/x.zip", "not in ingestion.allowed_hosts"),
+        ("https://xn--/x.zip", "cannot be read"),
         ("https://localhost:port/x.zip", "cannot be read"),
     ],
 )
