@@ -66,10 +66,9 @@ ROWS = [
         "tasks.contact_sheet",
         "data.sample",
         "tasks.bucket_requests",
-        "tasks.web_requests",
+        "tasks.web_links",
     },
     {
-        "tasks.web_links",
         "tasks.dropbox_folder",
         "tasks.buckets",
         "tasks.loose_images",

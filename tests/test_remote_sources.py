@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from dropbox_server import DropboxServer
+from dropbox_server import DropboxServer, Fault
 from s3_server import running_s3, set_aws
 
 from flows.command_line import read_flags
@@ -28,7 +28,7 @@ def run(source: str, run_dir: Path, small_flags: list[str], *extra: str) -> Path
     return Path(str(pipeline(read_flags(flags, "test"))))
 
 
-def test_the_sample_runs_from_a_dropbox_link_to_a_report_without_leaving_the_key_of_the_link_behind(
+def test_the_sample_runs_from_a_dropbox_link_that_is_cut_and_limited_and_leaves_no_key_of_the_link_behind(
     finished_run: Path, workspace: Path, small_flags: list[str], tmp_path: Path, dropbox: DropboxServer
 ) -> None:
     stream = io.BytesIO()
@@ -36,9 +36,12 @@ def test_the_sample_runs_from_a_dropbox_link_to_a_report_without_leaving_the_key
         for name, content in sample_files(workspace).items():
             archive.writestr(name, content)
     link = dropbox.put("sample.zip", stream.getvalue())
+    dropbox.faults = [Fault(cut=0.6), Fault(status=429, retry_after="1")]
     assert "rlkey=" in link
     hosts = ["--ingestion.allowed-hosts", ",".join(dropbox.hosts), "--ingestion.ca-file", str(dropbox.ca_file)]
-    report = run(link, tmp_path / "run", small_flags, *hosts)
+    report = run(link, tmp_path / "run", small_flags, *hosts, "--ingestion.backoff-s", "0.01")
+    assert [request.status for request in dropbox.content_requests()] == [200, 429, 206]
+    assert dropbox.n_sent() / len(stream.getvalue()) < 1.05
     assert report.stat().st_size > 100_000
     pd.testing.assert_frame_equal(read_manifest(tmp_path / "run"), read_manifest(finished_run))
     key = link.split("rlkey=")[1].split("&")[0].encode()
