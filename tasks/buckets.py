@@ -226,10 +226,11 @@ class _Transfer:
         running: deque[Any] = deque()
         try:
             with create_transfer_manager(self.client, self.config) as manager:
-                for name, version in waiting.items():
+                for name, (etag, size) in waiting.items():
                     path = self.folder / "files" / name
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    notes = [_Arrival(*version, partial(self.enter, name, version)), ProgressCallbackInvoker(count)]
+                    enter = partial(self.enter, name, etag, size)
+                    notes = [_Arrival(etag, size, enter), ProgressCallbackInvoker(count)]
                     running.append(manager.download(self.bucket, self.prefix + name, str(path), {}, notes))
                     if len(running) > AHEAD:
                         _await(running.popleft())
@@ -239,11 +240,11 @@ class _Transfer:
             self.client.meta.events.unregister("provide-client-params.s3.GetObject", ask_for_version)
         return self.came
 
-    def enter(self, name: str, version: list[Any]) -> None:
+    def enter(self, name: str, etag: str, size: int) -> None:
         """Enters a file into the index, unless it is another than was listed."""
-        if (self.folder / "files" / name).stat().st_size == version[1]:
+        if (self.folder / "files" / name).stat().st_size == size:
             with self.lock, (self.folder / "index.jsonl").open("a") as index:
-                index.write(json.dumps([name, *version]) + "\n")
+                index.write(json.dumps([name, etag, size]) + "\n")
                 self.came.add(name)
 
 
