@@ -20,6 +20,7 @@ from tasks.contact_sheet import count_doubtful
 from tasks.records import SettingsError
 from tasks.sealing import find_finished
 from tasks.settings import Settings
+from tasks.sources import fetch
 
 
 @flow(name="pipeline", flow_run_name=label_run, log_prints=True, validate_parameters=True)
@@ -30,7 +31,7 @@ def pipeline(settings: Settings = Settings()) -> "str | State[str]":
             "screening.wait_for_review: only a deployed run can wait for a person; start a deployment, or leave the "
             "setting out, take answers with python -m flows.review and give the same command again"
         )
-    if settings.ingestion.skip_unchanged and (report := find_finished(settings)):
+    if settings.ingestion.skip_unchanged and (report := find_finished(settings, fetch(settings).sha256)):
         return Completed(name="Nothing new", message=f"nothing new since {report}", data=report)
     asked, settings = settings, with_run_folder(settings)
     if settings is not asked:

@@ -10,6 +10,7 @@ from tasks.ingestion import ingest
 from tasks.quality import check
 from tasks.run_copies import fetch_run
 from tasks.settings import Settings
+from tasks.sources import fetch
 from tasks.splitting import split
 
 
@@ -19,7 +20,7 @@ def prepare(settings: Settings) -> None:
     with own_run_folder(settings), open_runner(settings) as runner:
         fetch_run(settings)
         share_answers(settings)
-        source = ingest(settings)
+        source = ingest(settings, fetch(settings))
         check(settings, "source")
         split(settings)
         pack_images(runner, settings, source["folder"])

@@ -15,6 +15,7 @@ from tasks.quality import check
 from tasks.run_copies import fetch_run
 from tasks.screener_training import fit_screener
 from tasks.settings import ScreenerRecipe, Settings
+from tasks.sources import fetch
 from tasks.splitting import split
 
 
@@ -37,7 +38,7 @@ def train_screener(
     with own_run_folder(settings):
         fetch_run(settings)
         with open_runner(settings) as runner:
-            source = ingest(settings)
+            source = ingest(settings, fetch(settings))
             check(settings, "source")
             split(settings)
             pack_images(runner, settings, source["folder"])

@@ -1,10 +1,10 @@
-"""Ingest: from a source to the manifest, one row per image.
+"""Ingest: from a source on this machine to the manifest, one row per image.
 
 Reads the source; writes ``manifest.parquet`` with labels, subtypes, patients, sizes and checksums, and the reasons why
 rows are excluded so far (identical files, contradictions, files that are no image).
 """
 
-import hashlib
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -18,23 +18,19 @@ from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
 from tasks.artifacts import show_table
+from tasks.file_sums import READERS, Sum, sum_file, sum_stream
 from tasks.images import MAX_FILE_BYTES, UndecodableError, in_turn, read_size
 from tasks.layout import image_id
 from tasks.records import CLASS_FOLDERS, SPLITS, Facts, Fetched, SourceError, TableError
-from tasks.retries import outside_failed
 from tasks.settings import Settings
-from tasks.sources import fetch_source
 from tasks.stages import run_stage
-from tasks.storage import checksum_of_source, open_source, write_manifest
+from tasks.storage import open_source, write_manifest
 from tasks.tables import read_rows
 
-READERS = 4
 
-
-@task(name="ingest", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5, retry_condition_fn=outside_failed)
-def ingest(settings: Settings) -> Facts:
-    """Brings the source here and lists its images."""
-    fetched = fetch_source(settings)
+@task(name="ingest", cache_policy=NO_CACHE)
+def ingest(settings: Settings, fetched: Fetched) -> Facts:
+    """Lists the images of the source."""
 
     def make(out: Path) -> Facts:
         manifest = list_images(fetched, settings.ingestion.max_side_px)
@@ -76,7 +72,8 @@ def list_images(fetched: Fetched, max_side_px: int) -> pd.DataFrame:
     else:
         table = pd.DataFrame([describe_path(path) for path in fetched.layout.images])
     with ThreadPoolExecutor(READERS) as pool:
-        files = pd.DataFrame(list(pool.map(lambda path: read_file(folder / path, max_side_px), table["path"])))
+        read = pool.map(lambda path: read_file(folder / path, max_side_px, fetched.sums.get(path)), table["path"])
+        files = pd.DataFrame(list(read))
     manifest = pd.concat([table.reset_index(drop=True), files], axis=1)
     refuse_changed({**dict(zip(table["path"], files["sha256"], strict=True)), **sum_tables(fetched)}, fetched.sums)
     manifest["image_id"] = [image_id(path) for path in manifest["path"]]
@@ -85,26 +82,34 @@ def list_images(fetched: Fetched, max_side_px: int) -> pd.DataFrame:
 
 def sum_tables(fetched: Fetched) -> dict[str, str]:
     """The sha256 of each table of a source."""
-    return {name: checksum_of_source(Path(fetched.folder) / name) for name in fetched.layout.tables}
+    return {
+        name: str(sum_file(Path(fetched.folder) / name, fetched.sums.get(name))[0]) for name in fetched.layout.tables
+    }
 
 
-def refuse_changed(sums: dict[str, str], before: dict[str, str]) -> None:
+def refuse_changed(sums: dict[str, str], before: dict[str, Sum]) -> None:
     """Refuses a source of which a file was something else a moment ago; what was not looked at then is no matter.
 
     Raises:
         SourceError: Names the file.
     """
-    changed = [name for name, checksum in sums.items() if before.get(name, checksum) != checksum]
+    changed = [name for name, checksum in sums.items() if before.get(name, [checksum])[0] != checksum]
     if changed:
         raise SourceError(f"source: {changed[0]} changed while it was read; run again")
 
 
-def read_file(path: Path, max_side_px: int) -> Facts:
-    """``sha256``, ``width_px``, ``height_px`` and ``excluded`` (why, when the header is no image's) of a file."""
+def read_file(path: Path, max_side_px: int, known: Sum | None = None) -> Facts:
+    """``sha256``, ``width_px``, ``height_px`` and ``excluded`` (why, when the header is no image's) of a file.
+
+    Args:
+        path: The file.
+        max_side_px: Longest side of an image that is decoded.
+        known: Its checksum, read before; the file is not read again while it is as it was.
+    """
     facts: Facts = {"width_px": pd.NA, "height_px": pd.NA, "excluded": ""}
     with open_source(path) as stream:
-        facts["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
-        n_bytes = stream.tell()
+        facts["sha256"] = sum_stream(stream, known)[0]
+        n_bytes = os.fstat(stream.fileno()).st_size
         stream.seek(0)
         try:
             if n_bytes > MAX_FILE_BYTES:

@@ -24,7 +24,7 @@ from tasks.images import MAX_FILE_BYTES, SIDE_PX, UndecodableError, decode, in_t
 from tasks.records import Facts, RunError, SourceError
 from tasks.run_copies import LOST_SHARDS, fetch_files, fetch_lists, keep_files
 from tasks.settings import Settings
-from tasks.sources import fetch_source
+from tasks.sources import fetch
 from tasks.stages import code_version, run_stage
 from tasks.storage import (
     cache_folder,
@@ -134,7 +134,7 @@ def find_packable(manifest: pd.DataFrame) -> pd.DataFrame:
 def find_files(settings: Settings, folder: Path, files: dict[str, str]) -> Path:
     """The folder with the files of a shard: as ingestion found it, or on another machine the source fetched there."""
     if settings.scaling.reaches_out and not all((folder / path).is_file() for path in files.values()):
-        return Path(fetch_source(settings).folder)
+        return Path(fetch(settings).folder)
     return folder
 
 

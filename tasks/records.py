@@ -139,7 +139,8 @@ class Fetched:
         layout: What of it is used.
         sha256: Checksum of the archive as read, or over names and contents of the files that are used.
         archive_sha256: The same for an archive; ``None`` for folders.
-        sums: The sha256 of each file of a folder, as they went into its checksum; empty for an archive.
+        sums: The sums of a folder's files (see ``tasks.file_sums``), as they went into its checksum; empty for an
+            archive.
         vanished: Names that the last fetch brought and the source no longer holds.
     """
 
@@ -149,7 +150,7 @@ class Fetched:
     layout: Layout
     sha256: str
     archive_sha256: str | None = None
-    sums: dict[str, str] = field(default_factory=dict)
+    sums: dict[str, list[Any]] = field(default_factory=dict)
     vanished: tuple[str, ...] = ()
 
 

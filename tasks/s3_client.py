@@ -15,8 +15,8 @@ from urllib3.exceptions import HTTPError
 from tasks.records import OutsideError, SourceError
 from tasks.settings import IngestionSettings
 
-EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "InvalidToken")
-"""What a server says to credentials that were good once."""
+EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "InvalidToken", "400")
+"""What a server says to credentials that were good once; to a HEAD it gives no more than a number."""
 
 BROKEN_OFF = (
     boto.HTTPClientError,
@@ -38,6 +38,8 @@ WAYS_OUT = {
     "SignatureDoesNotMatch": "the secret key does not fit the access key; correct the credentials",
     "InvalidToken": "the session token is not accepted; renew the credentials",
     "ExpiredToken": "the AWS credentials have expired; renew them and run again, what is finished is kept",
+    "400": "the AWS credentials may have expired; renew them and run again, what is finished is kept",
+    "403": "access is denied; look at the credentials",
     "RequestTimeTooSkewed": "this machine's clock is wrong; set it and run again, what is finished is kept",
     "PermanentRedirect": "the bucket is in another region; set AWS_DEFAULT_REGION to it",
     "AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_DEFAULT_REGION to it",

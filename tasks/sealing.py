@@ -14,7 +14,6 @@ from tasks.retries import outside_failed
 from tasks.run_copies import address_of, fetch_files, keep_files, read_seal, send
 from tasks.screener_files import find_screener, known_readings
 from tasks.settings import Settings
-from tasks.sources import fetch_source
 from tasks.stages import read_stage
 from tasks.storage import (
     REPOSITORY,
@@ -58,10 +57,10 @@ def note_finished(settings: Settings) -> None:
 
 
 @task(name="look for news", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5, retry_condition_fn=outside_failed)
-def find_finished(settings: Settings) -> str | None:
-    """The report of a finished run of the same source, readings, answers, screener, settings and code, if any."""
+def find_finished(settings: Settings, source_sha256: str) -> str | None:
+    """The report of a finished run of this source with the same readings, answers, screener, settings and code."""
     share_answers(settings)
-    path = _finished_path(settings, fetch_source(settings).sha256)
+    path = _finished_path(settings, source_sha256)
     fetch_files(settings, [f"finished/{path.name}"], anew=True)
     if not path.exists():
         return None

@@ -94,12 +94,15 @@ class IngestionSettings(Section):
     timeout_s: float = Field(
         60.0, gt=0, le=86_400, description="Longest silence of a server before the attempt counts as failed."
     )
-    tries: int = Field(8, ge=1, le=100, description="Attempts without progress before fetching gives up.")
+    tries: int = Field(8, ge=1, le=100, description="Attempts at the source, and at each request, before giving up.")
     backoff_s: float = Field(
         1.0,
         ge=0,
         le=3_600,
         description="First pause between attempts, in seconds; it doubles each time, with jitter, up to 60 s.",
+    )
+    max_wait_s: float = Field(
+        600.0, ge=0, le=86_400, description="Longest pause that is made because a server asks for it, in seconds."
     )
     n_connections: int = Field(8, ge=1, le=64, description="Objects fetched from a bucket at the same time.")
     aws_block: str | None = Field(

@@ -6,24 +6,47 @@ them to ``_fetch_archive`` or ``_fetch_folder``.
 
 import json
 import os
-import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.context import TaskRunContext
+
 from tasks.addresses import holds_keys
-from tasks.archives import checksum_of, list_members, open_archive, unpack_members
+from tasks.archives import list_members, open_archive, unpack_members
+from tasks.file_sums import keep_sums, read_sums, sum_file, sum_files, sum_stream
 from tasks.layout import plan_layout
-from tasks.records import Fetched, Layout, SourceError
+from tasks.records import Fetched, Layout, OutsideError, SourceError
+from tasks.retries import retries_of
 from tasks.room import room_in
 from tasks.settings import Settings
 from tasks.stages import code_version
-from tasks.storage import checksum_of_source, digest, make_once, read_json, sha256_of_file, write_json
+from tasks.storage import digest, make_once, read_json, write_json
 
-READERS = 4
 KINDS = "give 'sample', a folder, a .zip file, an https link, s3://bucket/prefix or dropbox:/folder"
+
+
+def fetch(settings: Settings) -> Fetched:
+    """Brings the source here in a task of its own, which Prefect tries ``ingestion.tries`` times."""
+    return fetch_once.with_options(**retries_of(settings.ingestion))(settings)
+
+
+@task(name="fetch", cache_policy=NO_CACHE)
+def fetch_once(settings: Settings) -> Fetched:
+    """Brings the source here; waits out what a server asks for, since Prefect's own pause does not know of it."""
+    try:
+        return fetch_source(settings)
+    except OutsideError as error:
+        run = TaskRunContext.get()
+        if run is not None and run.task_run.run_count <= run.task.retries:
+            pause_s = min(error.retry_after_s, settings.ingestion.max_wait_s)
+            asked = f" after the {pause_s:,.0f} s that the server asks for" if pause_s else ""
+            print(f"{error}; attempt {run.task_run.run_count + 1} of {run.task.retries + 1} follows{asked}")
+            time.sleep(pause_s)
+        raise
 
 
 def fetch_source(settings: Settings) -> Fetched:
@@ -31,6 +54,7 @@ def fetch_source(settings: Settings) -> Fetched:
 
     Raises:
         SourceError: If it does not exist, cannot be used, or its checksum is not the expected one.
+        OutsideError: If a network or server failed, so that another try may help.
         DiskError: If there is no room for it.
     """
     with room_in(Path(settings.storage.raw)):
@@ -61,7 +85,7 @@ def _fetch_source(settings: Settings) -> Fetched:
     path = Path(source)
     try:
         if path.is_dir():
-            return _fetch_folder(path, source, "folder", path.resolve().name)
+            return replace(_fetch_folder(path, settings), name=path.resolve().name)
         found = path.is_file()
     except OSError as error:
         raise SourceError(
@@ -79,12 +103,6 @@ def source_name(source: str) -> str:
     return name[:60] or "source"
 
 
-def checksums_of_files(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """The sha256 of each file below a folder by its name; their digest is that of the source."""
-    with ThreadPoolExecutor(READERS) as pool:
-        return dict(zip(names, pool.map(lambda name: checksum_of_source(folder / name), names), strict=True))
-
-
 def _fetch_link(settings: Settings) -> Fetched:
     from tasks.web_links import fetch_link
 
@@ -100,27 +118,30 @@ def _fetch_dropbox(settings: Settings) -> Fetched:
     name = source_name(settings.source.removeprefix("dropbox:"))
     if got.is_file():
         return replace(_fetch_archive(got, settings), kind="dropbox", name=name)
-    return _fetch_folder(got, settings.source, "dropbox", name)
+    return replace(_fetch_folder(got, settings), kind="dropbox", name=name)
 
 
 def _fetch_bucket(settings: Settings) -> Fetched:
-    from tasks.buckets import fetch_archive_object, fetch_bucket, is_archive_address
+    from tasks.buckets import fetch_bucket
 
     source, name = settings.source, source_name(settings.source)
     local = Path(settings.storage.raw) / f"bucket-{digest(source)[:16]}"
-    if is_archive_address(source):
-        archive = fetch_archive_object(source, local, settings.ingestion)
-        return replace(_fetch_archive(archive, settings), kind="bucket", name=name)
 
     def select(names: list[str]) -> list[str]:
+        if source.endswith(".zip"):
+            return names
         layout = plan_layout(names, source)
         return [layout.root + kept for kept in (*layout.images, *layout.tables)]
 
-    copy = fetch_bucket(source, local, settings.ingestion, select)
-    layout = plan_layout(copy.names, source)
-    root = copy.folder / layout.root
-    sums = checksums_of_files(root, [*layout.images, *layout.tables])
-    return Fetched("bucket", name, str(root), layout, digest(sums), sums=sums, vanished=copy.vanished)
+    copy = fetch_bucket(source, local, settings.ingestion, select, _progress("fetched"))
+    if source.endswith(".zip"):
+        return replace(_fetch_archive(copy.folder / copy.names[0], settings), kind="bucket", name=name)
+    return replace(
+        _describe_folder(copy.folder, plan_layout(copy.names, source), settings),
+        kind="bucket",
+        name=name,
+        vanished=copy.vanished,
+    )
 
 
 def _fetch_sample(settings: Settings) -> Fetched:
@@ -142,19 +163,29 @@ def _fetch_sample(settings: Settings) -> Fetched:
 
     if make_once(folder, draw):
         print(f"the sample is already drawn in {folder}")
-    return _fetch_folder(folder / "archive", "sample", "sample", "sample")
+    return replace(_fetch_folder(folder / "archive", settings), kind="sample", name="sample")
 
 
-def _fetch_folder(folder: Path, source: str, kind: str, name: str) -> Fetched:
+def _fetch_folder(folder: Path, settings: Settings) -> Fetched:
     walk = os.walk(folder, onerror=_refuse_folder)
     names = [(Path(parent) / file).relative_to(folder).as_posix() for parent, _, files in walk for file in files]
-    layout = plan_layout(names, source)
+    layout = plan_layout(names, settings.source)
     for image in layout.images:
         if image != image.encode(errors="replace").decode():
-            raise SourceError(f"source: {source} holds the file name {image!a}, which is not UTF-8; rename it")
+            raise SourceError(f"source: {settings.source} holds the file name {image!a}, which is not UTF-8; rename it")
+    return _describe_folder(folder, layout, settings)
+
+
+def _describe_folder(folder: Path, layout: Layout, settings: Settings) -> Fetched:
     root = folder / layout.root
-    sums = checksums_of_files(root, [*layout.images, *layout.tables])
-    return Fetched(kind, name, str(root), layout, digest(sums), sums=sums)
+    sums = sum_files(root, [*layout.images, *layout.tables], _record_of(root, settings))
+    sha256 = digest({name: found[0] for name, found in sums.items()})
+    return Fetched("folder", folder.name, str(root), layout, sha256, sums=sums)
+
+
+def _record_of(source: Path, settings: Settings) -> Path:
+    """Where the checksums of a folder or archive are kept for the next time."""
+    return Path(settings.storage.raw) / "sums" / f"{digest(str(source.resolve()))[:16]}.json"
 
 
 def _refuse_folder(error: OSError) -> None:
@@ -164,11 +195,13 @@ def _refuse_folder(error: OSError) -> None:
 
 
 def _fetch_archive(path: Path, settings: Settings) -> Fetched:
-    limits = settings.ingestion
+    limits, record = settings.ingestion, _record_of(path, settings)
     with open_archive(path) as archive:
         names = list_members(archive, path, limits)
         layout = plan_layout(names, str(path))
-        checksum = checksum_of(archive)
+        assert archive.fp is not None
+        found = sum_stream(archive.fp, read_sums(record).get(path.name))  # whatever lies under its name by now
+        checksum = str(found[0])
         if limits.sha256 and checksum != limits.sha256:
             raise SourceError(
                 f"ingestion.sha256: {path} has {checksum}, not the expected {limits.sha256}; "
@@ -179,16 +212,16 @@ def _fetch_archive(path: Path, settings: Settings) -> Fetched:
         def unpack(beside: Path) -> None:
             kept = [*layout.images, *layout.tables]
             print(f"unpacking {len(kept):,} files of {path} into {folder}")
-            with room_in(
-                Path(settings.storage.raw), sum(archive.getinfo(layout.root + name).file_size for name in kept)
-            ):
-                unpack_members(archive, path, kept, layout.root, beside / "files", limits, _progress("unpacked"))
+            n_bytes = sum(archive.getinfo(layout.root + name).file_size for name in kept)
+            with room_in(Path(settings.storage.raw), n_bytes):
+                unpack_members(archive, path, kept, layout.root, beside / "files", _progress("unpacked"))
             write_json(beside / "layout.json", asdict(layout))
-            if sha256_of_file(path) != checksum:
+            if sum_file(path, found)[0] != checksum:
                 raise SourceError(f"source: {path} changed while it was read; run again")
 
         if make_once(folder, unpack, is_valid=lambda folder: _is_whole(folder, layout)):
             print(f"{path} is already unpacked in {folder}")
+    keep_sums(record, {path.name: found})
     return Fetched("zip", source_name(path.name), str(folder / "files"), layout, checksum, checksum)
 
 
@@ -209,8 +242,6 @@ def _progress(verb: str) -> Callable[[int, int], None]:
         quarter = 4 * done // max(total, 1)
         if quarter > last["quarter"] or time.monotonic() - last["time"] > 10:
             last.update(quarter=quarter, time=time.monotonic())
-            print(
-                f"{verb} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB ({100 * done // max(total, 1)} %)", file=sys.stdout
-            )
+            print(f"{verb} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB ({100 * done // max(total, 1)} %)")
 
     return show

@@ -1,10 +1,16 @@
 """Stages in shards, done in this process without an engine: planned, done one after the other, and gathered."""
 
 from tasks.explanations import explain_shards, gather_explanations, plan_explanations
+from tasks.ingestion import ingest
 from tasks.packing import pack, pack_shards, plan_packing
 from tasks.records import Facts
 from tasks.screening import plan_screening, screen, screen_shards
 from tasks.settings import Settings
+from tasks.sources import fetch_source
+
+
+def ingest_all(settings: Settings) -> Facts:
+    return ingest.fn(settings, fetch_source(settings))
 
 
 def pack_all(settings: Settings, folder: str) -> Facts:

@@ -339,15 +339,17 @@ def test_a_run_of_unchanged_input_ends_early_in_a_state_that_says_nothing_new(
 @pytest.mark.usefixtures("finished_run")
 def test_changed_settings_or_a_lost_run_count_as_news(small_flags: list[str]) -> None:
     from tasks.sealing import find_finished
+    from tasks.sources import fetch_source
 
     same = read_flags(small_flags, "test")
-    report = find_finished.fn(same)
+    sha256 = fetch_source(same).sha256
+    report = find_finished.fn(same, sha256)
     assert report is not None
-    assert find_finished.fn(read_flags([*small_flags, "--training.epochs", "3"], "test")) is None
+    assert find_finished.fn(read_flags([*small_flags, "--training.epochs", "3"], "test"), sha256) is None
     seal = Path(report).parents[1] / "run.json"
     hidden = seal.rename(seal.with_suffix(".hidden"))
     try:
-        assert find_finished.fn(same) is None
+        assert find_finished.fn(same, sha256) is None
     finally:
         hidden.rename(seal)
 

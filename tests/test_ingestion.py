@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from stage_steps import ingest_all
 
 from tasks.ingestion import (
     describe_path,
     exclude_copies,
-    ingest,
     patient_of,
     read_file,
     read_index,
@@ -52,7 +52,7 @@ def settings(tmp_path: Path, source: Path, **others: Any) -> Settings:
 
 
 def ingested(tmp_path: Path, source: Path, **others: Any) -> tuple[dict[str, Any], pd.DataFrame]:
-    facts = ingest.fn(settings(tmp_path, source, **others))
+    facts = ingest_all(settings(tmp_path, source, **others))
     return facts, read_manifest(tmp_path / "run").set_index("path")
 
 
@@ -339,12 +339,12 @@ def test_a_link_that_leads_nowhere_ends_in_a_sentence_and_leaves_no_run_folder(t
     source = write_set(tmp_path / "mine", four())
     (source / "train/NORMAL/gone.jpeg").symlink_to("nowhere.jpeg")
     with pytest.raises(SourceError, match=r"gone\.jpeg cannot be read \(No such file or directory\)"):
-        ingest.fn(settings(tmp_path, source))
+        ingest_all(settings(tmp_path, source))
     assert not (tmp_path / "run").exists()
 
 
 def test_an_index_that_does_not_fit_leaves_no_run_folder(tmp_path: Path) -> None:
     source = write_set(tmp_path / "mine", {**four(), "index.csv": "path,label\n"})
     with pytest.raises(TableError, match="lacks the column patient_id"):
-        ingest.fn(settings(tmp_path, source))
+        ingest_all(settings(tmp_path, source))
     assert not (tmp_path / "run").exists()

@@ -524,6 +524,7 @@ def test_the_pipeline_weighs_reports_and_publishes_nothing_without_a_verdict(
 ) -> None:
     from flows.pipeline import pipeline
     from tasks.sealing import find_finished, note_finished, seal
+    from tasks.sources import fetch_source
 
     flags = [*small_flags, "--run-dir", str(tmp_path / "runs" / "run"), "--publishing.enabled", "true"]
     settings = read_flags(flags, "test")
@@ -538,6 +539,7 @@ def test_the_pipeline_weighs_reports_and_publishes_nothing_without_a_verdict(
     assert not (tmp_path / "runs" / "published.json").exists()
     other = read_flags([*flags, "--publishing.max-drop", "0.02"], "test")
     seal.fn(other)
-    assert find_finished.fn(other) is None, "killed before it was published, it is not done"
+    sha256 = fetch_source(other).sha256
+    assert find_finished.fn(other, sha256) is None, "killed before it was published, it is not done"
     note_finished.fn(other)
-    assert find_finished.fn(other) == report
+    assert find_finished.fn(other, sha256) == report

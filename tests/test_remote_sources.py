@@ -10,7 +10,7 @@ import pytest
 from dropbox_server import DropboxServer, Fault
 from s3_server import running_s3, set_aws
 
-from flows.command_line import read_flags
+from flows.command_line import read_flags, run_command
 from tasks.storage import read_manifest
 
 pytestmark = pytest.mark.usefixtures("prefect_engine")
@@ -73,3 +73,21 @@ def test_the_sample_runs_from_a_bucket_and_a_vanished_image_is_reported(
     facts = json.loads((tmp_path / "second" / "stages" / "ingest.json").read_text())["facts"]
     assert facts["vanished"] == [f"chest_xray/{gone}"]
     assert gone not in set(read_manifest(tmp_path / "second")["path"])
+
+
+def test_a_bucket_that_stays_away_ends_in_one_sentence_after_its_tries(
+    tmp_path: Path,
+    small_flags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from flows.pipeline import pipeline
+
+    for name, value in set_aws("http://127.0.0.1:9").items():
+        monkeypatch.setenv(name, value)
+    flags = [*small_flags, "--source", "s3://x-rays/weekly", "--run-dir", str(tmp_path / "run")]
+    assert run_command(pipeline, [*flags, "--ingestion.tries", "2", "--ingestion.backoff-s", "0.01"], "test") == 2
+    said = capfd.readouterr().err
+    assert said.strip().splitlines()[-1].startswith("error: source: s3://x-rays/weekly cannot be reached (")
+    assert caplog.text.count("attempt 2 of 2 follows") == 1 and "Traceback" not in said

@@ -1,15 +1,24 @@
 """Each kind of source ends as a folder on this machine; one that cannot be used leaves nothing behind."""
 
+import hashlib
+import os
+import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prefect import State, flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from tasks.addresses import hide_keys
-from tasks.records import ArchiveError, SourceError
+from tasks.file_sums import sum_files
+from tasks.ingestion import list_images
+from tasks.records import ArchiveError, OutsideError, SourceError
 from tasks.settings import Settings
-from tasks.sources import checksums_of_files, fetch_source, source_name
+from tasks.sources import fetch, fetch_source, source_name
 from tasks.storage import sha256_of_file
 
 FOUR = ["train/NORMAL/a.jpeg", "train/PNEUMONIA/b.jpeg", "test/NORMAL/c.jpeg", "test/PNEUMONIA/d.jpeg"]
@@ -152,7 +161,7 @@ def test_the_sample_is_drawn_once_for_its_settings(tmp_path: Path, capsys: pytes
     first = fetch_source(settings(tmp_path, "sample", sample=few))
     assert "drawing 40" in capsys.readouterr().out
     assert (first.kind, len(first.layout.images)) == ("sample", 40)
-    assert fetch_source(settings(tmp_path, "sample", sample=few)) == first
+    assert fetch_source(settings(tmp_path, "sample", sample=few)).sha256 == first.sha256
     assert "already drawn" in capsys.readouterr().out
 
 
@@ -174,11 +183,159 @@ def test_a_source_has_a_short_plain_name(source: str, name: str) -> None:
     assert source_name(source) == name
 
 
-def test_the_checksums_of_files_depends_on_names_and_contents_and_not_on_their_order(tmp_path: Path) -> None:
+# -- each file is read once --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files whose content was hashed."""
+    names: list[str] = []
+    real = hashlib.file_digest
+
+    def note(stream: Any, kind: str) -> Any:
+        names.append(Path(stream.name).name)
+        return real(stream, kind)
+
+    monkeypatch.setattr("tasks.file_sums.hashlib.file_digest", note)
+    return names
+
+
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    moment = time.time_ns() + 10**10
+    monkeypatch.setattr("tasks.file_sums.time", SimpleNamespace(time_ns=lambda: moment))
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_file_is_read_once_and_again_only_when_it_changed(
+    kind: str, tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_folder(tmp_path / "mine", FOUR) if kind == "folder" else make_zip(tmp_path / "set.zip", FOUR)
+    later(monkeypatch)
+    first = fetch_source(settings(tmp_path, source))
+    n_files = 4 if kind == "folder" else 1
+    assert len(read) == n_files
+    assert fetch_source(settings(tmp_path, source)) == first
+    assert len(read) == n_files
+    if kind == "folder":
+        (source / FOUR[0]).write_text(FOUR[0][::-1])
+    else:
+        make_zip(source, [*FOUR, "train/NORMAL/e.jpeg"])
+    assert fetch_source(settings(tmp_path, source)).sha256 != first.sha256
+    assert set(read[n_files:]) == {"a.jpeg" if kind == "folder" else "set.zip"}
+
+
+def test_the_listing_of_a_folder_does_not_read_its_files_once_more(
+    tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path / "mine", FOUR)
+    later(monkeypatch)
+    fetched = fetch_source(settings(tmp_path, folder))
+    manifest = list_images(fetched, 1_000)
+    assert sorted(read) == ["a.jpeg", "b.jpeg", "c.jpeg", "d.jpeg"]
+    assert manifest["sha256"].tolist() == [sha256_of_file(folder / name) for name in sorted(FOUR)]
+
+
+def test_a_file_that_was_written_just_now_is_read_again_the_next_time(tmp_path: Path, read: list[str]) -> None:
+    folder = make_folder(tmp_path / "mine", FOUR)
+    for _ in range(2):
+        fetch_source(settings(tmp_path, folder))
+    assert len(read) == 8
+    assert not (tmp_path / "raw").exists()
+
+
+def test_a_change_that_keeps_size_and_time_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_folder(tmp_path / "mine", FOUR)
+    later(monkeypatch)
+    first = fetch_source(settings(tmp_path, folder))
+    path = folder / FOUR[0]
+    before = path.stat()
+    path.write_text(FOUR[0][::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert fetch_source(settings(tmp_path, folder)).sha256 != first.sha256
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "7", '{"a": 1}'])
+def test_a_record_of_checksums_that_is_broken_costs_time_only(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path / "mine", FOUR)
+    later(monkeypatch)
+    first = fetch_source(settings(tmp_path, folder))
+    (record,) = (tmp_path / "raw" / "sums").iterdir()
+    record.write_text(content)
+    assert fetch_source(settings(tmp_path, folder)) == first
+
+
+def test_the_checksums_of_files_depend_on_names_and_contents_and_not_on_their_order(tmp_path: Path) -> None:
+    def sums(*names: str) -> dict[str, list[Any]]:
+        return {name: found[:1] for name, found in sum_files(tmp_path, names, tmp_path / "record").items()}
+
     for name, text in (("a", "1"), ("b", "2")):
         (tmp_path / name).write_text(text)
-    first = checksums_of_files(tmp_path, ["a", "b"])
-    assert checksums_of_files(tmp_path, ["b", "a"]) == first
+    first = sums("a", "b")
+    assert sums("b", "a") == first
     for name, text in (("a", "2"), ("b", "1")):
         (tmp_path / name).write_text(text)
-    assert checksums_of_files(tmp_path, ["a", "b"]) != first
+    assert sums("a", "b") != first
+
+
+# -- a task of its own, tried again ------------------------------------------------------------------------------------
+
+
+def fetch_in_flow(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, errors: list[Exception], **how: Any
+) -> tuple[State[str], list[float]]:
+    """The end of a flow whose source fails with these errors first, and how long it waited for a server."""
+    waited: list[float] = []
+    folder = make_folder(tmp_path / "mine", FOUR)
+    monkeypatch.setattr("tasks.sources.time", SimpleNamespace(sleep=waited.append, monotonic=time.monotonic))
+
+    def fail_first(named: Settings) -> Any:
+        if errors:
+            raise errors.pop(0)
+        return fetch_source(named)
+
+    monkeypatch.setattr("tasks.sources.fetch_source", fail_first)
+
+    @flow(log_prints=True)
+    def fetching() -> str:
+        return fetch(settings(tmp_path, folder, ingestion={"backoff_s": 0.05, "tries": 3, **how})).sha256
+
+    return fetching(return_state=True), waited
+
+
+def states_of_task(state: State[Any]) -> list[str]:
+    """What Prefect's page shows of the only task of a flow, once it is there."""
+    flow_run = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+    names: list[str] = []
+    with get_client(sync_client=True) as client:
+        while not names or names[-1] not in ("Completed", "Failed"):
+            runs = client.read_task_runs(flow_run_filter=flow_run)
+            assert all(run.name.startswith("fetch-") for run in runs)
+            states = [found for run in runs for found in client.read_task_run_states(run.id)]
+            names = [str(found.name) for found in sorted(states, key=lambda found: found.timestamp)]
+    return names
+
+
+@pytest.mark.usefixtures("prefect_engine")
+def test_prefect_fetches_again_after_what_the_server_asks_for_at_most_max_wait_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    errors: list[Exception] = [OutsideError("the server is busy", 70.0), OutsideError("the server is busy", 1e6)]
+    state, waited = fetch_in_flow(monkeypatch, tmp_path, errors, max_wait_s=90)
+    assert state.is_completed() and waited == [70.0, 90.0]
+    assert "the server is busy; attempt 2 of 3 follows after the 70 s that the server asks for" in caplog.text
+    assert states_of_task(state).count("AwaitingRetry") == 2
+
+
+@pytest.mark.usefixtures("prefect_engine")
+@pytest.mark.parametrize(("error", "n_tries"), [(OutsideError("away", 5.0), 3), (SourceError("wrong"), 1)])
+def test_fetching_ends_in_its_own_error_when_the_tries_are_used_up_or_another_does_not_help(
+    error: Exception, n_tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [error] * 9
+    state, waited = fetch_in_flow(monkeypatch, tmp_path, errors)
+    with pytest.raises(type(error), match=str(error)):
+        state.result()
+    assert len(errors) == 9 - n_tries
+    assert waited == [5.0] * (n_tries - 1), "nobody waits after the last"

@@ -217,7 +217,7 @@ def test_the_policy_grants_what_runs_ask_of_a_bucket_and_no_more() -> None:
     }
     used = {file: bucket_calls(file) for file in TREES if file.startswith(("tasks/", "flows/"))}
     asked = set().union(*used.values())
-    assert {file for file, found in used.items() if found} == {"tasks/bucket_folder.py", "tasks/bucket_requests.py"}
+    assert {file for file, found in used.items() if found} == {"tasks/bucket_folder.py", "tasks/buckets.py"}
     assert asked <= set(NEEDED), "a call that nobody has looked up"
     assert {NEEDED[call] for call in asked} == granted
     assert bucket_calls("infra/bucket.py") == MAKES_THE_BUCKET, "only the compose file's own store has its bucket made"

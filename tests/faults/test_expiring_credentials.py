@@ -11,7 +11,7 @@ import pytest
 from fault_table import FaultTable
 from s3_server import FaultyProxy, faulty_proxy, running_s3, set_aws
 
-from tasks.buckets import fetch_bucket
+from tasks.buckets import BucketCopy, fetch_bucket
 from tasks.records import RunError, SourceError
 from tasks.run_copies import BucketFolder
 from tasks.settings import IngestionSettings
@@ -55,6 +55,10 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + moved[0], sleep=time.sleep)
     monkeypatch.setattr("tasks.s3_client.time", clock)
     return lambda seconds: moved.append(moved.pop() + seconds)
+
+
+def fetch(folder: Path) -> BucketCopy:
+    return fetch_bucket(f"s3://{BUCKET}/data", folder, SETTINGS, list, lambda done, total: None)
 
 
 def issue_by_process(folder: Path) -> None:
@@ -112,8 +116,7 @@ def test_a_source_is_fetched_to_its_end_though_the_credentials_expire_midway(
                 proxy.expired = {"KEY1"}
 
         proxy.before = expire
-        copy = fetch_bucket(f"s3://{BUCKET}/data", tmp_path / "m", SETTINGS, lambda names: names)
-        attempt.kept(copy.n_fetched == 40, "every object came")
+        attempt.kept(len(fetch(tmp_path / "m").fetched) == 40, "every object came")
         assert proxy.seen["KEY2"]
 
 
@@ -127,7 +130,7 @@ def test_expired_credentials_that_nobody_renews_are_one_sentence_that_names_them
         with pytest.raises(RunError, match=rf"run_dir: s3://{BUCKET}/run: {said}") as refused:
             BucketFolder(f"s3://{BUCKET}/run", SETTINGS).entries()
         with pytest.raises(SourceError, match=rf"source: s3://{BUCKET}/data: {said}"):
-            fetch_bucket(f"s3://{BUCKET}/data", tmp_path / "m", SETTINGS, lambda names: names)
+            fetch(tmp_path / "m")
         assert "KEY1" not in str(refused.value) and len(proxy.requests) <= 6, "it is not asked again and again"
         write_keys(tmp_path, "KEY2")
-        assert fetch_bucket(f"s3://{BUCKET}/data", tmp_path / "m", SETTINGS, lambda names: names).n_fetched == 40
+        assert len(fetch(tmp_path / "m").fetched) == 40

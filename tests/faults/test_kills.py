@@ -27,8 +27,17 @@ from pipeline_runs import compare_runs
 
 SEED = 8
 FLOW, TRAINING = "kill -9 of the flow process", "kill -9 of the training process"
-ORDER = ["ingest", "check-source", "split", "plan packing", "pack shards", "pack", "plan screening", "screen shards"]
-ORDER += ["screen", "check-prepared", "fit model", "calibrate model", "evaluate", "plan explanations", "explain shards"]
+ORDER = ["fetch", "ingest", "check-source", "split", "plan packing", "pack shards", "pack", "plan screening"]
+ORDER += [
+    "screen shards",
+    "screen",
+    "check-prepared",
+    "fit model",
+    "calibrate model",
+    "evaluate",
+    "plan explanations",
+    "explain shards",
+]
 ORDER += ["explain", "audit", "weigh", "report", "model card", "require a passed audit", "seal", "publish"]
 ORDER += ["note finished"]
 AIMS = [*ORDER[:3], "pack shards", "pack", "screen shards", "screen", "check-prepared", *["fit model"] * 2]
@@ -97,7 +106,7 @@ def check_end(attempt: Attempt, place: Place, api: str, unbroken: Path, code: st
 def test_a_train_flow_that_dies_before_a_task_of_it_is_finished_was_at_the_fit() -> None:
     begun = "Beginning flow run '{0} sample 360cf31e' for flow '{0}'\n"
     assert under_way(begun.format("train")) == "fit model"
-    assert under_way(begun.format("pipeline")) == "ingest"
+    assert under_way(begun.format("pipeline")) == "fetch"
     assert under_way("") == ""
 
 

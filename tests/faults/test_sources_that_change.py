@@ -20,13 +20,11 @@ import numpy as np
 import pytest
 from fault_table import FaultTable
 from PIL import Image
-from stage_steps import pack_all, screen_all
+from stage_steps import ingest_all, pack_all, screen_all
 
 from tasks.images import PackedImages, decode
-from tasks.ingestion import ingest
 from tasks.records import PipelineError, SourceError
 from tasks.settings import Settings
-from tasks.sources import checksums_of_files, fetch_source
 from tasks.stages import read_stage
 from tasks.storage import REPOSITORY, digest, read_manifest, sha256_of_file
 
@@ -94,7 +92,7 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "gone before it is listed": ("tasks.ingestion.read_file", lambda path: path.unlink(), "cannot be read"),
     "changed before it is packed": ("tasks.packing.open_source", lambda path: draw(path, 999), "changed while"),
     "gone before it is packed": ("tasks.packing.open_source", lambda path: path.unlink(), "cannot be read"),
-    "gone before its checksum": ("tasks.sources.checksum_of_source", lambda path: path.unlink(), "cannot be read"),
+    "gone before its checksum": ("tasks.file_sums.open_source", lambda path: path.unlink(), "cannot be read"),
 }
 
 
@@ -108,13 +106,13 @@ def test_a_file_that_changes_or_goes_is_refused_by_name_and_put_back_it_runs_as_
     with faults.attempt(CHANGES) as attempt:
         between(monkeypatch, step, lambda: happens(path))
         with pytest.raises(SourceError, match=rf"{path.name} {reason}"):
-            pack_all(settings, ingest.fn(settings)["folder"])
+            pack_all(settings, ingest_all(settings)["folder"])
         monkeypatch.undo()
         path.write_bytes(before)
-        pack_all(settings, ingest.fn(settings)["folder"])
+        pack_all(settings, ingest_all(settings)["folder"])
         check_recorded(settings)
-        fetched = digest(checksums_of_files(source, fetch_source(settings).layout.images))
-        attempt.whole(read_stage(Path(str(settings.run_dir)), "ingest")["facts"]["sha256"] == fetched, "a mixture")
+        sums = {p.relative_to(source).as_posix(): sha256_of_file(p) for p in source.rglob("*.png")}
+        attempt.whole(read_stage(Path(str(settings.run_dir)), "ingest")["facts"]["sha256"] == digest(sums), "a mixture")
 
 
 @pytest.mark.parametrize("happens", ["changes", "comes"])
@@ -126,7 +124,7 @@ def test_a_review_table_that_is_not_the_one_of_the_checksum_is_refused_by_name(
     if happens == "changes":
         table.write_text(text)
     with faults.attempt(CHANGES):
-        folder = ingest.fn(settings)["folder"]
+        folder = ingest_all(settings)["folder"]
         pack_all(settings, folder)
         table.write_text(text.replace(",0\n", ",1\n"))
         with pytest.raises(SourceError, match=r"device_review\.csv changed while the source was read; run again"):
@@ -139,10 +137,10 @@ def test_a_file_that_comes_while_a_source_is_read_is_left_to_the_next_run(
     with faults.attempt(CHANGES):
         new = source / "train" / "NORMAL" / "person90_virus_90.png"
         between(monkeypatch, "tasks.ingestion.read_file", lambda: draw(new, 90))
-        pack_all(settings, ingest.fn(settings)["folder"])
+        pack_all(settings, ingest_all(settings)["folder"])
         assert len(read_manifest(Path(str(settings.run_dir)))) == N_IMAGES
         check_recorded(settings)
-        pack_all(settings, ingest.fn(settings)["folder"])
+        pack_all(settings, ingest_all(settings)["folder"])
         assert len(read_manifest(Path(str(settings.run_dir)))) == N_IMAGES + 1
         check_recorded(settings)
 
@@ -158,9 +156,9 @@ def test_a_zip_that_is_replaced_while_it_is_read_is_refused_by_name(
     with faults.attempt(CHANGES) as attempt:
         between(monkeypatch, f"tasks.sources.{step}", lambda: os.replace(other, archive))
         with pytest.raises(SourceError, match=r"set\.zip changed while it was read; run again"):
-            ingest.fn(zipped)
+            ingest_all(zipped)
         attempt.whole(not list((tmp_path / "raw").glob("set-*")), "a mixture was left in the folder of raw data")
-        folder = ingest.fn(zipped)["folder"]
+        folder = ingest_all(zipped)["folder"]
         assert sha256_of_file(Path(folder, "train/PNEUMONIA/person39_virus_39.png")) == sha256_of_file(
             source / "train" / "PNEUMONIA" / "person39_virus_39.png"
         )
@@ -190,7 +188,7 @@ def test_a_source_that_never_stops_changing_gives_one_whole_reading_or_a_refusal
             run = settings.model_copy(update={"run_dir": str(tmp_path / "runs" / str(turn))})
             with faults.attempt(CHANGES):
                 try:
-                    pack_all(run, ingest.fn(run)["folder"])
+                    pack_all(run, ingest_all(run)["folder"])
                     check_recorded(run)
                 except PipelineError as error:
                     n_refused += 1
@@ -233,7 +231,7 @@ def test_a_source_is_read_where_nobody_may_write(
         (folder / "new").touch()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     with faults.attempt(READ_ONLY):
-        pack_all(settings, ingest.fn(settings)["folder"])
+        pack_all(settings, ingest_all(settings)["folder"])
         assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
         assert len(read_manifest(Path(str(settings.run_dir)))) == N_IMAGES
 
@@ -259,11 +257,11 @@ def test_a_folder_of_the_source_that_may_not_be_listed_is_named_and_not_taken_fo
 def test_times_of_files_in_the_future_or_long_ago_change_nothing(
     faults: FaultTable, settings: Settings, source: Path, tmp_path: Path
 ) -> None:
-    pack_all(settings, ingest.fn(settings)["folder"])
+    pack_all(settings, ingest_all(settings)["folder"])
     other = settings.model_copy(update={"run_dir": str(tmp_path / "other")})
     with faults.attempt("clock that jumps"):
         for i, path in enumerate(sorted([*source.rglob("*.png"), *(tmp_path / "cache").rglob("*")])):
             moment = time.time() + (86_400 * 365 if i % 2 else -86_400 * 365 * 30)
             os.utime(path, (moment, moment))
-        facts = ingest.fn(other)
+        facts = ingest_all(other)
         assert facts["reused"] and pack_all(other, facts["folder"])["reused"]

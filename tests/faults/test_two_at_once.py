@@ -138,7 +138,7 @@ def work(*_):
         time.sleep(0.05)
     return {"folder": "", "screener": ""}
 flow.fetch_run = flow.ingest = flow.fit_screener = work
-flow.check = flow.split = flow.pack_images = lambda *_: None
+flow.fetch = flow.check = flow.split = flow.pack_images = lambda *_: None
 def do():
     flow.train_screener.fn(Settings(run_dir=sys.argv[3]))
 """
