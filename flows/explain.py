@@ -3,14 +3,12 @@
 from prefect import flow
 
 from flows.labels import label_run
-from flows.run_folders import own_run_folder
+from flows.run_folders import bring_run, own_run_folder
 from flows.shards import explain_images, open_runner
-from tasks.answers import share_answers
 from tasks.auditing import audit, require_passed
 from tasks.model_card import write_card
 from tasks.publishing import publish, weigh
 from tasks.reports import write_report
-from tasks.run_copies import fetch_run
 from tasks.sealing import note_finished, seal
 from tasks.settings import Settings
 
@@ -19,8 +17,7 @@ from tasks.settings import Settings
 def explain(settings: Settings) -> str:
     """Explains single answers, audits, reports, seals the run and may publish it; returns the report's address."""
     with own_run_folder(settings):
-        fetch_run(settings)
-        share_answers(settings)  # those that came in meanwhile are news for the next run
+        bring_run(settings)
         with open_runner(settings) as runner:
             explain_images(runner, settings)
         audit(settings)

@@ -3,12 +3,10 @@
 from prefect import flow
 
 from flows.labels import label_run
-from flows.run_folders import own_run_folder
+from flows.run_folders import bring_run, own_run_folder
 from flows.shards import open_runner, pack_images, screen_images
-from tasks.answers import share_answers
 from tasks.ingestion import ingest
 from tasks.quality import check
-from tasks.run_copies import fetch_run
 from tasks.settings import Settings
 from tasks.sources import fetch
 from tasks.splitting import split
@@ -18,11 +16,11 @@ from tasks.splitting import split
 def prepare(settings: Settings) -> None:
     """Fetches the source, checks it, draws validation, packs pixels and keeps images with devices out of training."""
     with own_run_folder(settings), open_runner(settings) as runner:
-        fetch_run(settings)
-        share_answers(settings)
-        source = ingest(settings, fetch(settings))
+        bring_run(settings)
+        source = fetch(settings)
+        ingest(settings, source)
         check(settings, "source")
         split(settings)
-        pack_images(runner, settings, source["folder"])
-        screen_images(runner, settings, source["folder"])
+        pack_images(runner, settings, source.folder)
+        screen_images(runner, settings, source.folder)
         check(settings, "prepared")

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from flows.command_line import run_command
 from flows.labels import label_run
+from flows.run_folders import bring_run
 from tasks.answers import (
     Answer,
     answers_folder,
@@ -26,7 +27,7 @@ from tasks.answers import (
 )
 from tasks.contact_sheet import SHEET, count_doubtful
 from tasks.records import PipelineError, SettingsError, TableError
-from tasks.run_copies import address_of, fetch_run
+from tasks.run_copies import address_of
 from tasks.settings import Settings
 from tasks.storage import read_manifest, run_folder
 
@@ -58,8 +59,7 @@ def review(settings: Settings = Settings(), answers: str | None = None, reviewer
         SettingsError: Without answers, if this run cannot wait for them.
         TableError: If the answers do not fit the run.
     """
-    fetch_run(settings)
-    share_answers(settings)
+    bring_run(settings)
     if answers is not None:
         take_answers(Path(answers), settings, reviewer, datetime.now(UTC))
         share_answers(settings)

@@ -7,9 +7,12 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 
+from prefect import task
 from prefect.context import FlowRunContext
 
-from tasks.run_copies import claim_run
+from tasks.answers import share_answers
+from tasks.retries import retries_of
+from tasks.run_copies import claim_run, fetch_run
 from tasks.settings import Settings
 from tasks.sources import source_name
 from tasks.storage import is_in_bucket, locked, run_folder
@@ -75,3 +78,16 @@ def _lock_here(folder: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):  # a run that was refused before it wrote anything leaves nothing
             folder.rmdir()
+
+
+def bring_run(settings: Settings) -> None:
+    """Brings a run in a bucket, and the answers beside it, up to date here, in a task that Prefect tries again."""
+    if is_in_bucket(settings):
+        bring_here.with_options(**retries_of(settings.ingestion))(settings)
+
+
+@task(name="fetch run")
+def bring_here(settings: Settings) -> None:
+    """See ``bring_run``; answers that came in meanwhile are news for the next run."""
+    fetch_run(settings)
+    share_answers(settings)

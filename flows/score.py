@@ -10,8 +10,8 @@ from pydantic import Field
 
 from flows.command_line import run_command
 from flows.labels import label_run
+from flows.run_folders import bring_run
 from tasks.loose_tables import TableFlags, demand_all
-from tasks.run_copies import fetch_run
 from tasks.scoring import find_scored_images, score_images
 from tasks.settings import Settings
 
@@ -26,7 +26,7 @@ class ScoreFlags(TableFlags):
 def score(images: str, out: str, strict: bool = False, settings: Settings = Settings()) -> str:
     """Scores a folder or zip with the network of ``settings.run_dir``; returns the address of the table."""
     if settings.run_dir is not None:
-        fetch_run(settings)
+        bring_run(settings)
     find_scored_images(images, out, settings)
     counts = score_images(images, out, settings)
     if strict:

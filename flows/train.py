@@ -4,10 +4,9 @@ from prefect import flow
 
 from flows.gpu_slot import gpu_slot
 from flows.labels import label_run
-from flows.run_folders import own_run_folder
+from flows.run_folders import bring_run, own_run_folder
 from tasks.calibration import calibrate
 from tasks.evaluation import evaluate
-from tasks.run_copies import fetch_run
 from tasks.settings import Settings
 from tasks.suspects import name_suspects
 from tasks.training import fit
@@ -17,7 +16,7 @@ from tasks.training import fit
 def train(settings: Settings) -> None:
     """Fits and calibrates the model, and its twin where the audit compares the two; measures the model."""
     with own_run_folder(settings), gpu_slot():
-        fetch_run(settings)
+        bring_run(settings)
         for name in name_suspects(settings):
             fit(settings, name)
             calibrate(settings, name)

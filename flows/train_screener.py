@@ -8,15 +8,15 @@ from pydantic import BaseModel, Field
 from flows.command_line import run_command
 from flows.gpu_slot import gpu_slot
 from flows.labels import label_run
-from flows.run_folders import own_run_folder, with_run_folder
+from flows.run_folders import bring_run, own_run_folder, with_run_folder
 from flows.shards import open_runner, pack_images
 from tasks.ingestion import ingest
 from tasks.quality import check
-from tasks.run_copies import fetch_run
 from tasks.screener_training import fit_screener
 from tasks.settings import ScreenerRecipe, Settings
 from tasks.sources import fetch
 from tasks.splitting import split
+from tasks.storage import run_folder
 
 
 class TrainScreenerFlags(BaseModel):
@@ -36,14 +36,16 @@ def train_screener(
         settings = settings.model_copy(update={"screening": screening})
     settings = with_run_folder(settings)
     with own_run_folder(settings):
-        fetch_run(settings)
+        bring_run(settings)
         with open_runner(settings) as runner:
-            source = ingest(settings, fetch(settings))
+            source = fetch(settings)
+            ingest(settings, source)
             check(settings, "source")
             split(settings)
-            pack_images(runner, settings, source["folder"])
+            pack_images(runner, settings, source.folder)
         with gpu_slot():
-            return str(fit_screener(settings, source["folder"], recipe)["screener"])
+            fit_screener(settings, source.folder, recipe)
+    return str(run_folder(settings) / "screener")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import show_table
 from tasks.audit_baselines import Baseline, ask_baselines
@@ -39,7 +38,7 @@ from tasks.measures import draw_patients, measure_group, summarise
 from tasks.records import AuditError, Facts
 from tasks.run_copies import address_of
 from tasks.settings import AuditingSettings, Settings
-from tasks.stages import run_stage
+from tasks.stages import run_stage, stage_task
 from tasks.storage import cache_folder, read_json, read_manifest, run_folder, sha256_of_file, write_json
 from tasks.suspects import MODEL, TITLES, name_suspects, read_threshold_of, used_rows
 
@@ -70,7 +69,7 @@ class Scene:
     masks: Packed
 
 
-@task(name="audit", cache_policy=NO_CACHE)
+@stage_task("audit")
 def audit(settings: Settings) -> Facts:
     """Puts devices on and takes them off, blanks the lungs, and says whether the network minds."""
     run = run_folder(settings)
@@ -120,7 +119,7 @@ def audit(settings: Settings) -> Facts:
     return facts
 
 
-@task(name="require a passed audit", cache_policy=NO_CACHE)
+@task(name="require a passed audit")
 def require_passed(settings: Settings) -> None:
     """Ends the run where the model failed a part that ``auditing.fail_on`` names.
 

@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import Progress
 from tasks.images import PackedImages
 from tasks.network_files import check_network, load_network, save_network
 from tasks.records import Facts
 from tasks.settings import Settings
-from tasks.stages import run_stage
+from tasks.stages import run_stage, stage_task
 from tasks.storage import cache_folder, read_manifest, run_folder, sha256_of_file, write_whole
 from tasks.suspects import MODEL, TITLES, stage_name, used_rows, work_folder
 from tasks.thresholds import to_logit
@@ -29,7 +27,7 @@ Array = NDArray[np.float64]
 BATCH_IMAGES = 256
 
 
-@task(name="calibrate", task_run_name="calibrate {name}", cache_policy=NO_CACHE)
+@stage_task("calibrate", task_run_name="calibrate {name}")
 def calibrate(settings: Settings, name: str = MODEL) -> Facts:
     """Joins the members of the model, or of its twin, and calibrates on validation and shifts of it."""
     run = run_folder(settings)

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from tasks.layout import image_id
 from tasks.loose_images import LooseBatch, open_loose_images
@@ -25,14 +24,14 @@ from tasks.storage import open_whole, write_whole
 HEADER = "path,device_score,has_device,refused\n"
 
 
-@task(name="find images", cache_policy=NO_CACHE)
+@task(name="find images")
 def find_images(images: str, out: str, masks: str | None, settings: Settings) -> Facts:
     """Lists the images; refuses, before anything is written, what cannot be read or written."""
     find_screener(settings.screening.screener)
     return list_loose_images(images, out, masks, settings)
 
 
-@task(name="screen images", cache_policy=NO_CACHE)
+@task(name="screen images")
 def screen_images(images: str, out: str, masks: str | None, settings: Settings) -> Facts:
     """Scores the images, batch after batch, and writes the table when all are done; counts for log and exit code."""
     from tasks.screener import load_screener

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import show_table
 from tasks.images import PackedImages
@@ -26,7 +24,7 @@ from tasks.measures import (
 )
 from tasks.records import Facts
 from tasks.settings import EvaluationSettings, Settings
-from tasks.stages import run_stage
+from tasks.stages import run_stage, stage_task
 from tasks.storage import cache_folder, read_manifest, run_folder, sha256_of_file, write_json, write_whole
 from tasks.thresholds import choose_sensitive_threshold, choose_threshold
 
@@ -35,7 +33,7 @@ DECISIONS = ("accuracy", "sensitivity", "specificity")
 SUBTYPE_THRESHOLD = 0.5
 
 
-@task(name="evaluate", cache_policy=NO_CACHE)
+@stage_task("evaluate")
 def evaluate(settings: Settings) -> Facts:
     """Scores the evaluated splits and measures AUC, accuracy, sensitivity and specificity with intervals."""
     run = run_folder(settings)

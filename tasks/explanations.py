@@ -16,14 +16,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from tasks.images import PackedImages, to_float
 from tasks.masks import DeviceMasks
 from tasks.records import Facts, RunError
 from tasks.run_copies import LOST_SHARDS, fetch_entry, fetch_run, keep_entry
 from tasks.settings import ExplanationSettings, Settings
-from tasks.stages import code_version, package_versions, run_stage
+from tasks.stages import code_version, package_versions, run_stage, stage_task
 from tasks.storage import (
     cache_folder,
     digest,
@@ -43,13 +42,13 @@ PACKAGES = ("lime", "scikit-image", "scikit-learn")
 Network = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
 
-@task(name="plan explanations", cache_policy=NO_CACHE)
+@task(name="plan explanations")
 def plan_explanations(settings: Settings) -> list[int]:
     """Numbers of the shards, of those that the chosen images fall into, that nobody explained before."""
     return [number for number, shard in enumerate(list_shards(settings)) if not is_at_hand(settings, shard)]
 
 
-@task(name="explain shards", cache_policy=NO_CACHE)
+@task(name="explain shards")
 def explain_shards(settings: Settings, shards: Sequence[int]) -> None:
     """Explains the images of shards, each given by its number."""
     if settings.scaling.reaches_out:
@@ -62,7 +61,7 @@ def explain_shards(settings: Settings, shards: Sequence[int]) -> None:
         print(f"explained images {first:,} to {first + n - 1:,} of {n_images:,}")
 
 
-@task(name="explain", cache_policy=NO_CACHE)
+@stage_task("explain")
 def gather_explanations(settings: Settings) -> Facts:
     """Brings the explanations of all shards into the run folder."""
     shards = list_shards(settings)

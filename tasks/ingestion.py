@@ -12,8 +12,6 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 import pandas as pd
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
@@ -23,12 +21,12 @@ from tasks.images import MAX_FILE_BYTES, UndecodableError, in_turn, read_size
 from tasks.layout import image_id
 from tasks.records import CLASS_FOLDERS, SPLITS, Facts, Fetched, SourceError, TableError
 from tasks.settings import Settings
-from tasks.stages import run_stage
+from tasks.stages import run_stage, stage_task
 from tasks.storage import open_source, write_manifest
 from tasks.tables import read_rows
 
 
-@task(name="ingest", cache_policy=NO_CACHE)
+@stage_task("ingest")
 def ingest(settings: Settings, fetched: Fetched) -> Facts:
     """Lists the images of the source."""
 

@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup, escape
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import show_markdown
 from tasks.measures import describe_value
@@ -37,6 +36,7 @@ from tasks.report_results import (
     say_share,
     say_threshold,
 )
+from tasks.retries import AGAIN
 from tasks.run_copies import address_of, send
 from tasks.settings import Settings
 from tasks.stages import read_stage
@@ -50,7 +50,7 @@ SHAPING = ("sample", "quality", "splitting", "packing", "screening", "training",
 DECISIONS = ("sensitivity", "specificity")
 
 
-@task(name="model card", cache_policy=NO_CACHE)
+@task(name="model card", **AGAIN)
 def write_card(settings: Settings) -> str:
     """Writes ``model_card.md`` of a run that is trained and evaluated; returns its address.
 

@@ -18,14 +18,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from tasks.images import MAX_FILE_BYTES, SIDE_PX, UndecodableError, decode, in_turn
 from tasks.records import Facts, RunError, SourceError
 from tasks.run_copies import LOST_SHARDS, fetch_files, fetch_lists, keep_files
 from tasks.settings import Settings
 from tasks.sources import fetch
-from tasks.stages import code_version, run_stage
+from tasks.stages import code_version, run_stage, stage_task
 from tasks.storage import (
     cache_folder,
     digest,
@@ -44,7 +43,7 @@ from tasks.storage import (
 SHARD_IMAGES = 100
 
 
-@task(name="plan packing", cache_policy=NO_CACHE)
+@task(name="plan packing")
 def plan_packing(settings: Settings) -> list[dict[str, str]]:
     """The shards that nobody packed before: for each its files, sha256 -> path."""
     shelf = find_shelf(settings)
@@ -56,7 +55,7 @@ def plan_packing(settings: Settings) -> list[dict[str, str]]:
     return [dict(zip(rows["sha256"], rows["path"], strict=True)) for rows in shards]
 
 
-@task(name="pack shards", cache_policy=NO_CACHE)
+@task(name="pack shards")
 def pack_shards(settings: Settings, folder: str, shards: Sequence[dict[str, str]]) -> None:
     """Decodes the images of shards and puts them on the shelf, here and in the shared cache."""
     shelf = find_shelf(settings)
@@ -66,7 +65,7 @@ def pack_shards(settings: Settings, folder: str, shards: Sequence[dict[str, str]
             keep_files(settings, [f"arrays/{shelf.name}/{name}.{ending}"])
 
 
-@task(name="pack", cache_policy=NO_CACHE)
+@stage_task("pack")
 def pack(settings: Settings, n_new: int) -> Facts:
     """Names the shard and the row of each image, of which ``n_new`` were packed just now."""
     run, shelf = run_folder(settings), find_shelf(settings)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import ValidationError
 
 from tasks.artifacts import show_markdown
 from tasks.publishing_rules import GROUPS, Candidate, Entry, Published, decide, say_decision, succeed
 from tasks.records import Facts, RunError, SettingsError
+from tasks.retries import AGAIN
 from tasks.run_copies import address_of, change_shared, checksum_at, files_of, read_seal, read_shared, runs_of, send
 from tasks.settings import Settings
 from tasks.stages import STAGES_FOLDER
@@ -28,7 +28,7 @@ SOURCES = ("audit.json", "metrics.json", "predictions.csv", MODEL)
 SAID = {"publish": "to be published once sealed", "keep": "not to be published", "same": "published already"}
 
 
-@task(name="weigh", cache_policy=NO_CACHE)
+@task(name="weigh", **AGAIN)
 def weigh(settings: Settings) -> Facts | None:
     """Compares the run with what is published and writes ``publishing.json`` for the report; none when it is off."""
     run = run_folder(settings)
@@ -47,7 +47,7 @@ def weigh(settings: Settings) -> Facts | None:
     return facts
 
 
-@task(name="publish", cache_policy=NO_CACHE)
+@task(name="publish", **AGAIN)
 def publish(settings: Settings) -> Facts | None:
     """Moves ``published.json`` to this sealed run if it is no worse than what is published by now.
 

@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import show_table
 from tasks.pseudonyms import name_patients
 from tasks.records import SPLITS, SUBTYPES, DataCheckError, Facts
 from tasks.settings import QualitySettings, Settings
-from tasks.stages import STAGES_FOLDER, read_stage, run_stage
+from tasks.stages import STAGES_FOLDER, read_stage, run_stage, stage_task
 from tasks.storage import read_manifest, run_folder, sha256_of_file, write_json
 
 Checkpoint = Literal["source", "prepared"]
 
 
-@task(name="check", task_run_name="check-{checkpoint}", cache_policy=NO_CACHE)
+@stage_task("check", task_run_name="check-{checkpoint}")
 def check(settings: Settings, checkpoint: Checkpoint) -> Facts:
     """Runs a checkpoint; a critical failure stops the flow, a warning is shown.
 

@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import show_link, show_markdown, show_table
 from tasks.provenance import describe_run, say_provenance, say_settings
@@ -23,6 +22,7 @@ from tasks.report_devices import describe_devices
 from tasks.report_gallery import describe_gallery
 from tasks.report_published import describe_published
 from tasks.report_results import choose_splits, describe_results, describe_training, draw_history, say_result
+from tasks.retries import AGAIN
 from tasks.run_copies import address_of, send
 from tasks.settings import Settings
 from tasks.storage import read_json, read_manifest, run_folder, write_whole
@@ -32,7 +32,7 @@ REPORT = "report/index.html"
 CHECKPOINTS = {"source": "The data set as it came", "prepared": "What training and evaluation use"}
 
 
-@task(name="report", cache_policy=NO_CACHE)
+@task(name="report", **AGAIN)
 def write_report(settings: Settings) -> str:
     """Writes ``report/index.html`` of a run that is trained and evaluated; returns its address.
 

@@ -19,15 +19,26 @@ def outside_failed(task: Any, task_run: Any, state: Any) -> bool:
     """Prefect's retry condition: retry unless the task raised an error that only the user can mend."""
     try:
         state.result()
-    except OutsideError:
-        return True
-    except PipelineError:
-        return False
+    except PipelineError as error:
+        return isinstance(error, OutsideError)
     except OSError as error:
         return error.errno not in DISK_ERRORS
     except BaseException:
         return True
     return False
+
+
+def network_failed(task: Any, task_run: Any, state: Any) -> bool:
+    """Prefect's retry condition: retry where a network or server failed, and nowhere else."""
+    try:
+        state.result()
+    except BaseException as error:
+        return isinstance(error, OutsideError)
+    return False
+
+
+AGAIN: dict[str, Any] = {"retries": 2, "retry_delay_seconds": 5, "retry_condition_fn": network_failed}
+"""Prefect's options for a task that sends what it made to a bucket, where boto3's own attempts were not enough."""
 
 
 def retries_of(settings: IngestionSettings) -> dict[str, Any]:

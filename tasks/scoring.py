@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from tasks.familiarity import Familiarity, load_familiarity
 from tasks.images import SIDE_PX
@@ -49,7 +48,7 @@ class ScoredImage:
     refused: str
 
 
-@task(name="find images to score", cache_policy=NO_CACHE)
+@task(name="find images to score")
 def find_scored_images(images: str, out: str, settings: Settings) -> Facts:
     """Lists the images; refuses, before anything is written, what cannot be read, written or scored with."""
     run = run_folder(settings)
@@ -61,7 +60,7 @@ def find_scored_images(images: str, out: str, settings: Settings) -> Facts:
     return list_loose_images(images, out, None, settings)
 
 
-@task(name="score images", cache_policy=NO_CACHE)
+@task(name="score images")
 def score_images(images: str, out: str, settings: Settings) -> Facts:
     """Scores the images, batch after batch, and writes the table when all are done; counts for log and exit code."""
     run = run_folder(settings)

@@ -15,8 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic.dataclasses import dataclass
 
 from tasks.artifacts import Progress
@@ -29,7 +27,7 @@ from tasks.records import CLASS_NAMES, Facts, SettingsError, TableError
 from tasks.screener_files import find_screener
 from tasks.screener_quality import judge_screener
 from tasks.settings import ScreenerRecipe, ScreeningSettings, Settings
-from tasks.stages import run_stage
+from tasks.stages import run_stage, stage_task
 from tasks.storage import cache_folder, digest, read_manifest, run_folder, sha256_of_file, write_json
 from tasks.tables import read_rows
 
@@ -48,7 +46,7 @@ class ReadingWithBox(Reading):
     y1: str = ""
 
 
-@task(name="fit screener", cache_policy=NO_CACHE)
+@stage_task("fit screener")
 def fit_screener(settings: Settings, folder: str, recipe: ScreenerRecipe) -> Facts:
     """Trains a screener on the readings of the run's source, and says how good it is on other patients.
 
@@ -93,7 +91,7 @@ def fit_screener(settings: Settings, folder: str, recipe: ScreenerRecipe) -> Fac
         f"the screener on {report['all']['n']:,} readings of patients it has not seen: AUC {told['all']}, within "
         f"pneumonia {told['pneumonia']}" + (" (taken from the cache)" if facts["reused"] else "")
     )
-    return facts | {"screener": str(run / "screener")}
+    return facts
 
 
 def part_of_patient(patient_id: str) -> str:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from tasks.answers import read_answered, safe_path
 from tasks.artifacts import show_table
@@ -41,7 +40,7 @@ from tasks.run_copies import LOST_SHARDS, fetch_files, keep_files
 from tasks.screener_files import ScreenerFiles, find_screener, known_readings
 from tasks.screener_quality import judge_screener
 from tasks.settings import ScreeningSettings, Settings
-from tasks.stages import STAGES_FOLDER, code_version, read_stage, run_stage
+from tasks.stages import STAGES_FOLDER, code_version, read_stage, run_stage, stage_task
 from tasks.storage import (
     cache_folder,
     digest,
@@ -61,7 +60,7 @@ LOADING = threading.Lock()
 """Held while a network is loaded, which threads would otherwise do several times at once."""
 
 
-@task(name="plan screening", cache_policy=NO_CACHE)
+@task(name="plan screening")
 def plan_screening(settings: Settings) -> list[str]:
     """Names of the packed shards that nobody screened before with this screener."""
     targets, cache = find_targets(settings), cache_folder(settings)
@@ -69,7 +68,7 @@ def plan_screening(settings: Settings) -> list[str]:
     return [source for source, target in targets.items() if not (cache / target).exists()]
 
 
-@task(name="screen shards", cache_policy=NO_CACHE)
+@task(name="screen shards")
 def screen_shards(settings: Settings, shards: Sequence[str]) -> None:
     """Scores and masks of packed shards, into the cache, here and the shared one."""
     screener, cache = find_screener(settings.screening.screener), cache_folder(settings)
@@ -83,7 +82,7 @@ def screen_shards(settings: Settings, shards: Sequence[str]) -> None:
         keep_files(settings, [target])
 
 
-@task(name="screen", cache_policy=NO_CACHE)
+@stage_task("screen")
 def screen(settings: Settings, folder: str) -> Facts:
     """Scores every image and keeps those that show a medical device, or may, out of training."""
     run = run_folder(settings)

@@ -5,12 +5,11 @@ import os
 from pathlib import Path
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from tasks.answers import read_answered, share_answers
 from tasks.provenance import PACKAGES, checksum_of_weights, describe_run
 from tasks.records import Facts
-from tasks.retries import outside_failed
+from tasks.retries import AGAIN
 from tasks.run_copies import address_of, fetch_files, keep_files, read_seal, send
 from tasks.screener_files import find_screener, known_readings
 from tasks.settings import Settings
@@ -30,7 +29,7 @@ from tasks.storage import (
 )
 
 
-@task(name="seal", cache_policy=NO_CACHE)
+@task(name="seal", **AGAIN)
 def seal(settings: Settings) -> Facts:
     """Writes ``run.json``, last of all, and leads ``data/runs/latest`` here."""
     run = run_folder(settings)
@@ -43,7 +42,7 @@ def seal(settings: Settings) -> Facts:
     return record
 
 
-@task(name="note finished", cache_policy=NO_CACHE)
+@task(name="note finished", **AGAIN)
 def note_finished(settings: Settings) -> None:
     """Notes in the cache that this sealed run is done with, so that one like it has nothing new to do."""
     run = run_folder(settings)
@@ -56,7 +55,7 @@ def note_finished(settings: Settings) -> None:
         keep_files(settings, [f"finished/{path.name}"], anew=True)
 
 
-@task(name="look for news", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5, retry_condition_fn=outside_failed)
+@task(name="look for news", **AGAIN)
 def find_finished(settings: Settings, source_sha256: str) -> str | None:
     """The report of a finished run of this source with the same readings, answers, screener, settings and code."""
     share_answers(settings)

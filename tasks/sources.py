@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 
 from tasks.addresses import holds_keys
@@ -34,7 +33,7 @@ def fetch(settings: Settings) -> Fetched:
     return fetch_once.with_options(**retries_of(settings.ingestion))(settings)
 
 
-@task(name="fetch", cache_policy=NO_CACHE)
+@task(name="fetch")
 def fetch_once(settings: Settings) -> Fetched:
     """Brings the source here; waits out what a server asks for, since Prefect's own pause does not know of it."""
     try:

@@ -7,17 +7,15 @@ import hashlib
 from pathlib import Path
 
 import pandas as pd
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import show_table
 from tasks.records import Facts
 from tasks.settings import Settings, SplittingSettings
-from tasks.stages import run_stage
+from tasks.stages import run_stage, stage_task
 from tasks.storage import read_manifest, run_folder, sha256_of_file, write_manifest
 
 
-@task(name="split", cache_policy=NO_CACHE)
+@stage_task("split")
 def split(settings: Settings) -> Facts:
     """Draws validation from the patients of train + val."""
     run = run_folder(settings)

@@ -22,7 +22,7 @@ from prefect.states import Completed
 
 from tasks.artifacts import in_run
 from tasks.records import Facts, RunError
-from tasks.retries import outside_failed
+from tasks.retries import AGAIN
 from tasks.room import room_in
 from tasks.run_copies import fetch_entry, fetch_shards, keep_entry, send
 from tasks.settings import Settings
@@ -114,7 +114,8 @@ def run_stage(
 def stage_task(name: str, **options: Any) -> Callable[[Callable[P, Facts]], Task[P, Facts]]:
     """Makes a function that does a stage a task of Prefect; ``options`` are Prefect's.
 
-    What fails outside is tried again. A stage taken from the cache ends in the state *Cached*, its facts the message.
+    Where a network or server failed it is tried again. What comes from the cache ends in the state *Cached*, its facts
+    the message.
     """
 
     def decorate(do: Callable[P, Facts]) -> Task[P, Facts]:
@@ -126,8 +127,7 @@ def stage_task(name: str, **options: Any) -> Callable[[Callable[P, Facts]], Task
             said = ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int | float))
             return Completed(name="Cached", message=said, data=facts)  # type: ignore[return-value]
 
-        again = {"retries": 2, "retry_delay_seconds": 5, "retry_condition_fn": outside_failed}
-        return task(run, name=name, **{**again, **options})  # type: ignore[call-overload,no-any-return]
+        return task(run, name=name, **AGAIN | options)  # type: ignore[call-overload,no-any-return]
 
     return decorate
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import Progress
 from tasks.images import PackedImages
@@ -18,19 +16,12 @@ from tasks.provenance import BACKENDS, checksum_of_weights, find_backend
 from tasks.records import Facts, RunError
 from tasks.retries import outside_failed
 from tasks.settings import Settings, TrainingSettings
-from tasks.stages import run_stage
+from tasks.stages import run_stage, stage_task
 from tasks.storage import cache_folder, read_manifest, read_record, run_folder
 from tasks.suspects import MODEL, TITLES, stage_name, used_rows, work_folder
 
 
-@task(
-    name="fit",
-    task_run_name="fit {name}",
-    cache_policy=NO_CACHE,
-    retries=1,
-    retry_delay_seconds=5,
-    retry_condition_fn=outside_failed,
-)
+@stage_task("fit", task_run_name="fit {name}", retries=1, retry_condition_fn=outside_failed)
 def fit(settings: Settings, name: str = MODEL) -> Facts:
     """Trains the members of the model, or of its twin, on the usable training images."""
     run = run_folder(settings)

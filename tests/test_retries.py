@@ -5,7 +5,7 @@ import errno
 import pytest
 from prefect import task
 
-from tasks.records import RunError, SettingsError
+from tasks.records import OutsideError, RunError, SettingsError
 from tasks.retries import outside_failed
 
 pytestmark = pytest.mark.usefixtures("prefect_engine")
@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("prefect_engine")
         (ConnectionResetError("the network"), 3),
         (OSError(errno.EIO, "the disk of a server"), 3),
         (RuntimeError("anything else"), 3),
+        (OutsideError("a server is away"), 3),
         (SettingsError("a setting does not fit"), 1),
         (RunError("a file is missing"), 1),
         (OSError(errno.ENOSPC, "no space left"), 1),
