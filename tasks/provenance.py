@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from tasks.records import Facts, SettingsError
 from tasks.settings import Settings, TrainingSettings
 from tasks.stages import STAGES_FOLDER, read_stage
-from tasks.storage import REPOSITORY, read_record, run_folder, sha256_of_file
+from tasks.storage import REPOSITORY, run_folder, sha256_of_file
 
 PACKAGES = (
     "prefect",
@@ -53,9 +53,7 @@ STAGES = {
 def describe_run(settings: Settings) -> Facts:
     """What made this run: settings, source, versions, commit, backend, hardware, seconds per stage."""
     run = run_folder(settings)
-    records = {path.stem: read_record(path) for path in sorted((run / STAGES_FOLDER).glob("*.json"))}
-    # Of a stage that is no longer asked for there may be what one that was cut off left.
-    stages = {stage: record for stage, record in records.items() if isinstance(record.get("facts"), dict)}
+    stages = {path.stem: read_stage(run, path.stem) for path in sorted((run / STAGES_FOLDER).glob("*.json"))}
     source = read_stage(run, "ingest")["facts"]
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -46,7 +46,7 @@ SHAPES_NOTHING = frozenset(
     for name in (
         *("settings", "addresses", "artifacts", "retries", "provenance", "contact_sheet", "answers"),
         *("storage", "room", "stages", "run_copies", "s3_client"),
-        *("sources", "archives", "buckets", "dropbox_folder", "web_links"),
+        *("sources", "archives", "buckets", "dropbox_folder", "web_links", "file_sums"),
     )
 )
 """Modules that carry, keep, show or explain, and change no result: what matters of them is in a stage's inputs."""

@@ -2,7 +2,7 @@
 
 import json
 import os
-import shutil
+import re
 import signal
 import zipfile
 from pathlib import Path
@@ -14,7 +14,6 @@ from PIL import Image
 from pipeline_runs import run_pipeline as run_process
 
 from flows.command_line import read_flags, run_command
-from tasks.provenance import describe_run
 from tasks.records import MANIFEST_DTYPES
 from tasks.storage import read_manifest, sha256_of_file
 
@@ -43,16 +42,6 @@ def run_pipeline(flags: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[i
     code = run_command(pipeline, flags, "test")
     shown = capfd.readouterr()
     return code, shown.out, shown.err
-
-
-def test_a_run_is_described_though_a_stage_that_it_no_longer_asks_for_was_cut_off(
-    finished_run: Path, small_flags: list[str], tmp_path: Path
-) -> None:
-    run = shutil.copytree(finished_run, tmp_path / "run")
-    left = {"files": ["unfiltered.keras"], "parts": {}, "reused": False, "seconds": 1.0, "entry": "fit_unfiltered/a"}
-    (run / "stages" / "fit_unfiltered.json").write_text(json.dumps(left))
-    described = describe_run(read_flags([*small_flags, "--run-dir", str(run)], "test"))
-    assert sorted(described["seconds"]) == STAGES
 
 
 def test_a_run_leaves_every_file_that_the_design_names(finished_run: Path) -> None:
@@ -136,7 +125,7 @@ def test_the_seal_says_what_made_the_run(finished_run: Path) -> None:
     )
 
 
-def test_a_second_run_in_a_new_folder_does_nothing_again_and_says_so(
+def test_a_second_run_in_a_new_folder_does_nothing_again_and_says_so_in_log_and_states(
     finished_run: Path,
     small_flags: list[str],
     tmp_path: Path,
@@ -148,6 +137,8 @@ def test_a_second_run_in_a_new_folder_does_nothing_again_and_says_so(
     assert out.strip().splitlines()[-1] == str(tmp_path / "again" / "report" / "index.html")
     told = caplog.text.count("taken from the cache")
     assert told == len(STAGES) + 1, "evaluation says it once a split"
+    assert len(re.findall("Finished in state Cached", caplog.text)) == len(STAGES)
+    assert "Cached('kind sample, name sample, " in caplog.text, "the facts are the message"
     assert "shards" not in "".join(record.message for record in caplog.records if record.message.startswith("Created"))
     for name in ("manifest.parquet", "model.keras", "predictions.csv", "metrics.json"):
         assert sha256_of_file(tmp_path / "again" / name) == sha256_of_file(finished_run / name), name
