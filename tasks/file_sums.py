@@ -50,7 +50,7 @@ def sum_files(folder: Path, names: Sequence[str], record: Path) -> dict[str, Sum
     known = read_sums(record)
     with ThreadPoolExecutor(READERS) as pool:
         sums = dict(zip(names, pool.map(lambda name: sum_file(folder / name, known.get(name)), names), strict=True))
-    keep_sums(record, sums)
+    keep_sums(record, sums, known)
     return sums
 
 
@@ -62,9 +62,9 @@ def read_sums(record: Path) -> dict[str, Sum]:
         return {}
 
 
-def keep_sums(record: Path, sums: dict[str, Sum]) -> None:
-    """Writes a record; where that is not allowed, the files are read again the next time."""
+def keep_sums(record: Path, sums: dict[str, Sum], known: dict[str, Sum]) -> None:
+    """Writes a record, unless it says so already; where that is not allowed, the files are read again the next time."""
     lasting = {name: found for name, found in sums.items() if found[1:]}
-    if lasting != read_sums(record):
+    if lasting != known:
         with suppress(OSError):
             write_whole(record, json.dumps(lasting))

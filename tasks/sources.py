@@ -199,7 +199,8 @@ def _fetch_archive(path: Path, settings: Settings) -> Fetched:
         names = list_members(archive, path, limits)
         layout = plan_layout(names, str(path))
         assert archive.fp is not None
-        found = sum_stream(archive.fp, read_sums(record).get(path.name))  # whatever lies under its name by now
+        known = read_sums(record)
+        found = sum_stream(archive.fp, known.get(path.name))  # whatever lies under its name by now
         checksum = str(found[0])
         if limits.sha256 and checksum != limits.sha256:
             raise SourceError(
@@ -220,7 +221,7 @@ def _fetch_archive(path: Path, settings: Settings) -> Fetched:
 
         if make_once(folder, unpack, is_valid=lambda folder: _is_whole(folder, layout)):
             print(f"{path} is already unpacked in {folder}")
-    keep_sums(record, {path.name: found})
+    keep_sums(record, {path.name: found}, known)
     return Fetched("zip", source_name(path.name), str(folder / "files"), layout, checksum, checksum)
 
 
