@@ -229,7 +229,7 @@ def locked(path: Path) -> Iterator[None]:
     except Timeout:
         name = path.name.removeprefix(".").removesuffix(".lock")
         with suppress(FileNotFoundError):
-            print(f"another run ({path.read_text()}) is making {name}; waiting for it")
+            print(f"another run ({path.read_text() or 'just begun'}) is making {name}; waiting for it")
         lock.acquire()
     try:
         path.write_text(f"process {os.getpid()} on {os.uname().nodename}")

@@ -24,7 +24,7 @@ from s3_server import running_s3, set_aws
 
 from tasks.storage import REPOSITORY, read_manifest
 
-BUCKET = "chest"
+BUCKET = "plain-run"  # a session's, beside those of modules
 LONGEST_S = 900.0
 
 

@@ -27,6 +27,7 @@ from flows.review import ReviewFlags, review
 from flows.run_folders import with_run_folder
 from tasks.answers import read_answered, read_kept
 from tasks.contact_sheet import show_sheet
+from tasks.run_copies import send
 from tasks.settings import Settings
 from tasks.storage import REPOSITORY, read_manifest, run_folder
 
@@ -91,6 +92,7 @@ def test_answers_about_a_run_in_a_bucket_join_those_that_others_gave_there(
             flags = ["--run-dir", "s3://chest/runs/one", "--storage.cache", str(tmp_path / place)]
             settings = read_flags(flags, "test")
             manifest = write_run(run_folder(settings), [0.5, 0.6], tmp_path / place)
+            send(settings, ["manifest.parquet"])
             new = tmp_path / f"{place}.csv"
             new.write_text(f"path,device\n{manifest['path'][0 if place == 'here' else 1]},1\n")
             code, out, err = run_review([*flags, "--answers", str(new)], capfd)

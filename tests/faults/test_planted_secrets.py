@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +90,7 @@ def draw_sample(folder: Path) -> bytes:
 @pytest.fixture(scope="module")
 def left(
     guarded_server: dict[str, str], dropbox_server: DropboxServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Left]:
+) -> Left:
     """A whole run from a share link into a bucket, reporting to a server with a password; and runs that fail."""
     folder, dropbox = tmp_path_factory.mktemp("planted"), dropbox_server
     content = draw_sample(folder / "sample")
@@ -123,11 +122,11 @@ def left(
             left.files |= read_below(place, name)
         left.files |= read_below(home.parent / "server", "server") | read_below(home, "client")
         left.files = unpack(left.files)
-        yield left
+    return left
 
 
 @pytest.fixture(scope="module")
-def deployed(dropbox_server: DropboxServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
+def deployed(dropbox_server: DropboxServer, tmp_path_factory: pytest.TempPathFactory) -> Left:
     """A worker's whole run, from bucket to bucket with the keys of a block; one whose token in a block is refused."""
     from prefect.blocks.system import Secret
     from prefect_aws import AwsClientParameters, AwsCredentials
@@ -160,7 +159,7 @@ def deployed(dropbox_server: DropboxServer, tmp_path_factory: pytest.TempPathFac
         team.stop_workers()
         left.files = read_bucket(url) | read_below(folder / "machine", "machine") | read_below(team_folder, "team")
         left.files = unpack(left.files)
-        yield left
+    return left
 
 
 def _as_arguments(aws: dict[str, str]) -> dict[str, str]:

@@ -170,11 +170,11 @@ def test_a_run_that_somebody_else_sealed_meanwhile_is_left_alone(
         attempt.kept(read_seal(settings) == {"news": "theirs"}, "their seal")
 
 
-def test_a_run_is_claimed_and_sent_through_a_network_that_loses_a_tenth_of_the_answers(
+def test_a_run_is_claimed_and_sent_through_a_network_that_loses_a_third_of_the_answers(
     faults: FaultTable, address: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with faults.attempt(FAULT) as attempt:
-        with faulty_proxy(server, share=0.1, faults=("lost", "503"), seed=3) as proxy:
+        with faulty_proxy(server, share=0.3, faults=("lost", "503"), seed=3) as proxy:
             monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
             settings = machine(tmp_path, address, timeout_s=2.0, tries=10)
             for turn in range(4):
