@@ -5,7 +5,8 @@ A server that cannot be reached costs the picture, never the run.
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,19 @@ class Progress:
         if self._id is not None:
             with if_reachable(self._key):
                 update_progress_artifact(self._id, progress=round(100.0 * done / max(total, 1e-9), 1))
+
+
+def show_bytes(verb: str, done: int = 0) -> Callable[[int, int], None]:
+    """Prints how many bytes of how many are there, at each quarter and every 10 s; ``done`` were there already."""
+    last = {"done": done, "time": time.monotonic()}
+
+    def show(done: int, total: int) -> None:
+        share = 4 / max(total, 1)
+        if int(done * share) > int(last["done"] * share) or time.monotonic() - last["time"] > 10:
+            last.update(done=done, time=time.monotonic())
+            print(f"{verb} {done / 1e6:,.1f} of {total / 1e6:,.1f} MB ({25 * share * done:.0f} %)")
+
+    return show
 
 
 def _slug(key: str) -> str:

@@ -23,12 +23,13 @@ from dropbox.files import FileMetadata  # type: ignore[import-untyped]
 from dropbox.stone_validators import ValidationError  # type: ignore[import-untyped]
 from urllib3.util import Retry
 
+from tasks.artifacts import show_bytes
 from tasks.layout import image_id
 from tasks.records import OutsideError, RunError, SourceError
 from tasks.room import room_in
 from tasks.settings import IngestionSettings
 from tasks.storage import locked, read_json, write_json
-from tasks.web_links import kept_in, refuse_size, show_fetched, tls_context
+from tasks.web_links import kept_in, refuse_size, tls_context
 
 LONGEST_PAUSE_S = 60
 """Between two tries of a request, however long the server wants: then the whole fetch fails, and waits as it likes."""
@@ -148,7 +149,7 @@ def _fetch_files(
         return wanted[name].size
 
     n_bytes, failed = 0, list[OutsideError]()
-    show = show_fetched("the Dropbox folder", 0, sum(file.size for file in wanted.values()))
+    show, total = show_bytes("Dropbox: fetched"), sum(file.size for file in wanted.values())
     with ThreadPoolExecutor(n_connections, "dropbox") as pool:
         waiting: set[Future[int]] = {pool.submit(fetch, name) for name in wanted}
         try:
@@ -159,7 +160,7 @@ def _fetch_files(
                         n_bytes += future.result()
                     except OutsideError as error:
                         failed.append(error)
-                show(n_bytes + sum(map(_size, parts.iterdir())))
+                show(n_bytes + sum(map(_size, parts.iterdir())), total)
         finally:
             pool.shutdown(cancel_futures=True)
     shutil.rmtree(parts, ignore_errors=True)

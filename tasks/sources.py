@@ -7,7 +7,6 @@ them to ``_fetch_archive`` or ``_fetch_folder``.
 import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from prefect.context import TaskRunContext
 
 from tasks.addresses import holds_keys
 from tasks.archives import list_members, open_archive, unpack_members
+from tasks.artifacts import show_bytes
 from tasks.file_sums import keep_sums, read_sums, sum_file, sum_files, sum_stream
 from tasks.layout import plan_layout
 from tasks.records import Fetched, Layout, OutsideError, SourceError
@@ -132,7 +132,7 @@ def _fetch_bucket(settings: Settings) -> Fetched:
         layout = plan_layout(names, source)
         return [layout.root + kept for kept in (*layout.images, *layout.tables)]
 
-    copy = fetch_bucket(source, local, settings.ingestion, select, _progress("fetched"))
+    copy = fetch_bucket(source, local, settings.ingestion, select, show_bytes("fetched"))
     if source.endswith(".zip"):
         return replace(_fetch_archive(copy.folder / copy.names[0], settings), kind="bucket", name=name)
     return replace(
@@ -214,7 +214,7 @@ def _fetch_archive(path: Path, settings: Settings) -> Fetched:
             print(f"unpacking {len(kept):,} files of {path} into {folder}")
             n_bytes = sum(archive.getinfo(layout.root + name).file_size for name in kept)
             with room_in(Path(settings.storage.raw), n_bytes):
-                unpack_members(archive, path, kept, layout.root, beside / "files", _progress("unpacked"))
+                unpack_members(archive, path, kept, layout.root, beside / "files", show_bytes("unpacked"))
             write_json(beside / "layout.json", asdict(layout))
             if sum_file(path, found)[0] != checksum:
                 raise SourceError(f"source: {path} changed while it was read; run again")
@@ -232,16 +232,3 @@ def _is_whole(folder: Path, layout: Layout) -> bool:
     ):
         return False
     return all((folder / "files" / name).is_file() for name in [*layout.images, *layout.tables])
-
-
-def _progress(verb: str) -> Callable[[int, int], None]:
-    """A line at each quarter and at most every two seconds: readable in a log as in a terminal."""
-    last = {"quarter": 0, "time": time.monotonic()}
-
-    def show(done: int, total: int) -> None:
-        quarter = 4 * done // max(total, 1)
-        if quarter > last["quarter"] or time.monotonic() - last["time"] > 10:
-            last.update(quarter=quarter, time=time.monotonic())
-            print(f"{verb} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB ({100 * done // max(total, 1)} %)")
-
-    return show

@@ -94,16 +94,6 @@ def open_source(path: Path) -> Iterator[BufferedReader]:
         ) from None
 
 
-def checksum_of_source(path: Path) -> str:
-    """The sha256 of a file of the source, read in pieces.
-
-    Raises:
-        SourceError: If it cannot be read.
-    """
-    with open_source(path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def digest(value: object) -> str:
     """The sha256 of a JSON-able value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

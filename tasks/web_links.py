@@ -11,7 +11,7 @@ import re
 import ssl
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
@@ -22,6 +22,7 @@ import certifi
 import httpx
 
 from tasks.addresses import hide_keys
+from tasks.artifacts import show_bytes
 from tasks.records import OutsideError, SourceError
 from tasks.room import is_full, room_in
 from tasks.settings import IngestionSettings
@@ -129,19 +130,6 @@ def refuse_size(size: int, shown: str, settings: IngestionSettings) -> None:
         )
 
 
-def show_fetched(what: str, done: int, total: int) -> Callable[[int], None]:
-    """Prints how many of ``total`` bytes are there, at each quarter and every 10 s; ``done`` are there already."""
-    last = {"quarter": 4 * done // max(total, 1), "time": time.monotonic()}
-
-    def show(done: int) -> None:
-        quarter = 4 * done // max(total, 1)
-        if quarter > last["quarter"] or time.monotonic() - last["time"] > 10:
-            last.update(quarter=quarter, time=time.monotonic())
-            print(f"fetched {done / 1e6:,.1f} of {total / 1e6:,.1f} MB of {what} ({100 * done // max(total, 1)} %)")
-
-    return show
-
-
 class _Fetch:
     """One link and the files it is kept in: ``x.zip``, ``x.zip.part``, and a JSON with etag and total of each."""
 
@@ -212,7 +200,7 @@ class _Fetch:
 
     def _receive(self, answer: httpx.Response, total: int | None, offset: int) -> None:
         """Writes the body to the end of the part, piece by piece, so that a kill loses next to nothing."""
-        done, show = offset, show_fetched(self._whole.name, offset, total or 0)
+        done, show = offset, show_bytes(f"{self._whole.name}: fetched", offset)
         try:
             refuse_size(total or 0, self._shown, self._settings)
             with room_in(self._part.parent, total and total - offset), self._part.open("ab") as out:
@@ -221,7 +209,7 @@ class _Fetch:
                     out.flush()
                     done += len(piece)
                     refuse_size(done, self._shown, self._settings)
-                    show(done)
+                    show(done, total or done)
         except SourceError:  # too large: a part that will never be wanted
             self._drop_part()
             raise

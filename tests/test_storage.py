@@ -21,10 +21,10 @@ from tasks.settings import Settings
 from tasks.stages import code_version, imported_modules, names_imported, read_stage, run_stage
 from tasks.storage import (
     REPOSITORY,
-    checksum_of_source,
     digest,
     locked,
     make_once,
+    open_source,
     read_json,
     read_manifest,
     run_folder,
@@ -84,8 +84,9 @@ def test_json_comes_back_and_what_is_no_json_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"gone cannot be read \(No such file or directory\)"):
-        checksum_of_source(tmp_path / "gone")
+    said = r"gone cannot be read \(No such file or directory\)"
+    with pytest.raises(SourceError, match=said), open_source(tmp_path / "gone"):
+        pass
 
 
 def write_name(name: str) -> Callable[[Path], None]:
