@@ -28,6 +28,7 @@ from tasks.storage import (
     SEAL,
     cache_folder,
     inside,
+    is_held,
     is_in_bucket,
     locked,
     make_once,
@@ -172,7 +173,8 @@ def fetch_run(settings: Settings) -> None:
         for name, found in _each(lambda name: bucket.get(name, run / name), changed, settings):
             if found:  # else it was removed since it was listed
                 known[name] = [there[name], sha256_of_file(run / name)]
-        for path in run.rglob("*"):  # what left the bucket, or was placed here and never sent
+        others = str(settings.run_dir) not in owned and is_held(run / f".{run.name}.lock")
+        for path in () if others else run.rglob("*"):  # what left the bucket, or was placed here and never sent
             name = path.relative_to(run).as_posix()
             if path.is_file() and name not in known and not path.name.startswith("."):
                 path.unlink()
