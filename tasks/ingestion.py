@@ -54,7 +54,7 @@ def ingest(settings: Settings, fetched: Fetched) -> Facts:
         + (" (listing taken from the cache)" if facts["reused"] else "")
     )
     show_table("source", facts["counts"], f"Images in {settings.public_source}")
-    return facts | {"folder": fetched.folder}
+    return facts
 
 
 def list_images(fetched: Fetched, max_side_px: int) -> pd.DataFrame:

@@ -10,7 +10,8 @@ from tasks.sources import fetch_source
 
 
 def ingest_all(settings: Settings) -> Facts:
-    return ingest.fn(settings, fetch_source(settings))
+    source = fetch_source(settings)
+    return ingest.fn(settings, source) | {"folder": source.folder}
 
 
 def pack_all(settings: Settings, folder: str) -> Facts:
