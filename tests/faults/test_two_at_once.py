@@ -136,6 +136,7 @@ def test_a_training_of_a_screener_waits_for_the_one_that_works_in_its_run_folder
 ) -> None:
     (tmp_path / "run").mkdir()
     code = """
+from types import SimpleNamespace
 import flows.train_screener as flow
 from tasks.settings import Settings
 def work(*_):
@@ -143,9 +144,9 @@ def work(*_):
         with Path(sys.argv[3], "record.txt").open("a") as stream:
             stream.write(sys.argv[2])
         time.sleep(0.05)
-    return {"folder": "", "screener": ""}
-flow.fetch_run = flow.ingest = flow.fit_screener = work
-flow.fetch = flow.check = flow.split = flow.pack_images = lambda *_: None
+flow.bring_run = flow.ingest = flow.fit_screener = work
+flow.fetch = lambda *_: SimpleNamespace(folder="")
+flow.check = flow.split = flow.pack_images = lambda *_: None
 def do():
     flow.train_screener.fn(Settings(run_dir=sys.argv[3]))
 """
