@@ -54,7 +54,7 @@ def do_shards(runner: TaskRunner[Any], done: str, task: Task[..., Any], shards: 
         runner: Where.
         done: What was done with them, for people.
         task: Takes some of the shards as ``shards``.
-        shards: What is said of each.
+        shards: The argument of each.
         same: The other arguments, the same for all.
     """
     if not shards:

@@ -22,7 +22,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.records import Facts, SettingsError, TableError
-from tasks.run_copies import open_bucket
+from tasks.s3_client import open_bucket
 from tasks.settings import Settings
 from tasks.storage import is_in_bucket, run_folder, runs_address, write_whole
 from tasks.tables import Device, read_rows

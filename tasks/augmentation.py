@@ -63,7 +63,7 @@ class ExposureShift(Augmentation):
         self.gamma, self.curve, self.tilt = gamma, curve, tilt
 
     def change(self, x: Any) -> Any:
-        """See the class."""
+        """Applies the layer to a batch."""
         steepness, middle = 4.0 * ops.exp(self.draw(x, -1.0, 1.0)), self.draw(x, 0.3, 0.7)
         low, high = ops.sigmoid(-steepness * middle), ops.sigmoid(steepness * (1.0 - middle))
         curve = (ops.sigmoid(steepness * (x - middle)) - low) / (high - low)
@@ -93,7 +93,7 @@ class DetailShift(Augmentation):
         self.sharpness, self.noise = sharpness, noise
 
     def change(self, x: Any) -> Any:
-        """See the class."""
+        """Applies the layer to a batch."""
         bell = np.exp(-(np.arange(-2, 3) ** 2) / 2.0)
         kernel = (np.outer(bell, bell) / bell.sum() ** 2).astype(np.float32)[:, :, None, None]
         padded = ops.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
@@ -119,7 +119,7 @@ class BorderBlank(Augmentation):
         self.width = width
 
     def change(self, x: Any) -> Any:
-        """See the class."""
+        """Applies the layer to a batch."""
         down, right = _along_sides(x)
         edges = (down, 1.0 - down, right, 1.0 - right)
         inside = 1.0
@@ -143,7 +143,7 @@ class FramingShift(Augmentation):
         self.degrees, self.scale, self.shift = degrees, scale, shift
 
     def change(self, x: Any) -> Any:
-        """See the class."""
+        """Applies the layer to a batch."""
         side = x.shape[1]
 
         def draw(bound: float) -> Any:

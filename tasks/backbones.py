@@ -42,7 +42,7 @@ class ImagenetPixels(keras.layers.Layer):
         self.family = family
 
     def call(self, x: Any) -> Any:
-        """See the class."""
+        """Applies the layer to a batch."""
         prepare = getattr(keras.applications, self.family).preprocess_input
         return prepare(ops.concatenate([x, x, x], axis=-1) * 255.0, data_format="channels_last")
 
@@ -68,7 +68,7 @@ class Spread(keras.layers.Layer):
         self.gain = self.add_weight(shape=(3,), initializer="ones", trainable=False, name="gain")
 
     def call(self, x: Any) -> Any:
-        """See the class."""
+        """Applies the layer to a batch."""
         mean = 255.0 * ops.convert_to_tensor(IMAGENET_MEAN, x.dtype)
         return x * self.gain + mean * (1.0 - self.gain)
 

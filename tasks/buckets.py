@@ -86,14 +86,14 @@ def fetch_bucket(
                 for name in _fetch(client, f"s3://{bucket}/{prefix}", objects, files, settings, progress):
                     log.write(json.dumps([name, *wanted[name]]) + "\n")
                     log.flush()
-            fetched |= waiting
+                    fetched.add(name)
         else:
             raise SourceError(f"source: {address} keeps changing while it is fetched; run again when it is at rest")
     if vanished:  # the record of the ingestion has their names, which may be those of patients
         print(f"{address}: {len(vanished):,} files of the last fetch are gone and removed here")
     n_held = len(wanted.keys() - fetched)
     print(f"{address}: {len(fetched):,} fetched, {n_held:,} unchanged" if fetched else f"{address}: nothing new")
-    return BucketCopy(files, tuple(listing), frozenset(fetched), tuple(sorted(vanished)))
+    return BucketCopy(files, tuple(listing), frozenset(fetched & wanted.keys()), tuple(sorted(vanished)))
 
 
 def decide(wanted: Index, index: Index, sizes: dict[str, int]) -> tuple[set[str], set[str]]:

@@ -120,7 +120,7 @@ class Shard:
 
 
 def list_shards(settings: Settings) -> list[Shard]:
-    """The chosen images in shards; what is said of one follows from its rows, the networks and how they are asked."""
+    """The chosen images in shards; the results of one follow from its rows, the networks and the settings."""
     run, how, plan = run_folder(settings), settings.explanation, plan_images(settings)
     if not plan:
         return []

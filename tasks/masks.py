@@ -14,7 +14,7 @@ MASK_SIDE_PX = 224
 
 
 def write_shard(path: Path, scores: NDArray[np.float32], masks: NDArray[np.uint8]) -> None:
-    """Writes what the screener said of a shard of images: scores ``(n,)``, masks uint8 ``(n, 224, 224)``, 255 sure."""
+    """Writes the screener's results of a shard of images: scores ``(n,)``, masks uint8 ``(n, 224, 224)``, 255 sure."""
     content = io.BytesIO()
     np.savez_compressed(content, scores=scores, masks=masks)
     write_whole(path, content.getvalue())

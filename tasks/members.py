@@ -76,7 +76,7 @@ class ResidentImages(keras.layers.Layer):
         self.pixels.assign(pixels)
 
     def call(self, rows: Any) -> Any:
-        """See the class."""
+        """Applies the layer to a batch."""
         return ops.expand_dims(ops.cast(ops.take(self.pixels, rows, axis=0), "float32"), -1) / 255.0
 
     def save_own_variables(self, store: Any) -> None:

@@ -49,7 +49,7 @@ class Calibrate(keras.layers.Layer):
         self.offset = self.add_weight(shape=(), initializer="zeros", trainable=False, name="offset")
 
     def call(self, logits: Any) -> Any:
-        """See the class."""
+        """Applies the layer to a batch."""
         logit = self.slope * logits[:, self.column : self.column + 1] + self.offset
         return ops.sigmoid(ops.clip(logit, -self.LIMIT, self.LIMIT))
 

@@ -15,7 +15,7 @@ class Standardise(keras.layers.Layer):
     """
 
     def call(self, x: Any) -> Any:
-        """See the class."""
+        """Applies the layer to a batch."""
         centred = x - ops.mean(x, axis=(1, 2, 3), keepdims=True)
         return centred / ops.sqrt(ops.mean(ops.square(centred), axis=(1, 2, 3), keepdims=True) + 1e-6)
 
@@ -39,7 +39,7 @@ class LocalContrast(keras.layers.Layer):
         self.window, self.floor = window, floor
 
     def call(self, x: Any) -> Any:
-        """See the class."""
+        """Applies the layer to a batch."""
         side = x.shape[1]
         reach = max(1, round((self.window * side / self.GRID_PX - 1) / 2))
 

@@ -63,7 +63,7 @@ class NoVerdict(Part):
 
 
 class Candidate(Part):
-    """What is said of a run and its model."""
+    """A run, its model and the figures that decide."""
 
     run: str = Field(pattern="^[^/]*$")
     run_dir: str

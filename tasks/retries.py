@@ -52,5 +52,5 @@ def retries_of(settings: IngestionSettings) -> dict[str, Any]:
         "retries": n,
         "retry_delay_seconds": pauses,
         "retry_jitter_factor": 0.5,
-        "retry_condition_fn": outside_failed,
+        "retry_condition_fn": network_failed,
     }

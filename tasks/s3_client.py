@@ -1,9 +1,14 @@
-"""The client for S3 that all use, and what its errors mean in one sentence: fetching a source, keeping a run."""
+"""The client for S3 that all use, a folder in a bucket, and what boto3's errors mean, in one sentence."""
 
+import mimetypes
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from botocore import UNSIGNED  # type: ignore[import-untyped]
@@ -12,8 +17,8 @@ from botocore.credentials import Credentials  # type: ignore[import-untyped]
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 from urllib3.exceptions import HTTPError
 
-from tasks.records import OutsideError, SourceError
-from tasks.settings import IngestionSettings
+from tasks.records import OutsideError, RunError, SourceError
+from tasks.settings import IngestionSettings, Settings
 
 EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "InvalidToken", "400")
 """What a server says to credentials that were good once; to a HEAD it gives no more than a number."""
@@ -27,6 +32,12 @@ BROKEN_OFF = (
     HTTPError,  # of urllib3: an error of the server, the text of which broke off
 )
 """What comes of an answer that broke off while it was read, which boto3 does not ask for again."""
+
+ANOTHER_VERSION = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
+"""What a server says to a conditional write where not the expected version is there, or none."""
+
+MOST_REMOVED = 1_000
+"""Objects that one request can remove."""
 
 PASSING_CODES = ("SlowDown", "RequestTimeout", "Throttling", "RequestLimitExceeded", "InternalError")
 
@@ -77,6 +88,94 @@ def s3_explained(place: str, error_type: type[Exception]) -> Iterator[None]:
 def code_of(error: Any) -> str:
     """What the server calls the failure, ``NoSuchKey``."""
     return str(error.response.get("Error", {}).get("Code", "unknown"))
+
+
+class BucketFolder:
+    """The objects below ``s3://bucket/prefix/``, by their names relative to it; boto3 does the work and the retries.
+
+    Raises:
+        RunError: From every method, if the bucket cannot be used.
+        OutsideError: From every method, if the server fails or cannot be reached.
+    """
+
+    def __init__(self, address: str, settings: IngestionSettings) -> None:
+        self.address = address.rstrip("/")
+        bucket, _, prefix = self.address.removeprefix("s3://").partition("/")
+        self.bucket, self.prefix = bucket, f"{prefix}/" if prefix else ""
+        self.said = f"run_dir: {self.address}"
+        try:
+            self.client = make_client(settings, "run_dir")
+        except SourceError as error:
+            raise RunError(str(error)) from None
+
+    def entries(self, below: str = "") -> dict[str, str]:
+        """The ETags of all objects whose name begins so, by name."""
+        with s3_explained(self.said, RunError):
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self.prefix + below
+            )
+            found = {entry["Key"]: str(entry["ETag"]) for page in pages for entry in page.get("Contents", ())}
+        return {key.removeprefix(self.prefix): etag for key, etag in found.items()}
+
+    def etag(self, name: str) -> str:
+        """The ETag of an object; empty where there is none."""
+        return self.entries(name).get(name, "")
+
+    def get(self, name: str, path: Path) -> bool:
+        """Brings an object to a file, whole or not at all; whether there is one.
+
+        Raises:
+            RunError: As all methods, and if the name would lead out of the folder it is brought to.
+        """
+        if name.startswith("/") or ".." in name.split("/"):
+            raise RunError(f"run_dir: {self.address} holds the name {name!r}, which leads out of its folder; remove it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with s3_explained(self.said, RunError):
+            try:
+                self.client.download_file(self.bucket, self.prefix + name, str(path))
+            except boto.ClientError as error:
+                if code_of(error) in ("404", "NoSuchKey"):
+                    return False
+                raise
+        return True
+
+    def put(self, path: Path, name: str) -> str:
+        """Writes a file as an object with its type for a browser; its ETag."""
+        with s3_explained(self.said, RunError):
+            return self._upload(path, name)
+
+    def put_instead(self, path: Path, name: str, etag: str) -> str | None:
+        """The same, but only in place of the version with this ETag, of none if it is empty; else ``None``."""
+        with s3_explained(self.said, RunError):
+            try:
+                return self._upload(path, name, **({"IfMatch": etag} if etag else {"IfNoneMatch": "*"}))
+            except boto.ClientError as error:
+                if code_of(error) not in ANOTHER_VERSION:
+                    raise
+        with TemporaryDirectory() as folder:  # it may be ours, where only the answer got lost
+            copy = Path(folder, "copy")
+            return self.etag(name) if self.get(name, copy) and copy.read_bytes() == path.read_bytes() else None
+
+    def _upload(self, path: Path, name: str, **condition: str) -> str:
+        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        kind = f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
+        place = {"Bucket": self.bucket, "Key": self.prefix + name}
+        with path.open("rb") as stream:
+            return str(self.client.put_object(**place, Body=stream, ContentType=kind, **condition)["ETag"])
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes objects; one that is not there is no error.
+
+        Raises:
+            RunError: As all methods, and if the server keeps one.
+        """
+        waiting = [{"Key": self.prefix + name} for name in sorted(names)]
+        with s3_explained(self.said, RunError):
+            for start in range(0, len(waiting), MOST_REMOVED):
+                some = waiting[start : start + MOST_REMOVED]
+                answer = self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": some, "Quiet": True})
+                for kept in answer.get("Errors", ()):  # with the status of a success
+                    raise boto.ClientError({"Error": {"Code": kept.get("Code", "unknown")}}, "DeleteObjects")
 
 
 def make_client(settings: IngestionSettings, about: str) -> Any:
@@ -169,3 +268,15 @@ def _open_block(name: str) -> tuple[Any, dict[str, Any]]:
             "the setting out and use the AWS_… variables"
         ) from None
     return block.get_boto3_session(), block.aws_client_parameters.get_params_override()
+
+
+def open_bucket(address: str, settings: Settings) -> BucketFolder:
+    """A folder in a bucket, with one client for all that this process does there."""
+    # What boto3 reads when a client is made: another endpoint or key, another client.
+    surroundings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    return _open(address.rstrip("/"), settings.ingestion, surroundings)
+
+
+@cache
+def _open(address: str, settings: IngestionSettings, surroundings: tuple[tuple[str, str], ...]) -> BucketFolder:
+    return BucketFolder(address, settings)

@@ -44,7 +44,7 @@ class StrongestEvidence(keras.layers.Layer):
         self.counts = tuple(counts)
 
     def call(self, logits: Any) -> Any:
-        """See the class."""
+        """Applies the layer to a batch."""
         flat = ops.reshape(logits, (ops.shape(logits)[0], logits.shape[1] * logits.shape[2]))
         largest = ops.top_k(flat, max(self.counts), sorted=True)[0]
         return ops.stack([ops.mean(largest[:, :count], axis=1) for count in self.counts], axis=1)

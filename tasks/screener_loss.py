@@ -21,7 +21,7 @@ class BoxArea(keras.layers.Layer):
         self.side_px = side_px
 
     def call(self, boxes: Any) -> Any:
-        """See the class."""
+        """Applies the layer to a batch."""
         ramp = (ops.arange(self.side_px, dtype="float32") + 0.5) / self.side_px
         x0, y0, x1, y1 = (boxes[:, i, None] for i in range(4))
         margin = BOX_MARGIN * ops.cast(x1 > x0, "float32")
@@ -43,7 +43,7 @@ class ScreenerLoss(keras.layers.Layer):
     """
 
     def call(self, inputs: Any) -> Any:
-        """See the class."""
+        """Applies the layer to a batch."""
         logits, score, truth, devices, exact, weights = inputs
         target, box = truth[..., :1], truth[..., 1:]
         cross = ops.maximum(logits, 0) - logits * target + ops.log1p(ops.exp(-ops.abs(logits)))

@@ -222,7 +222,8 @@ def locked(path: Path) -> Iterator[None]:
             print(f"another run ({path.read_text() or 'just begun'}) is making {name}; waiting for it")
         lock.acquire()
     try:
-        path.write_text(f"process {os.getpid()} on {os.uname().nodename}")
+        with suppress(OSError):  # on a full disk only this note is missing
+            path.write_text(f"process {os.getpid()} on {os.uname().nodename}")
         yield
     finally:
         path.unlink(missing_ok=True)  # while it is held: who waits looks whether what it got still has a name

@@ -1,6 +1,6 @@
 """The file behind an https link, such as a Dropbox share: fetched whole, resumed when cut, never spliced.
 
-Beside the file lies what the server said of it. A part is resumed only where a strong ETag proves that the server still
+Beside the file lies its ETag and size. A part is resumed only where a strong ETag proves that the server still
 has the same file (RFC 9110: Range, If-Range); in all doubt it is fetched from the start.
 """
 
@@ -73,7 +73,7 @@ def kept_in(folder: Path, shown: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        if is_full(error):  # told by whoever knows what was needed
+        if is_full(error):  # room_in says what was needed
             raise
         reason = error.strerror or error
         raise SourceError(

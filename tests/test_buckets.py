@@ -367,6 +367,7 @@ def test_an_object_that_goes_during_the_fetch_is_one_that_is_not_there(
     proxy.before = lambda request: s3.delete_object(Bucket=bucket, Key="data/a.png") if "a.png" in request else None
     copy = fetch(bucket, tmp_path / "m")
     assert (copy.names, files_below(copy.folder)) == (("b.png",), {"b.png": b"b"})
+    assert copy.fetched == {"b.png"}, "what did not come is not counted"
 
 
 def test_an_object_that_never_rests_ends_in_one_sentence(

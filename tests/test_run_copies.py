@@ -22,7 +22,8 @@ from s3_server import faulty_proxy, running_s3, set_aws
 from tasks import stages
 from tasks.answers import Answer, answers_folder, keep_answers, read_kept, share_answers
 from tasks.records import Facts, OutsideError, RunError
-from tasks.run_copies import BucketFolder, address_of, fetch_run, read_seal, send
+from tasks.run_copies import address_of, fetch_run, read_seal, send
+from tasks.s3_client import BucketFolder
 from tasks.settings import Settings
 from tasks.stages import run_stage
 from tasks.storage import REPOSITORY, SEAL, run_folder, write_json

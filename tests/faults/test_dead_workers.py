@@ -164,7 +164,7 @@ def test_runs_go_on_when_the_server_is_away_for_a_minute_and_all_states_are_righ
         try:
             wait_until(lambda: re.search(EPOCH, worker.said() + by_hand.said()), "no training", worker.said)
             team.server.kill()
-            time.sleep(60)
+            time.sleep(60)  # the fault itself: a minute without a server
             team.server.start()
             said = by_hand.end()
             team.wait_for_end(run)

@@ -215,7 +215,7 @@ def test_the_policy_grants_what_runs_ask_of_a_bucket_and_no_more() -> None:
     }
     used = {file: bucket_calls(file) for file in TREES if file.startswith(("tasks/", "flows/"))}
     asked = set().union(*used.values())
-    assert {file for file, found in used.items() if found} == {"tasks/buckets.py", "tasks/run_copies.py"}
+    assert {file for file, found in used.items() if found} == {"tasks/buckets.py", "tasks/s3_client.py"}
     assert asked <= set(NEEDED), "a call that nobody has looked up"
     assert {NEEDED[call] for call in asked} == granted
     assert bucket_calls("infra/bucket.py") == MAKES_THE_BUCKET, "only the compose file's own store has its bucket made"

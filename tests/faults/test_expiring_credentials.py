@@ -13,7 +13,7 @@ from s3_server import FaultyProxy, faulty_proxy, running_s3, set_aws
 
 from tasks.buckets import BucketCopy, fetch_bucket
 from tasks.records import RunError, SourceError
-from tasks.run_copies import BucketFolder
+from tasks.s3_client import BucketFolder
 from tasks.settings import IngestionSettings
 
 BUCKET = "chest"
