@@ -170,8 +170,9 @@ def explain_shard(settings: Settings, shard: Shard) -> None:
 
 
 def _load(run: Path, name: str, settings: Settings) -> Network:
-    size = settings.explanation.batch_size
-    return _load_network(run.resolve(), name, sha256_of_file(run / f"{name}.keras"), size)
+    from tasks.network_files import read_checksum
+
+    return _load_network(run.resolve(), name, read_checksum(run, name), settings.explanation.batch_size)
 
 
 @lru_cache(maxsize=2)

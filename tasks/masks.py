@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,28 +22,27 @@ def write_shard(path: Path, scores: NDArray[np.float32], masks: NDArray[np.uint8
 
 
 def read_scores(path: Path) -> NDArray[np.float32]:
-    """The scores of a shard, float32 ``(n,)``."""
-    return _read_shard(path)[0]
+    """The scores of a shard, float32 ``(n,)``; its masks, the most of it, are not unpacked."""
+    return _read_part(path, "scores", np.dtype(np.float32), ())
 
 
-def _read_shard(path: Path) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Scores and masks of a shard; a zip checks its contents by CRC-32.
+def _read_part(path: Path, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """The scores or masks of a shard, a row of this shape per image; a zip checks its contents by CRC-32.
 
     Raises:
-        RunError: If it is gone or damaged.
+        RunError: If the shard is gone or damaged.
     """
     if not path.exists():
         raise RunError(f"{path} is gone from the cache: run the prepare flow again")
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
-            scores, masks = np.asarray(content["scores"]), np.asarray(content["masks"])
-        whole = scores.dtype == np.float32 and masks.dtype == np.uint8
-        whole &= masks.shape == (*scores.shape, MASK_SIDE_PX, MASK_SIDE_PX)
+            found = np.asarray(content[name])
+        whole = found.dtype == dtype and found.shape[1:] == shape and found.ndim == 1 + len(shape)
     except BROKEN:
         whole = False
     if not whole:
         raise RunError(f"{path} is damaged: remove it and run the prepare flow again")
-    return scores, masks
+    return found
 
 
 class DeviceMasks:
@@ -77,5 +77,6 @@ class DeviceMasks:
 
     def _unpack(self, shard: int) -> NDArray[np.uint8]:
         if self._open is None or self._open[0] != shard:
-            self._open = (shard, _read_shard(self._shards[shard])[1])
+            masks = _read_part(self._shards[shard], "masks", np.dtype(np.uint8), (MASK_SIDE_PX, MASK_SIDE_PX))
+            self._open = (shard, masks)
         return self._open[1]

@@ -20,19 +20,27 @@ def save_network(network: Any, folder: Path, name: str = "model") -> str:
     return checksum
 
 
+def read_checksum(folder: Path, name: str = "model") -> str:
+    """The sha256 of ``<name>.keras`` of a run as ``<name>.sha256`` notes it; the network itself is not read.
+
+    Raises:
+        RunError: If one of the two files is missing.
+    """
+    path, checksum_path = folder / f"{name}.keras", folder / f"{name}.sha256"
+    for needed in (path, checksum_path):
+        if not needed.is_file():
+            raise RunError(f"{needed} is missing: run the train flow on this run folder first")
+    return (checksum_path.read_bytes().split() or [b""])[0].decode(errors="replace")
+
+
 def check_network(folder: Path, name: str = "model") -> str:
     """The sha256 of ``<name>.keras`` of a run, after it matched ``<name>.sha256``; nothing is loaded.
 
     Raises:
         RunError: If a file is missing or the checksum differs.
     """
-    path, checksum_path = folder / f"{name}.keras", folder / f"{name}.sha256"
-    for needed in (path, checksum_path):
-        if not needed.is_file():
-            raise RunError(f"{needed} is missing: run the train flow on this run folder first")
-    checksum = sha256_of_file(path)
-    if checksum_path.read_bytes().split()[:1] != [checksum.encode()]:
-        raise RunError(f"{path} does not match {checksum_path.name}: it was changed after training; train again")
+    checksum = read_checksum(folder, name)
+    _refuse_change(folder / f"{name}.keras", checksum)
     return checksum
 
 
@@ -42,7 +50,7 @@ def load_network(folder: Path, name: str = "model") -> Any:
     Raises:
         RunError: If a file is missing, the checksum differs, or the file does not load.
     """
-    return load_checked(folder / f"{name}.keras", check_network(folder, name))
+    return load_checked(folder / f"{name}.keras", read_checksum(folder, name))
 
 
 def load_checked(path: Path, sha256: str, *, compiled: bool = False) -> Any:
@@ -61,18 +69,22 @@ def load_checked(path: Path, sha256: str, *, compiled: bool = False) -> Any:
     # Keras goes by the name, and would load an .h5 file without its safe mode.
     if path.suffix != ".keras":
         raise RunError(f"{path} is no .keras file: train again")
-    try:
-        found = sha256_of_file(path)
-    except OSError as error:
-        raise RunError(f"{path} cannot be read ({error.strerror}): train again") from None
-    if found != sha256:
-        raise RunError(f"{path} does not match its checksum: it was changed after training; train again")
+    _refuse_change(path, sha256)
     _refuse_bomb(path)
     try:
         return keras.saving.load_model(path, compile=compiled, safe_mode=True)
     except Exception as error:  # Keras raises many kinds for a network of another make, some without a message
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"{path} does not load ({reason[:120]}): train again") from None
+
+
+def _refuse_change(path: Path, sha256: str) -> None:
+    try:
+        found = sha256_of_file(path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}): train again") from None
+    if found != sha256:
+        raise RunError(f"{path} does not match the checksum noted with it: it was changed after training; train again")
 
 
 def _refuse_bomb(path: Path) -> None:

@@ -66,9 +66,9 @@ def memory_mb(field: str) -> float:
     return int(lines[field].split()[0]) / 1024
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def bounded_memory() -> Iterator[None]:
-    """No case of a module that imports this makes the process grow by more than the limit."""
+    """No test of a module that imports this makes the process grow by more than the limit."""
     if not Path("/proc/self/clear_refs").exists():
         yield
         return
