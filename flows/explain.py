@@ -1,15 +1,20 @@
 """Explain: LIME maps, audit, report, model card, seal and publishing of a trained run. Runs on the CPU pool."""
 
-from prefect import flow
+from typing import Any
 
-from flows.labels import label_run
-from flows.run_folders import bring_run, own_run_folder
-from flows.shards import explain_images, open_runner
-from tasks.auditing import audit, require_passed
-from tasks.model_card import write_card
-from tasks.publishing import publish, weigh
-from tasks.reports import write_report
-from tasks.sealing import note_finished, seal
+from prefect import flow
+from prefect.task_runners import TaskRunner
+
+from flows.engine.labels import label_run
+from flows.engine.run_folders import bring_run, own_run_folder
+from flows.engine.runners import do_shards, open_runner
+from tasks.explaining.auditing import audit, require_passed
+from tasks.explaining.explanations import explain_shards, gather_explanations, plan_explanations
+from tasks.publishing.news import note_finished
+from tasks.publishing.published import publish, weigh
+from tasks.publishing.sealing import seal
+from tasks.reporting.model_card import write_card
+from tasks.reporting.report import write_report
 from tasks.settings import Settings
 
 
@@ -29,3 +34,9 @@ def explain(settings: Settings) -> str:
         publish(settings)
         note_finished(settings)  # after publishing: a run killed before it is not taken for done
         return report
+
+
+def explain_images(runner: TaskRunner[Any], settings: Settings) -> None:
+    """Explains the chosen images that no run explained before."""
+    do_shards(runner, "explained", explain_shards, plan_explanations(settings), settings=settings)
+    gather_explanations(settings)

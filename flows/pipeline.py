@@ -8,19 +8,19 @@ import sys
 from prefect import State, flow
 from prefect.states import Completed
 
-from flows.command_line import run_command
+from flows.engine.command_line import run_command
+from flows.engine.labels import label_run
+from flows.engine.remote_training import train_elsewhere
+from flows.engine.run_folders import own_run_folder, with_run_folder
 from flows.explain import explain
-from flows.labels import label_run
 from flows.prepare import prepare
-from flows.remote_training import train_elsewhere
 from flows.review import can_wait, wait_for_answers
-from flows.run_folders import own_run_folder, with_run_folder
 from flows.train import train
-from tasks.contact_sheet import count_doubtful
-from tasks.records import SettingsError
-from tasks.sealing import find_finished
+from tasks.devices.contact_sheet import count_doubtful
+from tasks.errors import SettingsError
+from tasks.publishing.news import find_finished
 from tasks.settings import Settings
-from tasks.sources import fetch
+from tasks.sources.fetching import fetch
 
 
 @flow(name="pipeline", flow_run_name=label_run, log_prints=True, validate_parameters=True)

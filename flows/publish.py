@@ -8,9 +8,9 @@ import sys
 from prefect import flow
 from pydantic import BaseModel, Field
 
-from flows.command_line import run_command
-from tasks import publishing
-from tasks.records import SettingsError
+from flows.engine.command_line import run_command
+from tasks.errors import SettingsError
+from tasks.publishing import published as publishing
 from tasks.settings import Settings
 
 

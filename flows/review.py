@@ -13,10 +13,10 @@ from prefect.context import FlowRunContext
 from prefect.input import RunInput
 from pydantic import BaseModel, Field
 
-from flows.command_line import run_command
-from flows.labels import label_run
-from flows.run_folders import bring_run
-from tasks.answers import (
+from flows.engine.command_line import run_command
+from flows.engine.labels import label_run
+from flows.engine.run_folders import bring_run
+from tasks.devices.answers import (
     Answer,
     answers_folder,
     default_reviewer,
@@ -25,11 +25,11 @@ from tasks.answers import (
     read_answers,
     share_answers,
 )
-from tasks.contact_sheet import SHEET, count_doubtful
-from tasks.records import PipelineError, SettingsError, TableError
-from tasks.run_copies import address_of
+from tasks.devices.contact_sheet import SHEET, count_doubtful
+from tasks.errors import PipelineError, SettingsError, TableError
+from tasks.runs.manifest import read_manifest
+from tasks.runs.run import address_of, run_folder
 from tasks.settings import Settings
-from tasks.storage import read_manifest, run_folder
 
 
 class ReviewFlags(BaseModel):

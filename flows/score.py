@@ -8,11 +8,11 @@ import sys
 from prefect import flow
 from pydantic import Field
 
-from flows.command_line import run_command
-from flows.labels import label_run
-from flows.run_folders import bring_run
-from tasks.loose_tables import TableFlags, demand_all
-from tasks.scoring import find_scored_images, score_images
+from flows.engine.command_line import run_command
+from flows.engine.labels import label_run
+from flows.engine.run_folders import bring_run
+from tasks.scoring.batches import TableFlags, demand_all
+from tasks.scoring.scores import find_scored_images, score_images
 from tasks.settings import Settings
 
 

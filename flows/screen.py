@@ -8,10 +8,10 @@ import sys
 from prefect import flow
 from pydantic import Field
 
-from flows.command_line import run_command
-from flows.labels import label_run
-from tasks.device_table import find_images, screen_images
-from tasks.loose_tables import TableFlags, demand_all
+from flows.engine.command_line import run_command
+from flows.engine.labels import label_run
+from tasks.scoring.batches import TableFlags, demand_all
+from tasks.scoring.device_scores import find_images, screen_images
 from tasks.settings import Settings
 
 

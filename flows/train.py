@@ -2,14 +2,13 @@
 
 from prefect import flow
 
-from flows.gpu_slot import gpu_slot
-from flows.labels import label_run
-from flows.run_folders import bring_run, own_run_folder
-from tasks.calibration import calibrate
-from tasks.evaluation import evaluate
-from tasks.settings import Settings
-from tasks.suspects import name_suspects
-from tasks.training import fit
+from flows.engine.gpu_slot import gpu_slot
+from flows.engine.labels import label_run
+from flows.engine.run_folders import bring_run, own_run_folder
+from tasks.settings import Settings, name_suspects
+from tasks.training.calibration import calibrate
+from tasks.training.evaluation import evaluate
+from tasks.training.fitting import fit
 
 
 @flow(name="train", flow_run_name=label_run, log_prints=True, validate_parameters=True)

@@ -5,18 +5,19 @@ import sys
 from prefect import flow
 from pydantic import BaseModel, Field
 
-from flows.command_line import run_command
-from flows.gpu_slot import gpu_slot
-from flows.labels import label_run
-from flows.run_folders import bring_run, own_run_folder, with_run_folder
-from flows.shards import open_runner, pack_images
-from tasks.ingestion import ingest
-from tasks.quality import check
-from tasks.screener_training import fit_screener
-from tasks.settings import ScreenerRecipe, Settings
-from tasks.sources import fetch
-from tasks.splitting import split
-from tasks.storage import run_folder
+from flows.engine.command_line import run_command
+from flows.engine.gpu_slot import gpu_slot
+from flows.engine.labels import label_run
+from flows.engine.run_folders import bring_run, own_run_folder, with_run_folder
+from flows.engine.runners import open_runner
+from flows.prepare import pack_images
+from tasks.preparing.ingestion import ingest
+from tasks.preparing.quality import check
+from tasks.preparing.splitting import split
+from tasks.runs.run import run_folder
+from tasks.settings import Settings
+from tasks.sources.fetching import fetch
+from tasks.training.screener import ScreenerRecipe, fit_screener
 
 
 class TrainScreenerFlags(BaseModel):

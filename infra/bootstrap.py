@@ -19,12 +19,12 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalC
 from prefect.exceptions import ObjectNotFound
 
 import tasks as tasks  # sets Prefect's environment before anything here imports Prefect
-from flows.gpu_slot import LIMIT
-from flows.labels import shorten_commit
+from flows.engine.gpu_slot import LIMIT
+from flows.engine.labels import shorten_commit
 from infra.automations import ensure_automation, ensure_notification, mark_crashed, restart_crashed
 from infra.pools import POOLS, PoolType, ensure_pool
-from tasks.records import PipelineError, SettingsError
-from tasks.storage import REPOSITORY
+from tasks.errors import PipelineError, SettingsError
+from tasks.runs.files import REPOSITORY
 
 UNCHANGED = ("there already", "none")
 

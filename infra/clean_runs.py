@@ -16,12 +16,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from flows.command_line import run_command
-from tasks.publishing import read_published
-from tasks.records import SettingsError
+from flows.engine.command_line import run_command
+from tasks.errors import SettingsError
+from tasks.publishing.published import read_published
+from tasks.runs.files import digest, is_held, read_json
+from tasks.runs.run import SEAL, cache_folder
+from tasks.runs.stages import STAGES_FOLDER
 from tasks.settings import Settings
-from tasks.stages import STAGES_FOLDER
-from tasks.storage import SEAL, cache_folder, digest, is_held, read_json
 
 DAY_S = 86_400
 INDICES = ("arrays/index.json", "masks/index.json")

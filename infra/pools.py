@@ -10,7 +10,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
 from tasks import SURROUNDINGS
-from tasks.records import SettingsError
+from tasks.errors import SettingsError
 
 PoolType = Literal["process", "kubernetes"]
 POOLS = ("cpu", "gpu")

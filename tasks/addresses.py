@@ -33,3 +33,10 @@ def hide_keys(address: str) -> str:
 def holds_keys(address: str) -> bool:
     """Whether an address in a bucket holds credentials or the query of a signed request."""
     return "@" in address.partition("://")[2].split("/")[0] or "?" in address
+
+
+def source_name(source: str) -> str:
+    """A short name for run folders: the last part of the address without its ending, in letters, digits, - and _."""
+    last = source.rstrip("/").split("/")[-1].removesuffix(".zip")
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in last).strip("-")
+    return name[:60] or "source"

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 from tasks.addresses import hide_keys
+from tasks.records import MODEL, TWIN
 
 Split = Literal["val", "test"]
 AuditPart = Literal["baselines", "insertion", "removal", "blanked", "attribution", "groups"]
@@ -344,28 +345,6 @@ class PublishingSettings(Section):
     )
 
 
-class ScreenerRecipe(Section):
-    """How a screener is trained (``flows.train_screener``); no part of a run's settings, which use a trained one."""
-
-    epochs: int = Field(20, ge=1, le=1_000, description="Passes over all readings and as many fresh drawings.")
-    batch_size: int = Field(32, ge=1, le=4_096, description="Images in one optimisation step.")
-    learning_rate: float = Field(1.5e-3, gt=0, le=1, description="Peak learning rate of the cosine schedule (AdamW).")
-    widths: tuple[int, ...] = Field(
-        (24, 48, 96, 128, 160),
-        min_length=2,
-        max_length=5,  # below 7 px, halving and doubling no longer meet
-        description="Channels of the network at 112 px, 56 px and so on, halving.",
-    )
-    start_from: str | None = Field(
-        None, description="Folder of a screener of the same widths whose weights training starts from."
-    )
-    n_composites: int = Field(1_300, ge=10, le=10**6, description="Device-free images drawn on afresh in each epoch.")
-    n_chests: int = Field(2_000, ge=40, le=10**6, description="Drawn chests in all.")
-    n_chests_shown: int = Field(
-        650, ge=0, le=10**6, description="Drawn chests in an epoch, a third of them drawn on afresh."
-    )
-
-
 class Settings(Section):
     """All settings of a run."""
 
@@ -410,3 +389,8 @@ class Settings(Section):
         """What ``repr`` and ``str`` show: the source as it may be shown."""
         for name, value in super().__repr_args__():
             yield name, self.public_source if name == "source" else value
+
+
+def name_suspects(settings: Settings) -> tuple[str, ...]:
+    """``model``, and ``unfiltered`` where the settings ask for the comparison; also the names of their files."""
+    return (MODEL, TWIN) if settings.auditing.compare_unfiltered else (MODEL,)

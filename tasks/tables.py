@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TextIO, TypeVar
 
 from pydantic import BeforeValidator, ValidationError
 
-from tasks.records import TableError
+from tasks.errors import TableError
 
 MAX_MB = 200
 MAX_LINE = 1_000_000  # characters

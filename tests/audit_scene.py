@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import gaussian_filter
 
-from data.anatomy import draw_chest, imagine_child
-from tasks.audit_probes import window_place
-from tasks.auditing import Scene, Suspect
-from tasks.device_drawing import draw_devices, pick_kinds
+from tasks.drawings.chests import draw_chest, imagine_child
+from tasks.drawings.devices import draw_devices, pick_kinds
+from tasks.explaining.auditing import Scene
+from tasks.explaining.subjects import Subject
+from tasks.measures import choose_threshold, to_logit
+from tasks.pixels.window import window_place
 from tasks.records import NORMAL, PNEUMONIA
 from tasks.settings import Settings
-from tasks.thresholds import choose_threshold, to_logit
 
 SIDE_PX = 112
 """Half of what the product packs, for speed; a multiple of 28, as the baselines ask for."""
@@ -123,8 +124,8 @@ def say_half(packed: np.ndarray) -> np.ndarray:
     return np.full(len(packed), 0.5)
 
 
-def suspect(name: str, ask: Ask, scene: Scene) -> Suspect:
+def suspect(name: str, ask: Ask, scene: Scene) -> Subject:
     """A network under audit with the threshold that suits the scene best."""
     probability = ask(scene.packed)
     labels = scene.rows["label"].to_numpy(float)
-    return Suspect(name, ask, choose_threshold(labels, probability), probability)
+    return Subject(name, ask, choose_threshold(labels, probability), probability)

@@ -140,7 +140,7 @@ def finished(api: str, prefect_engine: None, workspace: Path, small_flags: list[
 
     ``run`` is its folder, ``api`` the address of the server that it reported to.
     """
-    from flows.command_line import read_flags
+    from flows.engine.command_line import read_flags
     from flows.pipeline import pipeline
 
     def make(_: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from fault_table import FaultTable
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
-from tasks.records import PipelineError
+from tasks.errors import PipelineError
 
 # Deterministic, so that a failure in one place is a failure in all; how many cases is for the profile to say.
 hostile = hypothesis_settings(derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -20,7 +20,7 @@ DAMAGES = ("cut", "flip", "insert", "blank", "other", "swap")
 
 def network(units: int = 1) -> Any:
     """A small network, built and not trained."""
-    from tasks.keras_backend import keras
+    from tasks.networks.keras_backend import keras
 
     pixels = keras.Input((4, 4, 1))
     return keras.Model(pixels, keras.layers.Dense(units)(keras.layers.Flatten()(pixels)))

@@ -22,7 +22,8 @@ from fault_table import Attempt
 from recipe import FLAGS
 from s3_server import running_s3, set_aws
 
-from tasks.storage import REPOSITORY, read_manifest
+from tasks.runs.files import REPOSITORY
+from tasks.runs.manifest import read_manifest
 
 BUCKET = "plain-run"  # a session's, beside those of modules
 LONGEST_S = 900.0
@@ -183,8 +184,8 @@ def require_like(read: Callable[[str], bytes], plain: Callable[[str], bytes], at
 
 def compare_runs(attempt: Attempt, run: Path, unbroken: Path) -> None:
     """Two runs ended alike: the same manifest, and metrics, predictions and weights equal to 1e-4."""
-    import tasks.members  # noqa: F401  Keras knows their layers then
-    from tasks.keras_backend import keras
+    import tasks.training.members  # noqa: F401  Keras knows their layers then
+    from tasks.networks.keras_backend import keras
 
     attempt.kept((run / "run.json").exists(), "the run is not finished")
     attempt.whole(read_manifest(run).equals(read_manifest(unbroken)), "another manifest")

@@ -12,13 +12,15 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from tasks.audit_baselines import ask_baselines
-from tasks.auditing import Scene, Suspect, audit_networks
-from tasks.evaluation import measure, measure_border, measure_members
+from tasks.explaining.auditing import Scene, audit_networks
+from tasks.explaining.baselines import ask_baselines
+from tasks.explaining.subjects import Subject
+from tasks.pixels.shifts import SHIFTS
 from tasks.records import Facts
+from tasks.runs.files import read_json, write_json
+from tasks.runs.manifest import write_manifest
 from tasks.settings import AuditingSettings, EvaluationSettings, Settings
-from tasks.shifts import SHIFTS
-from tasks.storage import read_json, write_json, write_manifest
+from tasks.training.evaluation import measure, measure_border, measure_members
 
 HOSTILE = '<script>alert("x")</script>'
 VOID = {"meta", "img", "br", "hr", "link", "input", "path", "use", "rect"}
@@ -344,7 +346,7 @@ def audit_scene(scene: Scene, networks: dict[str, Callable[[np.ndarray], np.ndar
     learnt = np.random.default_rng(8).integers(60, 80, scene.packed.shape, dtype=np.uint8)
     baselines = ask_baselines(scene.rows, learnt, scene.rows, scene.packed)
     settings = Settings(evaluation=EvaluationSettings(n_bootstrap=50), auditing=AuditingSettings(n_images=30))
-    suspects = [Suspect(name, ask, 0.5, ask(scene.packed)) for name, ask in networks.items()]
+    suspects = [Subject(name, ask, 0.5, ask(scene.packed)) for name, ask in networks.items()]
     return audit_networks(scene, suspects, baselines, [], settings)
 
 

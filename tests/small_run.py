@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from tasks.masks import write_shard
-from tasks.storage import write_manifest
+from tasks.pixels.masks import write_shard
+from tasks.runs.manifest import write_manifest
 
 
 def write_run(run: Path, scores: Sequence[float], cache: Path) -> pd.DataFrame:

@@ -1,12 +1,12 @@
 """Stages in shards, done in this process without an engine: planned, done one after the other, and gathered."""
 
-from tasks.explanations import explain_shards, gather_explanations, plan_explanations
-from tasks.ingestion import ingest
-from tasks.packing import pack, pack_shards, plan_packing
+from tasks.explaining.explanations import explain_shards, gather_explanations, plan_explanations
+from tasks.preparing.ingestion import ingest
+from tasks.preparing.packing import pack, pack_shards, plan_packing
+from tasks.preparing.screening import plan_screening, screen, screen_shards
 from tasks.records import Facts
-from tasks.screening import plan_screening, screen, screen_shards
 from tasks.settings import Settings
-from tasks.sources import fetch_source
+from tasks.sources.fetching import fetch_source
 
 
 def ingest_all(settings: Settings) -> Facts:

@@ -6,162 +6,103 @@ import sys
 
 import pytest
 
+from tasks.runs.files import REPOSITORY
+from tasks.runs.stages import imported_modules
 from tasks.settings import Section, Settings
-from tasks.stages import imported_modules
-from tasks.storage import REPOSITORY
 
-# From the ground up; a module imports from lower rows only, never from its own: a stage knows no stage.
-ROWS = [
-    {"tasks.addresses"},
-    {"tasks.settings", "tasks.records", "tasks.artifacts"},
-    {"tasks.room", "tasks.s3_client"},
-    {"tasks.storage", "tasks.retries"},
-    {"tasks.run_copies"},
-    {"tasks.stages"},
-    {
-        "tasks.device_drawing",
-        "tasks.distractor_drawing",
-        "tasks.tables",
-        "tasks.file_sums",
-        "tasks.pseudonyms",
-        "tasks.provenance",
-        "tasks.keras_backend",
-        "tasks.measures",
-        "tasks.masks",
-        "tasks.screener_files",
-        "tasks.shifts",
-        "tasks.thresholds",
-        "tasks.audit_verdict",
-        "tasks.device_transplant",
-        "tasks.audit_baselines",
-    },
-    {
-        "tasks.figures",
-        "tasks.report_data",
-        "tasks.images",
-        "tasks.array_lime",
-        "tasks.answers",
-        "tasks.readings",
-        "tasks.screener_quality",
-        "tasks.backbones",
-        "tasks.augmentation",
-        "tasks.normalisation",
-        "tasks.initial_weights",
-        "tasks.network_files",
-        "tasks.explanation_pictures",
-        "tasks.suspects",
-        "tasks.publishing_rules",
-        "data.anatomy",
-    },
-    {
-        "tasks.lime_quality",
-        "tasks.audit_probes",
-        "tasks.layout",
-        "tasks.familiarity",
-        "tasks.archives",
-        "tasks.networks",
-        "tasks.epochs",
-        "tasks.contact_sheet",
-        "data.sample",
-        "tasks.web_links",
-    },
-    {
-        "tasks.dropbox_folder",
-        "tasks.buckets",
-        "tasks.loose_images",
-        "tasks.screener",
-        "tasks.lessons",
-        "tasks.members",
-        "tasks.report_devices",
-        "tasks.report_results",
-        "tasks.report_audit",
-        "tasks.report_published",
-        "tasks.report_gallery",
-    },
-    {"tasks.sources", "tasks.screener_loss", "tasks.loose_tables"},
-    {
-        "tasks.ingestion",
-        "tasks.quality",
-        "tasks.splitting",
-        "tasks.packing",
-        "tasks.screening",
-        "tasks.screener_training",
-        "tasks.training",
-        "tasks.calibration",
-        "tasks.evaluation",
-        "tasks.explanations",
-        "tasks.auditing",
-        "tasks.reports",
-        "tasks.model_card",
-        "tasks.sealing",
-        "tasks.publishing",
-        "tasks.device_table",
-        "tasks.scoring",
-    },
-    {
-        "flows.command_line",
-        "flows.run_folders",
-        "flows.remote_training",
-        "flows.labels",
-        "flows.shards",
-        "flows.gpu_slot",
-    },
-    {"flows.prepare", "flows.train", "flows.explain", "flows.review"},
-    {"flows.pipeline", "flows.screen", "flows.score", "flows.publish", "flows.train_screener"},
-]
-MODULES = sorted(
-    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
-    for folder in ("flows", "tasks", "data")
-    for path in (REPOSITORY / folder).glob("*.py")
-    if path.stem != "__init__"
+ROOMS = (
+    *("tasks", "tasks.runs", "tasks.drawings", "tasks.pixels", "tasks.sources", "tasks.networks", "tasks.devices"),
+    *("tasks.preparing", "tasks.training", "tasks.explaining", "tasks.publishing", "tasks.reporting", "tasks.scoring"),
+    *("flows.engine", "flows", "infra"),
 )
+"""From the ground up: a room imports from rooms before it only."""
+FILES = {
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path
+    for folder in ("flows", "tasks", "infra")
+    for path in sorted((REPOSITORY / folder).rglob("*.py"))
+    if path.stem != "__init__"
+}
+TREES = {module: ast.parse(path.read_text()) for module, path in FILES.items()}
+
+
+def room_of(module: str) -> str:
+    return module.rpartition(".")[0]
 
 
 def direct_imports(module: str) -> set[str]:
-    text = REPOSITORY.joinpath(*module.split(".")).with_suffix(".py").read_text()
-    found = set()
-    for node in ast.walk(ast.parse(text)):
+    found: set[str] = set()
+    for node in ast.walk(TREES[module]):
         if isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    return found & set(MODULES)
+    return found & set(FILES)
 
 
-def row_of(module: str) -> int:
-    return next(i for i, row in enumerate(ROWS) if module in row)
+IMPORTS = {module: direct_imports(module) for module in FILES}
 
 
-def test_every_module_has_its_row() -> None:
-    assert sorted(set().union(*ROWS)) == MODULES
+def test_every_module_lies_in_a_room() -> None:
+    assert {room_of(module) for module in FILES} == set(ROOMS)
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", FILES)
 def test_arrows_point_down_only(module: str) -> None:
-    assert direct_imports(module) <= set().union(*ROWS[: row_of(module)])
+    above = ROOMS[ROOMS.index(room_of(module)) + 1 :]
+    assert not [name for name in IMPORTS[module] if room_of(name) in above]
+
+
+def test_a_picture_of_the_rooms_has_few_arrows() -> None:
+    arrows = {(room_of(module), room_of(name)) for module in FILES for name in IMPORTS[module]}
+    arrows = {(one, other) for one, other in arrows if one != other}
+    print(f"{len(ROOMS)} rooms, {len(arrows)} arrows")
+    assert len(ROOMS) <= 22 and len(arrows) <= 100
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    left = dict(IMPORTS)
+    while free := [module for module, names in left.items() if not names & set(left)]:
+        for module in free:
+            del left[module]
+    assert not left
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_file_is_neither_too_long_nor_too_short_to_be_one(module: str) -> None:
+    n_lines = len(FILES[module].read_text().splitlines())
+    assert n_lines <= 400 and (n_lines >= 25 or module in SHORT)
+
+
+SHORT = {
+    "tasks.records": "the words that all rooms share",
+    "tasks.pixels.window": "four rooms ask where the lung window is",
+    "flows.train": "a flow is as short as its stages are few",
+}
 
 
 def test_no_module_is_named_like_one_of_the_standard_library() -> None:
-    assert not {module.split(".")[-1] for module in MODULES} & set(sys.stdlib_module_names)
+    assert not {module.split(".")[-1] for module in FILES} & set(sys.stdlib_module_names)
 
 
-NETWORK = "images initial_weights keras_backend network_files networks normalisation backbones records thresholds"
-PROBES = f"{NETWORK} measures masks device_drawing device_transplant suspects"
+GROUND = "records runs.manifest"
+PACKED = f"{GROUND} pixels.decoding pixels.packed"
+KERAS = "networks.files networks.keras_backend networks.normalisation"
+CLASSIFIER = f"{PACKED} {KERAS} networks.backbones networks.classifier"
+PROBES = f"{CLASSIFIER} measures networks.twin pixels.masks pixels.window explaining.subjects drawings.transplant"
+SCREENER = f"{PACKED} {KERAS} devices.files devices.quality devices.readings devices.screener measures tables"
 KEYS = {
-    "ingestion": "images layout records tables",
-    "quality": "pseudonyms records",
-    "splitting": "records",
-    "packing": "images records",
-    "screening": "images initial_weights keras_backend masks measures network_files normalisation readings records "
-    "screener screener_files screener_quality tables",
-    "training": f"{NETWORK} augmentation epochs members suspects",
-    "calibration": f"{NETWORK} familiarity shifts suspects",
-    "evaluation": f"{NETWORK} measures shifts",
-    "explanations": f"{PROBES} array_lime audit_probes explanation_pictures lime_quality",
-    "auditing": f"{PROBES} audit_baselines audit_probes audit_verdict",
-    "screener_training": "augmentation device_drawing distractor_drawing epochs images initial_weights keras_backend "
-    "lessons measures network_files normalisation readings records screener screener_files screener_loss "
-    "screener_quality tables data.anatomy data.sample",
+    "preparing.ingestion": f"{GROUND} pixels.decoding sources.layout tables",
+    "preparing.quality": GROUND,
+    "preparing.splitting": GROUND,
+    "preparing.packing": f"{GROUND} pixels.decoding",
+    "preparing.screening": f"{SCREENER} pixels.masks",
+    "training.fitting": f"{CLASSIFIER} networks.augmentation networks.checkpoints networks.twin training.members",
+    "training.calibration": f"{CLASSIFIER} measures networks.familiarity networks.twin pixels.shifts",
+    "training.evaluation": f"{CLASSIFIER} measures pixels.shifts",
+    "explaining.explanations": f"{PROBES} explaining.lime_arrays explaining.lime_quality explaining.pictures",
+    "explaining.auditing": f"{PROBES} explaining.baselines explaining.probes explaining.verdict drawings.devices",
+    "training.screener": f"{SCREENER} networks.augmentation networks.checkpoints drawings.chests drawings.devices "
+    "drawings.distractors drawings.sample training.screener_lessons training.screener_losses",
 }
 """Beside a stage's own module, what is in its key: what shapes its result. More makes a comment cost a training."""
 

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 from pydantic.dataclasses import dataclass
 
-from tasks.records import TableError
+from tasks.errors import TableError
 from tasks.tables import read_rows
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.thresholds import choose_sensitive_threshold, choose_threshold
+from tasks.measures import choose_sensitive_threshold, choose_threshold
 
 
 def arrays(labels: list[int], probabilities: list[float]) -> tuple[Any, Any]:

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from data.anatomy import draw_chest, finish_film, imagine_child
-from tasks.images import SIDE_PX
+from tasks.drawings.chests import draw_chest, finish_film, imagine_child
+from tasks.pixels.decoding import SIDE_PX
 
 WIDTH_PX, HEIGHT_PX = 1304, 968
 QUALITY = 75  # takes as long to decode as a public original of this size (89 kB), about 1.5 ms
@@ -55,7 +55,7 @@ def read_as_keras_does(folder: Path, batch_size: int) -> Any:
     Returns:
         Endless batches by ``next``, ``len(…)`` of them an epoch: float32 ``(n, 224, 224, 1)``, 0.0 to 1.0, and labels.
     """
-    from tasks.keras_backend import native_log_muted
+    from tasks.networks.keras_backend import native_log_muted
 
     with native_log_muted():
         import tensorflow as tf

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.images import SIDE_PX, PackedImages, to_float
-from tasks.layout import image_id
-from tasks.packing import pack, pack_shards, plan_packing
+from tasks.pixels.decoding import SIDE_PX, to_float
+from tasks.pixels.packed import PackedImages
+from tasks.preparing.packing import pack, pack_shards, plan_packing
+from tasks.runs.manifest import image_id, read_manifest, write_manifest
 from tasks.settings import Settings
-from tasks.storage import read_manifest, write_manifest
 
 from .full_size import HEIGHT_PX, WIDTH_PX, read_as_keras_does, write_full_size
 

@@ -11,8 +11,8 @@ import numpy as np
 from lime import lime_image
 from numpy.typing import NDArray
 
-from data.anatomy import draw_chest, finish_film, imagine_child
-from tasks.array_lime import cut_pieces, weigh_pieces
+from tasks.drawings.chests import draw_chest, finish_film, imagine_child
+from tasks.explaining.lime_arrays import cut_pieces, weigh_pieces
 from tasks.settings import TrainingSettings
 
 N_SAMPLES = 1_000
@@ -73,8 +73,8 @@ def draw_x_ray(side_px: int) -> Floats:
 
 def build_network() -> tuple[Callable[[Floats], Answer], Callable[[Floats], Answer], int]:
     """The default network with first weights: by its compiled callable, by ``predict``; and the number of weights."""
-    from tasks.keras_backend import keras
-    from tasks.networks import build_member
+    from tasks.networks.classifier import build_member
+    from tasks.networks.keras_backend import keras
 
     member = build_member(TrainingSettings(side_px=SIDE_PX), SEED)
     model = keras.Model(member.input, keras.ops.sigmoid(member.output[:, 0]))

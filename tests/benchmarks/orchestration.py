@@ -94,29 +94,29 @@ def without_engine() -> Iterator[None]:
     """Makes flows and tasks, as the flows name them, the plain functions that they wrap."""
     from prefect import Flow, Task
 
+    import flows.engine.runners
     import flows.explain
     import flows.pipeline
     import flows.prepare
-    import flows.shards
     import flows.train
 
-    modules = (flows.pipeline, flows.prepare, flows.train, flows.explain, flows.shards)
+    modules = (flows.pipeline, flows.prepare, flows.train, flows.explain, flows.engine.runners)
     kept = [(module, name, value) for module in modules for name, value in vars(module).items()]
     wrapped = [(module, name, value) for module, name, value in kept if isinstance(value, Flow | Task)]
     for module, name, value in wrapped:
         setattr(module, name, value.fn)
-    real = flows.shards.do_shards
-    flows.shards.do_shards = do_directly  # type: ignore[assignment]
+    real = flows.engine.runners.do_shards
+    flows.engine.runners.do_shards = do_directly  # type: ignore[assignment]
     try:
         yield
     finally:
-        flows.shards.do_shards = real
+        flows.engine.runners.do_shards = real
         for module, name, value in wrapped:
             setattr(module, name, value)
 
 
 def do_directly(runner: Any, done: str, task: Any, shards: Sequence[Any], **same: Any) -> None:
-    """``flows.shards.do_shards`` without task runs."""
+    """``flows.engine.runners.do_shards`` without task runs."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         list(threads.map(partial(call, task, same), shards))
 

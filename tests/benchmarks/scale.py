@@ -73,9 +73,8 @@ def prepare(folder: Path, n_images: int) -> None:
 
     import pandas as pd
 
-    from data.sample import write_sample
-    from tasks.layout import image_id
-    from tasks.storage import write_manifest
+    from tasks.drawings.sample import write_sample
+    from tasks.runs.manifest import image_id, write_manifest
 
     write_sample(folder / "drawn", folder / "truth", n_images=N_DRAWN, seed=3)
     drawn = [file.read_bytes() for file in sorted((folder / "drawn" / "chest_xray").glob("t*/*/*.jpeg"))]
@@ -102,7 +101,7 @@ def pack_once(folder: Path, n_images: int) -> None:
     import time
     from concurrent.futures import ThreadPoolExecutor
 
-    from tasks.packing import pack, pack_shards, plan_packing
+    from tasks.preparing.packing import pack, pack_shards, plan_packing
 
     settings, start_mb = settings_of(folder), read_peak_mb()
     start = time.perf_counter()

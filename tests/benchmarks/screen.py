@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.sample import write_sample
-from tasks.images import decode
-from tasks.masks import write_shard
-from tasks.screener import load_screener, screen_pixels
-from tasks.screener_files import SHIPPED_SCREENER
+from tasks.devices.files import SHIPPED_SCREENER
+from tasks.devices.screener import load_screener, screen_pixels
+from tasks.drawings.sample import write_sample
+from tasks.pixels.decoding import decode
+from tasks.pixels.masks import write_shard
 
 N_IMAGES = 300
 ROUNDS = 5

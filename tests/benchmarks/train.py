@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.images import SIDE_PX, decode
+from tasks.pixels.decoding import SIDE_PX, decode
 from tasks.settings import TrainingSettings
 
 from .full_size import read_as_keras_does, write_full_size
@@ -50,8 +50,8 @@ def main() -> None:
 
 def own_epochs(packed: np.ndarray, labels: np.ndarray, folder: Path) -> tuple[list[float], list[float]]:
     """Seconds of whole epochs as training does them, with validation and checkpoint, and of the steps in them."""
-    from tasks.keras_backend import keras
-    from tasks.members import Lesson, compile_trainer, shrink_packed, train_member
+    from tasks.networks.keras_backend import keras
+    from tasks.training.members import Lesson, compile_trainer, shrink_packed, train_member
 
     settings = TrainingSettings(epochs=EPOCHS, batch_size=BATCH_SIZE)
     lesson = Lesson(shrink_packed(packed, settings.side_px), labels, np.full(len(labels), np.nan, np.float32))
@@ -81,10 +81,10 @@ def own_epochs(packed: np.ndarray, labels: np.ndarray, folder: Path) -> tuple[li
 
 def peer_epochs(folder: Path) -> list[float]:
     """Seconds of whole epochs of the same network that is fed by Keras' generator, which decodes every file again."""
-    from tasks.epochs import build_optimizer
-    from tasks.keras_backend import keras
-    from tasks.members import two_questions
-    from tasks.networks import build_member, shrink
+    from tasks.networks.checkpoints import build_optimizer
+    from tasks.networks.classifier import build_member, shrink
+    from tasks.networks.keras_backend import keras
+    from tasks.training.members import two_questions
 
     settings = TrainingSettings()
     member = build_member(settings, 1)

@@ -20,13 +20,13 @@ import numpy as np
 import pandas as pd
 from recipe import FLAGS
 
-from tasks.storage import REPOSITORY
+from tasks.runs.files import REPOSITORY
 
 EXPLAINED, UNEXPLAINED = (), ("--explanation.n-images", "0")
 """Explaining is left out where it does not matter."""
 PATIENCE_S = 900.0
 """Far more than any of these runs takes: a busy machine is no failure."""
-TRAIN = "import sys; from flows.command_line import run_command; from flows.train import train; "
+TRAIN = "import sys; from flows.engine.command_line import run_command; from flows.train import train; "
 TRAIN += "sys.exit(run_command(train, sys.argv[1:], 'train'))"
 """The train flow alone, as a worker runs it."""
 BEFORE_TRAINING = ("ingest", "check_source", "split", "pack", "screen", "check_prepared", "arrays", "masks")

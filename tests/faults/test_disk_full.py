@@ -31,13 +31,12 @@ from PIL import Image
 from pipeline_runs import compare_runs
 from s3_server import running_s3, set_aws
 
-from flows.command_line import run_command
-from tasks.packing import pack_shard
-from tasks.records import DiskError
-from tasks.room import free_bytes
+from flows.engine.command_line import run_command
+from tasks.errors import DiskError
+from tasks.preparing.packing import pack_shard
+from tasks.runs.files import free_bytes, sha256_of_file, write_whole
 from tasks.settings import Settings
-from tasks.sources import fetch_source
-from tasks.storage import sha256_of_file, write_whole
+from tasks.sources.fetching import fetch_source
 
 FAULT = "disk full"
 SENTENCE = re.compile(
@@ -218,7 +217,7 @@ def test_a_full_disk_leaves_no_part_of_a_shard_and_keeps_those_that_are_packed(
 
 
 def test_a_disk_that_fills_up_while_a_file_is_written_keeps_the_earlier_file(faults: FaultTable, disk: Path) -> None:
-    from tasks.storage import open_whole
+    from tasks.runs.files import open_whole
 
     page = disk / "report" / "index.html"
     write_whole(page, "<html>earlier</html>")
@@ -236,9 +235,9 @@ def test_a_disk_that_fills_up_while_a_file_is_written_keeps_the_earlier_file(fau
 
 
 def test_a_checkpoint_that_finds_no_room_keeps_the_one_before(faults: FaultTable, disk: Path) -> None:
-    from tasks.epochs import save_checkpoint
-    from tasks.members import compile_trainer
+    from tasks.networks.checkpoints import save_checkpoint
     from tasks.settings import TrainingSettings
+    from tasks.training.members import compile_trainer
 
     trainer = compile_trainer(TrainingSettings(side_px=32, width=16), 8)
     save_checkpoint(trainer, {"history": [{"epoch": 1}]}, disk)

@@ -21,11 +21,11 @@ from s3_server import running_s3, set_aws
 
 from infra.pools import POOLS, PoolType, job_template
 from tasks.addresses import hide_keys
-from tasks.run_copies import fetch_run
+from tasks.runs.bucket import fetch_run
+from tasks.runs.files import REPOSITORY
 from tasks.settings import Settings, StorageSettings
-from tasks.storage import REPOSITORY
 
-CODE = sorted(path for folder in ("flows", "tasks", "data", "infra") for path in (REPOSITORY / folder).glob("*.py"))
+CODE = sorted(path for folder in ("flows", "tasks", "infra") for path in (REPOSITORY / folder).rglob("*.py"))
 TREES = {path.relative_to(REPOSITORY).as_posix(): ast.parse(path.read_text()) for path in CODE}
 
 
@@ -47,11 +47,11 @@ def keyword(call: ast.Call, name: str) -> Any:
 
 def test_one_function_loads_networks_and_does_so_in_safe_mode_after_their_checksum() -> None:
     found = [(file, call) for file, tree in TREES.items() for name, call in calls(tree) if name == "load_model"]
-    assert [file for file, _ in found] == ["tasks/network_files.py"]
+    assert [file for file, _ in found] == ["tasks/networks/files.py"]
     assert keyword(found[0][1], "safe_mode") is True
     (loader,) = [
         node
-        for node in ast.walk(TREES["tasks/network_files.py"])
+        for node in ast.walk(TREES["tasks/networks/files.py"])
         if isinstance(node, ast.FunctionDef) and node.name == "load_checked"
     ]
     lines = {name: call.lineno for name, call in calls(loader)}
@@ -60,7 +60,7 @@ def test_one_function_loads_networks_and_does_so_in_safe_mode_after_their_checks
 
 def test_weights_alone_are_loaded_for_backbones_only() -> None:
     users = {file for file, tree in TREES.items() for name, _ in calls(tree) if name == "load_weights"}
-    assert users <= {"tasks/backbones.py"}
+    assert users <= {"tasks/networks/backbones.py"}
 
 
 def test_nothing_reads_or_writes_a_pickle() -> None:
@@ -215,7 +215,10 @@ def test_the_policy_grants_what_runs_ask_of_a_bucket_and_no_more() -> None:
     }
     used = {file: bucket_calls(file) for file in TREES if file.startswith(("tasks/", "flows/"))}
     asked = set().union(*used.values())
-    assert {file for file, found in used.items() if found} == {"tasks/buckets.py", "tasks/s3_client.py"}
+    assert {file for file, found in used.items() if found} == {
+        "tasks/sources/bucket_mirror.py",
+        "tasks/runs/s3_client.py",
+    }
     assert asked <= set(NEEDED), "a call that nobody has looked up"
     assert {NEEDED[call] for call in asked} == granted
     assert bucket_calls("infra/bucket.py") == MAKES_THE_BUCKET, "only the compose file's own store has its bucket made"

@@ -11,10 +11,10 @@ import pytest
 from fault_table import FaultTable
 from s3_server import FaultyProxy, faulty_proxy, running_s3, set_aws
 
-from tasks.buckets import BucketCopy, fetch_bucket
-from tasks.records import RunError, SourceError
-from tasks.s3_client import BucketFolder
+from tasks.errors import RunError, SourceError
+from tasks.runs.s3_client import BucketFolder
 from tasks.settings import IngestionSettings
+from tasks.sources.bucket_mirror import BucketCopy, fetch_bucket
 
 BUCKET = "chest"
 SETTINGS = IngestionSettings(tries=3, timeout_s=5, backoff_s=0)
@@ -53,7 +53,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Moves the clock on that says how old credentials are: within a second they are not looked up again."""
     moved = [0.0]
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + moved[0], sleep=time.sleep)
-    monkeypatch.setattr("tasks.s3_client.time", clock)
+    monkeypatch.setattr("tasks.runs.s3_client.time", clock)
     return lambda seconds: moved.append(moved.pop() + seconds)
 
 

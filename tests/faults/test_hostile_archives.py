@@ -21,14 +21,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks.images import MAX_PIXELS, SIDE_PX, UndecodableError, decode, read_size
-from tasks.ingestion import list_images
-from tasks.layout import plan_layout
-from tasks.loose_images import open_loose_images
-from tasks.packing import decode_files
-from tasks.records import SourceError
+from tasks.errors import SourceError
+from tasks.pixels.decoding import MAX_PIXELS, SIDE_PX, UndecodableError, decode, read_size
+from tasks.preparing.ingestion import list_images
+from tasks.preparing.packing import decode_files
+from tasks.scoring.loose_images import open_loose_images
 from tasks.settings import IngestionSettings, Settings, StorageSettings
-from tasks.sources import fetch_source
+from tasks.sources.fetching import fetch_source
+from tasks.sources.layout import plan_layout
 
 PARTS = st.sampled_from(
     [

@@ -17,22 +17,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_run import write_run
 
-from tasks.epochs import load_checkpoint
-from tasks.familiarity import FILE as FAMILIAR
-from tasks.familiarity import fit_familiarity, load_familiarity, save_familiarity
-from tasks.images import PackedImages
-from tasks.masks import DeviceMasks, read_scores, write_shard
-from tasks.network_files import load_network, save_network
-from tasks.packing import known_files, pack_shard
-from tasks.publishing import describe_candidate, read_published
-from tasks.publishing_rules import Candidate, Published, decide
-from tasks.records import PipelineError, RunError
-from tasks.run_copies import read_seal
-from tasks.scoring import as_packed, read_threshold
-from tasks.screener_files import SHIPPED_SCREENER, find_screener, known_readings
+from tasks.devices.files import SHIPPED_SCREENER, find_screener, known_readings
+from tasks.errors import PipelineError, RunError
+from tasks.networks.checkpoints import load_checkpoint
+from tasks.networks.familiarity import FILE as FAMILIAR
+from tasks.networks.familiarity import fit_familiarity, load_familiarity, save_familiarity
+from tasks.networks.files import load_network, save_network
+from tasks.pixels.masks import DeviceMasks, read_scores, write_shard
+from tasks.pixels.packed import PackedImages
+from tasks.preparing.packing import known_files, pack_shard
+from tasks.publishing.published import describe_candidate, read_published
+from tasks.publishing.rules import Candidate, Published, decide
+from tasks.runs.bucket import read_seal
+from tasks.runs.files import digest, inside, sha256_of_file
+from tasks.runs.manifest import read_manifest
+from tasks.runs.shards import shards_exist
+from tasks.runs.stages import read_stage, run_stage
+from tasks.scoring.scores import as_packed, read_threshold
 from tasks.settings import PublishingSettings, ScreeningSettings, Settings, StorageSettings
-from tasks.stages import read_stage, run_stage
-from tasks.storage import digest, inside, read_manifest, sha256_of_file, shards_exist
 
 SEEDS = st.integers(0, 2**32 - 1)
 KINDS = st.sampled_from(DAMAGES)
@@ -356,7 +358,7 @@ def test_a_pickle_in_an_array_is_never_loaded(faults: FaultTable, whole: Path, t
 def test_a_damaged_screener_is_used_as_it_is_or_refused(
     faults: FaultTable, screener: Path, kind: str, seed: int, name: str
 ) -> None:
-    from tasks.screener import load_screener
+    from tasks.devices.screener import load_screener
 
     path = screener / name
     before = path.read_bytes()

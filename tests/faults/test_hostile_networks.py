@@ -11,11 +11,11 @@ from hostile import DAMAGES, bounded_memory, damage, ends_well, hostile, network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.epochs import CHECKPOINT, load_checkpoint, save_checkpoint
-from tasks.keras_backend import keras
-from tasks.network_files import load_checked, load_network, save_network
-from tasks.records import RunError
-from tasks.storage import sha256_of_file
+from tasks.errors import RunError
+from tasks.networks.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
+from tasks.networks.files import load_checked, load_network, save_network
+from tasks.networks.keras_backend import keras
+from tasks.runs.files import sha256_of_file
 
 SEEDS = st.integers(0, 2**32 - 1)
 KINDS = st.sampled_from(DAMAGES)

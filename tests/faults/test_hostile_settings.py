@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from recipe import RECIPE, to_flags
 
-from flows.command_line import describe_problem, read_flags
-from tasks.records import SettingsError
+from flows.engine.command_line import describe_problem, read_flags
+from tasks.addresses import source_name
+from tasks.errors import SettingsError
+from tasks.runs.files import REPOSITORY
+from tasks.runs.run import cache_folder, is_in_bucket, run_folder
 from tasks.settings import Section, Settings
-from tasks.sources import fetch_source, source_name
-from tasks.storage import REPOSITORY, cache_folder, is_in_bucket, run_folder
+from tasks.sources.fetching import fetch_source
 
 
 def leaves(model: type[Section] = Settings, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

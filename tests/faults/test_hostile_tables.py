@@ -17,9 +17,9 @@ from hostile import DAMAGES, bounded_memory, damage, ends_well, hostile  # noqa:
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.answers import FORMULA, keep_answers, read_answers, read_kept
-from tasks.ingestion import read_index
-from tasks.readings import find_review, read_review
+from tasks.devices.answers import FORMULA, keep_answers, read_answers, read_kept
+from tasks.devices.readings import find_review, read_review
+from tasks.preparing.ingestion import read_index
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 PATHS = ("a.png", "b.png", "=c.png", "ü/d e.png")

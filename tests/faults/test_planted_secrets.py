@@ -19,7 +19,7 @@ from prefect_team import running_team
 from recipe import FLAGS
 from s3_server import AWS, running_s3
 
-from tasks.storage import REPOSITORY
+from tasks.runs.files import REPOSITORY
 
 PLANTED = {
     "DROPBOX_TOKEN": "planted-dropbox-word-17",
@@ -76,7 +76,7 @@ def unpack(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def draw_sample(folder: Path) -> bytes:
-    from data.sample import write_sample
+    from tasks.drawings.sample import write_sample
 
     write_sample(folder / "archive", folder / "truth", n_images=60, side_px=128, seed=7, device_effect="natural")
     stream = io.BytesIO()

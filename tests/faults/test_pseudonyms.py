@@ -17,12 +17,12 @@ import pytest
 from PIL import Image, PngImagePlugin
 from recipe import FLAGS
 
-from tasks.answers import FORMULA
-from tasks.images import decode
-from tasks.pseudonyms import name_patients
-from tasks.records import MANIFEST_DTYPES
-from tasks.screening import describe_excluded
-from tasks.storage import REPOSITORY
+from tasks.devices.answers import FORMULA
+from tasks.pixels.decoding import decode
+from tasks.preparing.quality import name_patients
+from tasks.preparing.screening import describe_excluded
+from tasks.runs.files import REPOSITORY
+from tasks.runs.manifest import MANIFEST_DTYPES
 
 MARK = "planted-patient-word-43"
 MORE = ("--quality.min-images", "1", "--screening.n-review", "20")
@@ -78,7 +78,7 @@ def test_decoding_keeps_pixels_and_nothing_else(kind: str) -> None:
 @pytest.fixture(scope="module")
 def marked_run(guarded_server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """A whole run on the sample with a mark in names, patients and metadata; and what the server and the log say."""
-    from data.sample import write_sample
+    from tasks.drawings.sample import write_sample
 
     folder = tmp_path_factory.mktemp("marked")
     write_sample(folder / "drawn", folder / "truth", n_images=60, side_px=128, seed=7, device_effect="natural")

@@ -6,7 +6,7 @@ import pytest
 from fault_table import FaultTable
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from tasks import artifacts
+from tasks.runs import artifacts
 
 
 @pytest.mark.slow

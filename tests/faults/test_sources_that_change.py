@@ -22,11 +22,13 @@ from fault_table import FaultTable
 from PIL import Image
 from stage_steps import ingest_all, pack_all, screen_all
 
-from tasks.images import PackedImages, decode
-from tasks.records import PipelineError, SourceError
+from tasks.errors import PipelineError, SourceError
+from tasks.pixels.decoding import decode
+from tasks.pixels.packed import PackedImages
+from tasks.runs.files import REPOSITORY, digest, sha256_of_file
+from tasks.runs.manifest import read_manifest
+from tasks.runs.stages import read_stage
 from tasks.settings import Settings
-from tasks.stages import read_stage
-from tasks.storage import REPOSITORY, digest, read_manifest, sha256_of_file
 
 CHANGES, READ_ONLY = "source that changes while it is read", "read-only source"
 N_IMAGES = 40
@@ -88,11 +90,19 @@ def between(monkeypatch: pytest.MonkeyPatch, name: str, happens: Callable[[], No
 
 
 CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
-    "changed before it is listed": ("tasks.ingestion.read_file", lambda path: draw(path, 999), "changed while"),
-    "gone before it is listed": ("tasks.ingestion.read_file", lambda path: path.unlink(), "cannot be read"),
-    "changed before it is packed": ("tasks.packing.open_source", lambda path: draw(path, 999), "changed while"),
-    "gone before it is packed": ("tasks.packing.open_source", lambda path: path.unlink(), "cannot be read"),
-    "gone before its checksum": ("tasks.file_sums.open_source", lambda path: path.unlink(), "cannot be read"),
+    "changed before it is listed": (
+        "tasks.preparing.ingestion.read_file",
+        lambda path: draw(path, 999),
+        "changed while",
+    ),
+    "gone before it is listed": ("tasks.preparing.ingestion.read_file", lambda path: path.unlink(), "cannot be read"),
+    "changed before it is packed": (
+        "tasks.preparing.packing.open_source",
+        lambda path: draw(path, 999),
+        "changed while",
+    ),
+    "gone before it is packed": ("tasks.preparing.packing.open_source", lambda path: path.unlink(), "cannot be read"),
+    "gone before its checksum": ("tasks.sources.checksums.open_source", lambda path: path.unlink(), "cannot be read"),
 }
 
 
@@ -136,7 +146,7 @@ def test_a_file_that_comes_while_a_source_is_read_is_left_to_the_next_run(
 ) -> None:
     with faults.attempt(CHANGES):
         new = source / "train" / "NORMAL" / "person90_virus_90.png"
-        between(monkeypatch, "tasks.ingestion.read_file", lambda: draw(new, 90))
+        between(monkeypatch, "tasks.preparing.ingestion.read_file", lambda: draw(new, 90))
         pack_all(settings, ingest_all(settings)["folder"])
         assert len(read_manifest(Path(str(settings.run_dir)))) == N_IMAGES
         check_recorded(settings)
@@ -154,7 +164,7 @@ def test_a_zip_that_is_replaced_while_it_is_read_is_refused_by_name(
     draw(source / "train" / "PNEUMONIA" / "person39_virus_39.png", 999)
     other = Path(shutil.make_archive(str(tmp_path / "other"), "zip", source))
     with faults.attempt(CHANGES) as attempt:
-        between(monkeypatch, f"tasks.sources.{step}", lambda: os.replace(other, archive))
+        between(monkeypatch, f"tasks.sources.fetching.{step}", lambda: os.replace(other, archive))
         with pytest.raises(SourceError, match=r"set\.zip changed while it was read; run again"):
             ingest_all(zipped)
         attempt.whole(not list((tmp_path / "raw").glob("set-*")), "a mixture was left in the folder of raw data")
@@ -247,7 +257,7 @@ def test_a_folder_of_the_source_that_may_not_be_listed_is_named_and_not_taken_fo
         shutil.copytree(source, there)
         Path(folder).chmod(0o755)
         (there / "train" / "NORMAL").chmod(0o700)
-        code = "import os, sys; from tasks.settings import Settings; from tasks.sources import fetch_source\n"
+        code = "import os, sys; from tasks.settings import Settings; from tasks.sources.fetching import fetch_source\n"
         code += "os.setuid(65534); fetch_source(Settings(source=sys.argv[1]))"
         command = [sys.executable, "-c", code, str(there)]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -13,9 +13,9 @@ from fault_table import FaultTable
 from PIL import Image
 from pipeline_runs import compare_runs
 
-from flows.run_folders import own_run_folder
+from flows.engine.run_folders import own_run_folder
+from tasks.runs.files import REPOSITORY, sha256_of_file
 from tasks.settings import Settings
-from tasks.storage import REPOSITORY, sha256_of_file
 
 SAME_RUN, SAME_CACHE = "two runs at once in one run folder", "two runs at once with one cache"
 WAITED = "is making"
@@ -83,7 +83,7 @@ def test_a_run_folder_is_held_by_one_process_and_the_other_waits_and_says_so(
     faults: FaultTable, tmp_path: Path
 ) -> None:
     code = """
-from flows.run_folders import own_run_folder
+from flows.engine.run_folders import own_run_folder
 from tasks.settings import Settings
 def do():
     with own_run_folder(Settings(run_dir=sys.argv[3])):
@@ -108,7 +108,7 @@ def test_a_run_folder_is_held_under_each_of_its_names(faults: FaultTable, tmp_pa
     code = """
 import os
 import re
-from flows.run_folders import own_run_folder
+from flows.engine.run_folders import own_run_folder
 from tasks.settings import Settings
 def do():
     folder = Path(sys.argv[3]).absolute()
@@ -164,8 +164,8 @@ def test_a_shard_that_two_processes_want_to_pack_is_packed_by_one(faults: FaultT
     for i in range(20):
         Image.fromarray(rng.integers(0, 256, (900, 900), dtype=np.uint8)).save(tmp_path / "set" / f"{i}.png")
     code = """
-from tasks.packing import pack_shard
-from tasks.storage import sha256_of_file
+from tasks.preparing.packing import pack_shard
+from tasks.runs.files import sha256_of_file
 files = {sha256_of_file(path): path.name for path in Path(sys.argv[3]).iterdir()}
 def do():
     pack_shard(Path(sys.argv[3]), files, Path(sys.argv[4]), padding=False, max_side_px=1_000)

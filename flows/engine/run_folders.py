@@ -1,0 +1,94 @@
+"""Where a run is kept when its command does not say, and who may work there."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from pathlib import Path
+
+from prefect import task
+from prefect.context import FlowRunContext
+
+from tasks.addresses import source_name
+from tasks.devices.answers import share_answers
+from tasks.runs.bucket import claim_run, fetch_run
+from tasks.runs.files import locked
+from tasks.runs.retries import retries_of
+from tasks.runs.run import is_in_bucket, run_folder
+from tasks.settings import Settings
+
+HELD: ContextVar[frozenset[Path]] = ContextVar("HELD", default=frozenset())
+"""Run folders, free of links, that this flow, or one that called it, keeps others out of."""
+
+
+def with_run_folder(settings: Settings) -> Settings:
+    """The settings with a run folder: the one named, else ``<UTC time>-<source>`` in the folder of runs.
+
+    That is ``data/runs``, or the address in a bucket that ends in a slash.
+
+    The time is when the run was due, which stays the same when it starts again from the top: resumed after a person
+    answered, or restarted after its worker died.
+    """
+    runs = "data/runs/" if settings.run_dir is None else settings.run_dir
+    if not (settings.run_dir is None or (is_in_bucket(settings) and runs.endswith("/"))):
+        return settings
+    context = FlowRunContext.get()
+    due = context.flow_run.expected_start_time if context and context.flow_run else None
+    name = f"{(due or datetime.now(UTC)).astimezone(UTC):%Y%m%dT%H%M%SZ}-{source_name(settings.public_source)}"
+    return settings.model_copy(update={"run_dir": runs + name})
+
+
+@contextmanager
+def own_run_folder(settings: Settings) -> Iterator[None]:
+    """Keeps other runs on this machine out of the run folder until the block ends; waits while one works there.
+
+    What another run started works in the folder with it: subflows, and trainings that it waits for. Of two machines
+    that work on a run in a bucket the one that began last goes on; the other one can send nothing any more and fails.
+
+    Raises:
+        RunError: If the bucket cannot be used.
+    """
+    context = FlowRunContext.get()
+    is_part = bool(context and context.flow_run and context.flow_run.parent_task_run_id)
+    folder = Path(os.path.realpath(run_folder(settings)))  # the lock is the folder's, whatever name leads to it
+    if folder in HELD.get():
+        yield
+        return
+    before = HELD.set(HELD.get() | {folder})
+    try:
+        with ExitStack() as held:
+            if not is_part:
+                held.enter_context(_lock_here(folder))
+            if is_in_bucket(settings):
+                held.enter_context(claim_run(settings, is_part))
+            yield
+    finally:
+        HELD.reset(before)
+
+
+@contextmanager
+def _lock_here(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder / f".{folder.name}.lock"):
+            for left in folder.rglob("*.partial"):  # by a process that was killed while it wrote
+                if left.is_file():  # a folder of this name is work to go on from, in a cache that lies here
+                    left.unlink()
+            yield
+    finally:
+        with suppress(OSError):  # a run that was refused before it wrote anything leaves nothing
+            folder.rmdir()
+
+
+def bring_run(settings: Settings) -> None:
+    """Brings a run in a bucket, and the answers beside it, up to date here, in a task that Prefect tries again."""
+    if is_in_bucket(settings):
+        bring_here.with_options(**retries_of(settings.ingestion))(settings)
+
+
+@task(name="fetch run")
+def bring_here(settings: Settings) -> None:
+    """See ``bring_run``; answers that came in meanwhile are news for the next run."""
+    fetch_run(settings)
+    share_answers(settings)

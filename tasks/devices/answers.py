@@ -1,0 +1,315 @@
+"""Answers: what people said about doubtful images, kept for all runs in a folder beside them, ``device_answers/``.
+
+Each submission is a file of its own, which never changes: a CSV ``path,sha256,device,reviewer,time``, device 1 seen or
+0 not, time ISO 8601 (UTC where no zone is given). Of one image the newest answer counts. An answer holds for the
+content of a file, not for its path, which occurs in other data sets too. Earlier versions kept all answers in one table
+beside that folder, ``device_answers.csv``: it is read, and not written to.
+"""
+
+import csv
+import getpass
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic.dataclasses import dataclass
+
+from tasks.errors import SettingsError, TableError
+from tasks.records import Facts
+from tasks.runs.files import write_whole
+from tasks.runs.run import is_in_bucket, run_folder, runs_address
+from tasks.runs.s3_client import open_bucket
+from tasks.settings import Settings
+from tasks.tables import Device, read_rows
+
+ANSWERS = "device_answers"
+TABLE = f"{ANSWERS}.csv"
+COLUMNS = ("path", "sha256", "device", "reviewer", "time")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""A spreadsheet takes a cell that starts with one of these for a formula, and runs it."""
+
+LONGEST_NAME = 100
+CLOCK_SKEW = timedelta(days=1)
+"""A time further ahead than clocks differ is a mistake, and would outlast every later answer."""
+
+
+def _check_sha256(text: str) -> str:
+    if not re.fullmatch("([0-9a-f]{64})?", text.lower()):
+        raise ValueError("give 64 hex digits or leave it empty")
+    return text.lower()
+
+
+def _check_reviewer(name: str) -> str:
+    name = name.strip()
+    if name.startswith(FORMULA):
+        raise ValueError("a spreadsheet takes that for a formula, write a name")
+    if len(name) > LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"write a name of at most {LONGEST_NAME} characters in one line")
+    return name
+
+
+def _read_time(given: str | datetime | None) -> datetime | None:
+    if not given:
+        return None
+    try:
+        time = datetime.fromisoformat(given) if isinstance(given, str) else given
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError("write it like 2026-01-31T09:30:00Z or leave it empty") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a person said about an image: ``device`` 1 seen, 0 not; ``sha256`` empty or 64 hex digits."""
+
+    path: Annotated[str, Field(min_length=1), AfterValidator(lambda text: text.removeprefix("./"))]
+    device: Device
+    sha256: Annotated[str, AfterValidator(_check_sha256)] = ""
+    reviewer: Annotated[str, AfterValidator(_check_reviewer)] = ""
+    time: Annotated[datetime | None, BeforeValidator(_read_time)] = None
+
+
+def answers_folder(settings: Settings) -> Path:
+    """Where answers are kept: ``screening.answers`` without ``.csv``, else ``device_answers`` beside the run folder.
+
+    Raises:
+        SettingsError: If the setting names no folder on this machine.
+    """
+    named = settings.screening.answers
+    if named is None:
+        run = Path("data/runs/run") if settings.run_dir is None else run_folder(settings)
+        return run.resolve().parent / ANSWERS
+    folder = Path(named.removesuffix(".csv"))
+    if "://" in named:
+        raise SettingsError(f"screening.answers: {named} is not on this machine; name a folder here")
+    if folder.is_file():
+        raise SettingsError(f"screening.answers: {folder} is a file; name a folder, or let the file's name end in .csv")
+    return folder
+
+
+def share_answers(settings: Settings) -> None:
+    """Copies what is kept here to the answers beside a run in a bucket, and those to here.
+
+    Answers that could not be sent when they were given, because credentials had expired, go with the next run.
+
+    Raises:
+        TableError: If what comes from the bucket is no table of answers.
+        RunError: If the bucket cannot be used.
+    """
+    if settings.screening.answers is not None or not is_in_bucket(settings):
+        return
+    bucket, folder = open_bucket(runs_address(settings), settings), answers_folder(settings)
+    there = bucket.entries(f"{ANSWERS}/")
+    for name in (TABLE, *(name for name in there if name.endswith(".csv"))):
+        path = folder / Path(name).name
+        if path.exists() and name != TABLE:  # which earlier versions change
+            continue
+        bucket.get(name, path)
+        try:
+            if path.exists():
+                read_answers(path, "screening.answers")
+        except TableError as error:
+            path.unlink()
+            raise TableError(str(error).replace(str(path), f"{runs_address(settings)}/{name}")) from None
+    for path in folder.glob("*.csv"):
+        if f"{ANSWERS}/{path.name}" not in there:
+            bucket.put(path, f"{ANSWERS}/{path.name}")
+
+
+def read_answered(settings: Settings) -> dict[str, int]:
+    """What is known of images by the answers that are kept: sha256 -> 0 or 1; empty while nobody answered.
+
+    Raises:
+        TableError: As ``read_kept``.
+    """
+    return newest(read_kept(answers_folder(settings)))
+
+
+def read_kept(folder: Path) -> list[Answer]:
+    """All answers that are kept, once each: of the files in a folder, and of a CSV of its name beside it.
+
+    Raises:
+        TableError: As ``read_answers``, also for two of these files together, and for a row that does not name by its
+            sha256 the content it is about.
+    """
+    table, answers = folder.with_name(f"{folder.name}.csv"), []
+    for path in ([table] if table.exists() else []) + sorted(folder.glob("*.csv")):
+        for answer in read_answers(path, "screening.answers"):
+            if not answer.sha256:
+                raise TableError(
+                    f"screening.answers: {path} has no sha256 for {answer.path!r}, so that it could be about another "
+                    "file; take such answers with python -m flows.review"
+                )
+            answers.append(answer)
+    _refuse_contradictions(answers, f"screening.answers: {folder}")
+    return list(dict.fromkeys(answers))
+
+
+def read_answers(path: Path, setting: str) -> list[Answer]:
+    """The rows of a table of answers, in its order; ``sha256``, ``reviewer`` and ``time`` may be missing.
+
+    Args:
+        path: A CSV with at least ``path,device``.
+        setting: What names it for the user, for messages.
+
+    Raises:
+        TableError: On values that do not fit, and on two answers about one image that contradict each other and are
+            from the same time or both without one.
+    """
+    answers = list(read_rows(path, setting, Answer))
+    _refuse_contradictions(answers, f"{setting}: {path}")
+    return answers
+
+
+def default_reviewer() -> str:
+    """The user of this machine; ``unknown`` where it has no name."""
+    try:
+        return _check_reviewer(getpass.getuser()) or "unknown"
+    except (OSError, KeyError, ImportError, ValueError):
+        return "unknown"
+
+
+# -- what counts -------------------------------------------------------------------------------------------------------
+
+
+def newest(answers: Iterable[Answer]) -> dict[str, int]:
+    """What counts, by content: sha256 -> 0 or 1, independent of the order of the answers.
+
+    Of each path and content the newest answer counts, one without time only where there is no other. Identical files
+    under several paths that people read differently count as showing a device.
+    """
+    counts: dict[str, int] = {}
+    for (_, sha256), answer in _newest_of_each(answers).items():
+        counts[sha256] = max(counts.get(sha256, 0), answer.device)
+    return counts
+
+
+def _newest_of_each(answers: Iterable[Answer]) -> dict[tuple[str, str], Answer]:
+    def age(answer: Answer) -> tuple[datetime, int, str]:  # the rest only makes the order a fixed one
+        return (answer.time or datetime.min.replace(tzinfo=UTC), answer.device, answer.reviewer)
+
+    return {(answer.path, answer.sha256): answer for answer in sorted(answers, key=age)}
+
+
+def _refuse_contradictions(answers: Iterable[Answer], place: str) -> None:
+    said: dict[tuple[str, str, datetime | None], int] = {}
+    for answer in answers:
+        if said.setdefault((answer.path, answer.sha256, answer.time), answer.device) != answer.device:
+            when = f"at {write_time(answer.time)}" if answer.time else "without a time"
+            raise TableError(f"{place} says 0 and 1 about {answer.path!r} {when}; keep one line")
+
+
+# -- taking new ones ---------------------------------------------------------------------------------------------------
+
+
+def name_images(with_device: str, without_device: str, manifest: pd.DataFrame) -> list[Answer]:
+    """Answers from two short lists of image ids, separated by commas or blanks.
+
+    Raises:
+        TableError: If an id is not in the manifest, or in both lists.
+    """
+    paths = dict(zip(manifest["image_id"], manifest["path"], strict=True))
+    answers = []
+    for field, text in (("with_device", with_device), ("without_device", without_device)):
+        for image in filter(None, re.split(r"[\s,;]+", text.lower())):
+            if image not in paths:
+                raise TableError(f"{field}: {image!r} is no image_id of this run; copy it from the sheet")
+            answers.append(Answer(paths[image].strip(), 1 if field == "with_device" else 0))
+    _refuse_contradictions(answers, "with_device, without_device: the form")
+    return answers
+
+
+def keep_answers(
+    answers: list[Answer], manifest: pd.DataFrame, folder: Path, *, reviewer: str, place: str, now: datetime
+) -> Facts:
+    """Keeps answers about images of a manifest as a new file in the folder, named by time and content.
+
+    Returns:
+        Numbers of images: ``n_taken`` that the answers are about, of these ``n_new``, ``n_changed``, ``n_unchanged``
+        and ``n_older`` (a newer answer was there and holds), ``n_with_device`` as they now count; ``n_kept`` answers
+        in all files.
+
+    Raises:
+        TableError: On an image that is not in the manifest, a sha256 that is not that file's, a time that lies ahead,
+            or a contradiction to an answer of the same time.
+    """
+    try:
+        reviewer = _check_reviewer(reviewer)
+    except ValueError as error:
+        raise TableError(f"reviewer: {reviewer!r:.100} is no name; {error}") from None
+    contents = {path.strip(): sha for path, sha in zip(manifest["path"], manifest["sha256"], strict=True)}
+    found = [_resolve(answer, contents, place) for answer in answers]
+    for answer in found:
+        if answer.time and answer.time > now + CLOCK_SKEW:
+            raise TableError(
+                f"{place} has an answer about {answer.path!r} from {write_time(answer.time)}, which lies ahead"
+            )
+    _refuse_contradictions(found, place)
+    kept = read_kept(folder)
+    before, given = _newest_of_each(kept), _newest_of_each(found)
+    everything = dict.fromkeys(kept)
+    for answer in found:
+        stamped = replace(answer, reviewer=answer.reviewer or reviewer, time=answer.time or now)
+        last = before.get((answer.path, answer.sha256))
+        # Taking the same list once more is no second reading.
+        if answer.time or not last or (last.device, last.reviewer) != (stamped.device, stamped.reviewer):
+            everything[stamped] = None
+    _refuse_contradictions(everything, f"{place} and {folder} together: one")
+    if len(everything) > len(kept):
+        text = write_table(list(everything)[len(kept) :])
+        name = f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.csv"
+        write_whole(folder / name, text)
+    after = _newest_of_each(everything)
+    changes = Counter(_describe_change(before.get(key), after[key], answer) for key, answer in given.items())
+    return {
+        "n_taken": len(given),
+        **{name: changes[name] for name in ("n_new", "n_changed", "n_unchanged", "n_older")},
+        "n_with_device": sum(after[key].device for key in given),
+        "n_kept": len(everything),
+    }
+
+
+def _resolve(answer: Answer, contents: dict[str, str], place: str) -> Answer:
+    """The answer with the content it is about; ``contents`` is path -> sha256 of the run's images."""
+    sha256 = contents.get(answer.path)
+    if sha256 is None:
+        raise TableError(
+            f"{place} names {answer.path!r}, which is not an image of this run; name the run it belongs to"
+        )
+    if answer.sha256 not in ("", sha256):
+        raise TableError(
+            f"{place} is about another file {answer.path!r} than the one of this run, its sha256 differs; take it with "
+            "the run that it belongs to"
+        )
+    return replace(answer, sha256=sha256)
+
+
+def _describe_change(was: Answer | None, counts: Answer, said: Answer) -> str:
+    if was is None:
+        return "n_new"
+    if was.device != counts.device:
+        return "n_changed"
+    return "n_unchanged" if counts.device == said.device else "n_older"
+
+
+def write_table(answers: Iterable[Answer]) -> str:
+    """Answers as the text of a CSV."""
+    rows = ((safe_path(a.path), a.sha256, a.device, a.reviewer, write_time(a.time)) for a in answers)
+    return pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+
+
+def safe_path(path: str) -> str:
+    """A path as a cell that no spreadsheet takes for a formula; ``./`` before it names the same file."""
+    return f"./{path}" if path.startswith(FORMULA) else path
+
+
+def write_time(time: datetime | None) -> str:
+    """ISO 8601 in UTC with ``Z``; empty without a time."""
+    return "" if time is None else time.isoformat().replace("+00:00", "Z")

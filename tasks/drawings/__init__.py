@@ -1,0 +1,1 @@
+"""Drawn chests and devices: the sample, and what the screener learns from and the audit puts on."""

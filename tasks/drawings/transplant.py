@@ -1,0 +1,49 @@
+"""Takes real devices off one X-ray and puts them on another, or fills their place from what surrounds them.
+
+A device attenuates: what lies under it stays visible. Lifted off is therefore not a patch of the donor but a density,
+what it takes to get from the filled-in picture to the one with the device, so that a lung does not travel along.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation, gaussian_filter
+
+SURE = 128
+"""Brightness of a mask from which on a pixel counts as device: a probability of one half."""
+MARGIN_PX = 3
+"""A mask is drawn a little tight and at half the side; what is filled or lifted reaches so much further."""
+MAX_DENSITY = 0.97
+
+Floats = NDArray[np.float32]
+
+
+def grow_mask(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where a device is, its edges included: uint8 ``(side, side)``, 255 sure -> bool of the same shape."""
+    return np.asarray(binary_dilation(mask >= SURE, iterations=MARGIN_PX))
+
+
+def fill_place(grey: Floats, place: NDArray[np.bool_]) -> Floats:
+    """The X-ray with a place filled from its surroundings, by biharmonic inpainting (Damelin & Hoang 2018).
+
+    Args:
+        grey: float32 ``(side, side)``, 0.0 to 1.0.
+        place: bool ``(side, side)``; all or nothing of it marked leaves the X-ray as it is.
+    """
+    from skimage.restoration import inpaint_biharmonic
+
+    if not place.any() or place.all():
+        return grey
+    return np.clip(inpaint_biharmonic(grey, place), 0, 1).astype(np.float32)
+
+
+def lift_density(grey: Floats, place: NDArray[np.bool_]) -> Floats:
+    """What a device adds to the X-ray it lies on: density 0.0 to 0.97, ``(side, side)``, 0 outside of its place."""
+    filled = fill_place(grey, place)
+    density = np.clip((grey - filled) / np.maximum(1 - filled, 1e-3), 0, MAX_DENSITY)
+    soft = np.clip(gaussian_filter(place.astype(np.float32), 1.0) * 2 - 0.5, 0, 1)  # no step at the edge
+    return (density * soft * place).astype(np.float32)
+
+
+def put_density(grey: Floats, density: Floats) -> Floats:
+    """The X-ray with a density put over it, as ``tasks.drawings.devices`` does: ``1 - (1 - grey) * (1 - density)``."""
+    return (1 - (1 - grey) * (1 - density)).astype(np.float32)

@@ -1,0 +1,1 @@
+"""The stages of flows/explain that ask the network: LIME and the audit."""

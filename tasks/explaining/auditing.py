@@ -1,0 +1,339 @@
+"""Audit: does the network read the lung, or the device?
+
+Reads ``model.keras`` and, when compared, its unscreened twin ``unfiltered.keras``, ``predictions.csv``,
+``metrics.json``, the packed arrays, the masks of devices and ``explanations/``; writes ``audit.json``. Every network is
+asked about the same changed images.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from prefect import task
+
+from tasks.drawings.transplant import SURE
+from tasks.errors import AuditError
+from tasks.explaining.baselines import Baseline, ask_baselines
+from tasks.explaining.probes import (
+    Change,
+    blank,
+    draw_on,
+    mean_lift,
+    measure_auc,
+    measure_change,
+    measure_gap,
+    pick_rows,
+    put_real,
+    take_off,
+)
+from tasks.explaining.subjects import Subject, load_subject
+from tasks.explaining.verdict import judge
+from tasks.measures import draw_patients, measure_group, summarise
+from tasks.networks.twin import used_rows
+from tasks.pixels.masks import DeviceMasks
+from tasks.pixels.packed import PackedImages
+from tasks.pixels.window import window_place
+from tasks.records import MODEL, TITLES, Facts
+from tasks.runs.artifacts import show_table
+from tasks.runs.files import read_json, sha256_of_file, write_json
+from tasks.runs.manifest import read_manifest
+from tasks.runs.run import address_of, cache_folder, run_folder
+from tasks.runs.stages import run_stage, stage_task
+from tasks.settings import AuditingSettings, Settings, name_suspects
+
+Array = NDArray[np.float64]
+Packed = NDArray[np.uint8]
+
+PARTS = ("baselines", "insertion", "removal", "blanked", "attribution", "groups")
+NO_DEVICE = "no image of the audited split is known to show a device that the screener sees too"
+NO_CLEAN = "no image of the audited split is known to show no device"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The audited images: a row each, their pixels and the screener's masks, all uint8 ``(n, 224, 224)``."""
+
+    rows: pd.DataFrame
+    packed: Packed
+    masks: Packed
+
+
+@stage_task("audit")
+def audit(settings: Settings) -> Facts:
+    """Puts devices on and takes them off, blanks the lungs, and says whether the network minds."""
+    run = run_folder(settings)
+    names = name_suspects(settings)
+
+    def make(out: Path) -> Facts:
+        manifest, images = read_manifest(run), PackedImages(run, cache_folder(settings))
+        scene = gather_scene(settings, manifest, images)
+        subjects = [load_subject(run, name, scene.packed) for name in names]
+        used = used_rows(manifest)
+        train = manifest[manifest["image_id"].isin(used.loc[used["split"] == "train", "image_id"])]
+        baselines = ask_baselines(train, images.read(list(train["image_id"])), scene.rows, scene.packed)
+        patients = manifest.set_index("image_id")["patient_id"]
+        explained = [read_json(path) for path in sorted((run / "explanations").glob("*.json"))]
+        explained = [{**item, "patient_id": patients[item["image_id"]]} for item in explained]
+        found = audit_networks(scene, subjects, baselines, explained, settings)
+        write_json(out / "audit.json", found)
+        return {"verdict": found["verdict"], "n_images": found["n_images"]}
+
+    inputs = {
+        "networks": {name: sha256_of_file(run / f"{name}.keras") for name in names},
+        "predictions": sha256_of_file(run / "predictions.csv"),
+        "threshold": read_json(run / "metrics.json")["threshold"],
+        "manifest": sha256_of_file(run / "manifest.parquet"),
+        "masks": read_json(run / "masks" / "index.json"),
+        "explanations": {path.name: sha256_of_file(path) for path in sorted((run / "explanations").glob("*.json"))},
+        "auditing": settings.auditing.model_dump(exclude={"fail_on"}),
+        "n_bootstrap": settings.evaluation.n_bootstrap,
+        "seed": settings.seed,
+    }
+    facts = run_stage(
+        settings, "audit", module=__name__, inputs=inputs, make=make, packages=("scikit-image", "scikit-learn")
+    )
+    for name, verdict in facts["verdict"].items():
+        print(say_verdict(name, verdict) + (" (taken from the cache)" if facts["reused"] else ""))
+    show_table("audit", verdict_rows(facts["verdict"]), "Audit: rules and their outcome")
+    return facts
+
+
+@task(name="require a passed audit")
+def require_passed(settings: Settings) -> None:
+    """Ends the run where the model failed a part that ``auditing.fail_on`` names.
+
+    Raises:
+        AuditError: If it did.
+    """
+    verdict = read_json(run_folder(settings) / "audit.json")["verdict"]["model"]
+    failed = [part for part in verdict["failed"] if part in settings.auditing.fail_on]
+    if failed:
+        raise AuditError(
+            f"auditing.fail_on: the model failed {' and '.join(failed)}; the report in "
+            f"{address_of(settings, 'report/index.html')} says by how much, and the run is not sealed"
+        )
+
+
+def gather_scene(settings: Settings, manifest: pd.DataFrame, images: PackedImages) -> Scene:
+    """The evaluated test images, or those of validation where test is left unread."""
+    run = run_folder(settings)
+    evaluated = pd.read_csv(run / "predictions.csv", usecols=["path", "split"])
+    main = "test" if (evaluated["split"] == "test").any() else "val"
+    rows = manifest[manifest["path"].isin(evaluated.loc[evaluated["split"] == main, "path"])].reset_index(drop=True)
+    ids = list(rows["image_id"])
+    return Scene(rows, images.read(ids), DeviceMasks(run, cache_folder(settings)).read(ids))
+
+
+def audit_networks(
+    scene: Scene,
+    subjects: list[Subject],
+    baselines: dict[str, Baseline],
+    explained: list[Facts],
+    settings: Settings,
+) -> Facts:
+    """``audit.json``: every part for every network, and the verdicts.
+
+    Args:
+        scene: The audited images.
+        subjects: The networks, ``model`` first.
+        baselines: As from ``ask_baselines``.
+        explained: The JSON of each explanation.
+        settings: ``auditing``, the draws of ``evaluation.n_bootstrap``, and the seed.
+    """
+    how, n_bootstrap, seed = settings.auditing, settings.evaluation.n_bootstrap, settings.seed
+    put_on, taken_off = change_devices(scene, how, seed)
+    found: Facts = {"split": str(scene.rows["split"].iloc[0]), "n_images": len(scene.rows)}
+    found |= {part: {} for part in PARTS}
+    for subject in subjects:
+        every = draw_patients(scene.rows["patient_id"], n_bootstrap, seed)
+        found["baselines"][subject.name] = compare_baselines(scene, subject, baselines, n_bootstrap, seed)
+        for part, changes in (("insertion", put_on), ("removal", taken_off)):
+            found[part][subject.name] = ask_changes(scene, subject, changes, n_bootstrap, seed)
+        found["blanked"][subject.name] = ask_blanked(scene, subject, every)
+        found["attribution"][subject.name] = weigh_attribution(explained, subject.name, n_bootstrap, seed)
+        found["groups"][subject.name] = measure_groups(scene, subject, n_bootstrap, seed)
+    found["verdict"] = {subject.name: judge(found, subject.name, how) for subject in subjects}
+    return found
+
+
+# -- the parts ---------------------------------------------------------------------------------------------------------
+
+
+def compare_baselines(
+    scene: Scene, subject: Subject, baselines: dict[str, Baseline], n_bootstrap: int, seed: int
+) -> Facts:
+    """AUC of the network, and of each baseline with what the network gains over it on the same images."""
+    rows = scene.rows
+    each = {}
+    for name, baseline in baselines.items():
+        nothing = {"value": None, "low": None, "high": None, "reason": baseline.reason}
+        said: Facts = {"says": baseline.says, "n": int(baseline.at.sum()), "auc": nothing, "gain": nothing}
+        if baseline.answer is not None:
+            weights = draw_patients(rows.loc[baseline.at, "patient_id"], n_bootstrap, seed)
+            auc = measure_auc(rows[baseline.at], baseline.answer, weights)
+            own = measure_auc(rows[baseline.at], subject.probability[baseline.at], weights)
+            said |= {key: summarise(v, "a class is missing") for key, v in (("auc", auc), ("gain", own - auc))}
+        each[name] = said
+    weights = draw_patients(rows["patient_id"], n_bootstrap, seed)
+    whole = summarise(measure_auc(rows, subject.probability, weights), "a class is missing")
+    return {"n": len(rows), "auc": whole, "each": each}
+
+
+def change_devices(
+    scene: Scene, how: AuditingSettings, seed: int
+) -> tuple[dict[str, Change] | str, dict[str, Change] | str]:
+    """Images with devices put on, by kind, and images with theirs taken off; or why there are none."""
+    marked = np.asarray((scene.masks >= SURE).any((1, 2)))  # else a person saw what the mask does not show
+    clean = pick_rows(scene.rows, False, how.n_images, seed)
+    shown = pick_rows(scene.rows[marked], True, how.n_images, seed)
+    shown = np.flatnonzero(marked)[shown]
+    put_on: dict[str, Change] | str = NO_CLEAN
+    if len(clean):
+        put_on = draw_on(scene.packed, clean, seed)
+        if len(shown):
+            put_on["real"] = put_real(scene.packed, clean, shown, clean, scene.masks, seed)
+    return put_on, {"filled": take_off(scene.packed, shown, scene.masks, seed)} if len(shown) else NO_DEVICE
+
+
+def ask_changes(scene: Scene, subject: Subject, changes: dict[str, Change] | str, n_bootstrap: int, seed: int) -> Facts:
+    """What a network says of changed images: ``gap``, and per variant what ``measure_change`` gives; or a reason."""
+    if isinstance(changes, str):
+        return {"reason": changes}
+    gap = measure_gap(scene.rows, subject.probability)
+    facts: Facts = {"gap": None if gap is None else round(gap, 4)}
+    if "real" not in changes and "filled" not in changes:
+        facts["reason"] = NO_DEVICE
+    for name, change in changes.items():
+        control = None if change.control is None else subject.ask(change.control)
+        facts[name] = measure_change(
+            scene.rows.iloc[change.at],
+            subject.probability[change.at],
+            subject.ask(change.changed),
+            control,
+            subject.threshold,
+            gap,
+            n_bootstrap,
+            seed,
+        )
+    return facts
+
+
+def ask_blanked(scene: Scene, subject: Subject, weights: Array) -> Facts:
+    """AUC on the images as they are, and where only the inside or only the outside of the lung window is left."""
+    answers = {
+        "whole": subject.probability,
+        "inside": subject.ask(blank(scene.packed, inside=False)),
+        "outside": subject.ask(blank(scene.packed, inside=True)),
+    }
+    aucs = {
+        name: summarise(measure_auc(scene.rows, answer, weights), "a class is missing")
+        for name, answer in answers.items()
+    }
+    share = float(window_place(scene.packed.shape[1]).mean())
+    return {"n": len(scene.rows), "window_share": round(share, 4), **aucs}
+
+
+def weigh_attribution(explained: list[Facts], name: str, n_bootstrap: int, seed: int) -> Facts:
+    """Lift of LIME's positive weight: on devices, on the same places of images without one, and in the lung window.
+
+    A lift is the share of the weight that lies on a place over the place's share of the area; 1 is as by chance.
+    """
+    said = [item if name == MODEL else {**item, **item[name]} for item in explained]
+    table = pd.DataFrame([{**item["places"], **item} for item in said if item["places"] is not None])
+    nothing: Facts = {"value": None, "low": None, "high": None}
+    if not len(table):
+        return {"n": 0, "reason": "no explained image has a map with positive weight"}
+    facts: Facts = {"n_explained": len(table)}
+    lifts = {}
+    for key, at, place, why in (
+        ("device", table["mask"] == "own", "device", "no explained image shows a device"),
+        ("control", table["mask"] == "other", "device", "no explained image shows no device"),
+        ("window", table["mask"].notna() | table["mask"].isna(), "window", ""),
+    ):
+        part = table[at]
+        if len(part):
+            lifts[key] = mean_lift(
+                part[f"{place}_weight"], part[f"{place}_area"], part["patient_id"], n_bootstrap, seed
+            )
+        facts[f"{key}_lift"] = lifts[key] if key in lifts else nothing | {"reason": why}
+        facts[f"n_{key}"] = len(part)
+    facts["n"] = int(min(facts["n_device"], facts["n_control"]))
+    facts["excess_lift"] = _difference(facts["device_lift"], facts["control_lift"])
+    return facts
+
+
+def _difference(one: Facts, other: Facts) -> Facts:
+    """Of two figures of different images: the ends of the interval by adding the variances."""
+    for figure in (one, other):
+        if figure["value"] is None:
+            return figure
+    value = one["value"] - other["value"]
+    below = np.hypot(one["value"] - one["low"], other["high"] - other["value"])
+    above = np.hypot(one["high"] - one["value"], other["value"] - other["low"])
+    return {"value": round(value, 4), "low": round(float(value - below), 4), "high": round(float(value + above), 4)}
+
+
+def measure_groups(scene: Scene, subject: Subject, n_bootstrap: int, seed: int) -> Facts:
+    """Device x class: measures with and without a device, and the pairs in which the device misleads, or helps.
+
+    Returns:
+        ``with_device`` and ``device_free`` as groups of ``metrics.json``; ``against``, normal images with a device and
+        pneumonia images without; ``along``, the other way round, both with AUC alone; ``loss``, AUC of all known images
+        less that of ``against``; ``n``, the images of the smaller class in ``against``.
+    """
+    rows = scene.rows.assign(probability=subject.probability)
+    known = rows["has_device"].notna().to_numpy(bool)
+    if not known.any():
+        return {"n": 0, "reason": "no image was screened"}
+    device, label = rows["has_device"].fillna(False).to_numpy(bool), rows["label"].to_numpy(int)
+    facts: Facts = {
+        "with_device": measure_group(rows[known & device], subject.threshold, n_bootstrap, seed),
+        "device_free": measure_group(rows[known & ~device], subject.threshold, n_bootstrap, seed),
+    }
+    weights = draw_patients(rows.loc[known, "patient_id"], n_bootstrap, seed)
+    every = measure_auc(rows[known], subject.probability[known], weights)
+    for name, at in (("against", device == (label == 0)), ("along", device == (label == 1))):
+        aucs = measure_auc(rows[known], subject.probability[known], weights * at[known])
+        counts = {f"n_{c}": int((known & at & (label == i)).sum()) for i, c in enumerate(("normal", "pneumonia"))}
+        facts[name] = counts | {"auc": summarise(aucs, "a class is missing in this group")}
+        if name == "against":
+            facts["n"] = min(counts.values())
+            facts["loss"] = summarise(every - aucs, "a class is missing in this group")
+    return facts
+
+
+# -- for people --------------------------------------------------------------------------------------------------------
+
+
+def say_verdict(name: str, verdict: Facts) -> str:
+    """One line for the log."""
+    who = f"audit of {TITLES[name]}"
+    if verdict["passed"] is None:
+        return f"{who}: no verdict, {verdict['reason']}"
+    worst = [
+        f"{rule['part']} ({rule['says']} {rule['value']:g}, bound {rule['bound']:g})"
+        for rule in verdict["rules"]
+        if rule["outcome"] == "fails"
+    ]
+    unclear = sum(rule["outcome"] == "unclear" for rule in verdict["rules"])
+    unjudged = sum(rule["outcome"] == "not judged" for rule in verdict["rules"])
+    said = f"{who}: " + ("passed" if verdict["passed"] else "failed " + "; ".join(worst))
+    return said + f"; {unclear} of {len(verdict['rules'])} rules unclear, {unjudged} not judged"
+
+
+def verdict_rows(verdicts: Facts) -> list[Facts]:
+    """A row per rule, for people."""
+    return [
+        {
+            "network": name,
+            "part": rule["part"],
+            "rule": rule["says"],
+            "figure": rule["value"],
+            "bound": rule["bound"],
+            "outcome": rule["outcome"],
+        }
+        for name, verdict in verdicts.items()
+        for rule in verdict["rules"]
+    ]

@@ -1,0 +1,100 @@
+"""Baselines of the audit: how far one gets on the same images without looking at a lung."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+GRID = 28
+RING = 3
+"""The outer 3 of 28 pixels, as ``tasks.pixels.shifts.BORDER``."""
+
+Array = NDArray[np.float64]
+Packed = NDArray[np.uint8]
+
+SAYS = {
+    "device": "whether a device is seen, and nothing else",
+    "ring": "a logistic regression on the outer 3 of 28 pixels",
+    "grey": "a logistic regression on mean and spread of grey",
+    "size": "a logistic regression on width, height and aspect of the file",
+}
+
+
+def describe_ring(packed: Packed) -> Array:
+    """Mean grey of the outer cells of a 28 x 28 grid: uint8 ``(n, 224, 224)`` -> ``(n, 300)``, 0 to 1."""
+    cell = packed.shape[1] // GRID
+    small = packed.reshape(len(packed), GRID, cell, GRID, cell).mean((2, 4)) / 255
+    ring = np.ones((GRID, GRID), bool)
+    ring[RING:-RING, RING:-RING] = False
+    return np.asarray(small[:, ring])
+
+
+def describe_grey(packed: Packed) -> Array:
+    """Mean and standard deviation of grey, ``(n, 2)``, 0 to 1."""
+    flat = packed.reshape(len(packed), -1) / 255
+    return np.stack([flat.mean(1), flat.std(1)], axis=1)
+
+
+def describe_size(rows: pd.DataFrame) -> Array:
+    """Width and height in pixels, and their ratio, ``(n, 3)``."""
+    width, height = rows["width_px"].to_numpy(float), rows["height_px"].to_numpy(float)
+    return np.stack([width, height, width / height], axis=1)
+
+
+def answer_by(features: Array, labels: NDArray[np.int64], asked: Array) -> Array:
+    """P(label = 1) of the asked rows by a logistic regression on standardised features."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=2_000))
+    return np.asarray(fitted.fit(features, labels).predict_proba(asked)[:, 1])
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a baseline says of the audited images.
+
+    Attributes:
+        says: What it looks at, for people.
+        at: Rows it can say something about, bool ``(n,)``.
+        answer: P(label = 1) of these rows, ``(at.sum(),)``; ``None`` where it cannot be had.
+        reason: Why not; empty where it can.
+    """
+
+    says: str
+    at: NDArray[np.bool_]
+    answer: Array | None
+    reason: str = ""
+
+
+def ask_baselines(train: pd.DataFrame, train_packed: Packed, rows: pd.DataFrame, packed: Packed) -> dict[str, Baseline]:
+    """What each baseline of ``SAYS`` says of the audited images, learnt from training images if it has to learn.
+
+    Args:
+        train: ``label, width_px, height_px`` of the training images.
+        train_packed: Their pixels, uint8 ``(n, 224, 224)``.
+        rows: ``has_device, width_px, height_px`` of the audited images.
+        packed: Their pixels.
+    """
+    known, everyone = rows["has_device"].notna().to_numpy(bool), np.ones(len(rows), bool)
+    device = rows["has_device"].fillna(False).to_numpy(float)[known]
+    said = {"device": Baseline(SAYS["device"], known, device)}
+    if not known.any():
+        said["device"] = Baseline(SAYS["device"], known, None, "no image was screened")
+    elif not np.ptp(device):
+        said["device"] = Baseline(SAYS["device"], known, None, "all images are alike: with a device, or without")
+    labels = train["label"].to_numpy(int)
+    for name, features, asked in (
+        ("ring", describe_ring(train_packed), describe_ring(packed)),
+        ("grey", describe_grey(train_packed), describe_grey(packed)),
+        ("size", describe_size(train), describe_size(rows)),
+    ):
+        if len(np.unique(labels)) < 2:
+            said[name] = Baseline(SAYS[name], everyone, None, "training has one class only")
+        elif not np.ptp(features, axis=0).any():
+            said[name] = Baseline(SAYS[name], everyone, None, "all training images are alike in it")
+        else:
+            said[name] = Baseline(SAYS[name], everyone, answer_by(features, labels, asked))
+    return said

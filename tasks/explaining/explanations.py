@@ -1,0 +1,344 @@
+"""Explain: which parts of an X-ray a network's answer rests on, by LIME (Ribeiro et al. 2016), and how sure that is.
+
+Reads ``predictions.csv``, ``metrics.json``, the packed arrays, the masks of devices, ``model.keras`` and, when
+compared, ``unfiltered.keras``; writes a ``.json`` and a ``.png`` per image into ``explanations/``. Images are explained
+in shards, each kept in the cache as soon as it is done: planned, explained side by side, and gathered.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from prefect import task
+
+from tasks.errors import RunError
+from tasks.explaining.subjects import Network, load_for_lime, read_threshold_of
+from tasks.pixels.decoding import to_float
+from tasks.pixels.masks import DeviceMasks
+from tasks.pixels.packed import PackedImages
+from tasks.records import MODEL, Facts
+from tasks.runs.bucket import fetch_entry, fetch_run, keep_entry
+from tasks.runs.files import digest, make_once, read_json, sha256_of_file, write_json
+from tasks.runs.manifest import read_manifest
+from tasks.runs.run import cache_folder, run_folder
+from tasks.runs.shards import LOST_SHARDS
+from tasks.runs.stages import code_version, package_versions, run_stage, stage_task
+from tasks.settings import ExplanationSettings, Settings, name_suspects
+
+SHARD_IMAGES = 4
+LOADING = threading.Lock()
+"""Held while networks are loaded, which threads would otherwise do several times at once."""
+PACKAGES = ("lime", "scikit-image", "scikit-learn")
+
+
+@task(name="plan explanations")
+def plan_explanations(settings: Settings) -> list[int]:
+    """Numbers of the shards, of those that the chosen images fall into, that nobody explained before."""
+    return [number for number, shard in enumerate(list_shards(settings)) if not is_at_hand(settings, shard)]
+
+
+@task(name="explain shards")
+def explain_shards(settings: Settings, shards: Sequence[int]) -> None:
+    """Explains the images of shards, each given by its number."""
+    if settings.scaling.reaches_out:
+        fetch_run(settings)
+    all_shards = list_shards(settings)
+    n_images = sum(len(shard.rows) for shard in all_shards)
+    for number in shards:
+        explain_shard(settings, all_shards[number])
+        first, n = number * SHARD_IMAGES + 1, len(all_shards[number].rows)
+        print(f"explained images {first:,} to {first + n - 1:,} of {n_images:,}")
+
+
+@stage_task("explain")
+def gather_explanations(settings: Settings) -> Facts:
+    """Brings the explanations of all shards into the run folder."""
+    shards = list_shards(settings)
+    if missing := [shard for shard in shards if not is_at_hand(settings, shard)]:
+        raise RunError(f"scaling.runner: {len(missing):,} of the explained shards not found; {LOST_SHARDS}")
+
+    def make(out: Path) -> Facts:
+        folder = out / "explanations"
+        folder.mkdir()
+        for shard in shards:
+            for name in shard.files:
+                (folder / name).write_bytes((cache_folder(settings) / shard.name / name).read_bytes())
+        if not shards:
+            (folder / "none.txt").write_text("no image was asked for\n")
+        said = [read_json(path) for path in sorted(folder.glob("*.json"))]
+        return {"n_images": len(said), "split": said[0]["split"] if said else None, **sum_up(said)}
+
+    facts = run_stage(
+        settings, "explain", module=__name__, inputs={"entries": [shard.name for shard in shards]}, make=make
+    )
+    print(say_explanations(facts))
+    return facts
+
+
+def plan_images(settings: Settings) -> list[Facts]:
+    """The chosen images in the order they are explained in: facts of each, its seeds, and which mask is laid on it.
+
+    ``mask_of`` is the image itself where it shows a device, and where it is known to show none another image that does,
+    to compare with; ``None`` where nothing is known.
+    """
+    run = run_folder(settings)
+    predictions = read_predictions(run)
+    chosen = choose_images(predictions, settings.explanation.n_images, settings.seed)
+    rng = np.random.default_rng([settings.seed, 5])
+    donors = sorted(predictions.loc[predictions["has_device"].eq(True).fillna(False).astype(bool), "image_id"])
+    plan = []
+    for turn, row in enumerate(chosen.to_dict("records")):
+        other = str(rng.choice(donors)) if donors else None
+        mask_of = {True: row["image_id"], False: other}.get(row["has_device"])  # type: ignore[call-overload]
+        n_seeds = settings.explanation.n_seeds if turn < settings.explanation.n_repeated else 1
+        plan.append({**row, "n_seeds": n_seeds, "mask_of": mask_of})
+    return plan
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some of the chosen images: their rows as from ``plan_images``, and the name of their folder in the cache."""
+
+    rows: tuple[Facts, ...]
+    name: str
+
+    @property
+    def files(self) -> list[str]:
+        """Names of what is written about the images, in the order that it is."""
+        return [f"{row['image_id']}.{ending}" for row in self.rows for ending in ("json", "png")]
+
+
+def list_shards(settings: Settings) -> list[Shard]:
+    """The chosen images in shards; the results of one follow from its rows, the networks and the settings."""
+    run, how, plan = run_folder(settings), settings.explanation, plan_images(settings)
+    if not plan:
+        return []
+    names = name_suspects(settings)
+    parts = {
+        "networks": {name: (sha256_of_file(run / f"{name}.keras"), read_threshold_of(run, name)) for name in names},
+        "arrays": read_json(run / "arrays" / "index.json")["shards"],
+        "masks": read_json(run / "masks" / "index.json")["shards"],
+        "how": how.model_dump(include={"n_samples", "n_segments", "batch_size"}),
+        "seed": settings.seed,
+        "code": code_version(__name__),
+        "packages": package_versions(PACKAGES),
+    }
+    pieces = [plan[start : start + SHARD_IMAGES] for start in range(0, len(plan), SHARD_IMAGES)]
+    return [Shard(tuple(rows), f"explanations/{digest({**parts, 'rows': rows})[:24]}") for rows in pieces]
+
+
+def is_at_hand(settings: Settings, shard: Shard) -> bool:
+    """Whether a shard is explained; what only the shared cache has is brought here."""
+    fetch_entry(settings, shard.name, lambda entry: is_whole(entry, shard))
+    return is_whole(cache_folder(settings) / shard.name, shard)
+
+
+def is_whole(entry: Path, shard: Shard) -> bool:
+    """Whether a folder of the cache has all files of a shard."""
+    return all((entry / name).exists() for name in shard.files)
+
+
+def explain_shard(settings: Settings, shard: Shard) -> None:
+    """Explains the images of a shard into the cache, here and the shared one."""
+    run, cache = run_folder(settings), cache_folder(settings)
+
+    def make(out: Path) -> None:
+        images, masks = PackedImages(run, cache), DeviceMasks(run, cache)
+        with LOADING:
+            names = name_suspects(settings)
+            networks = {
+                name: (load_for_lime(run, name, settings.explanation.batch_size), read_threshold_of(run, name))
+                for name in names
+            }
+        for row in shard.rows:
+            grey = to_float(images.read([row["image_id"]]))[0, ..., 0]
+            mask = masks.read([row["mask_of"]])[0] if row["mask_of"] else None
+            said, picture = explain_row(row, grey, mask, networks, settings)
+            write_json(out / f"{row['image_id']}.json", said)
+            picture.save(out / f"{row['image_id']}.png", optimize=True)
+
+    make_once(cache / shard.name, make, is_valid=lambda entry: is_whole(entry, shard))
+    keep_entry(settings, shard.name)
+
+
+def read_predictions(run: Path) -> pd.DataFrame:
+    """``predictions.csv`` with ``image_id`` and ``decision`` (1 from the threshold on), test rows if there are any."""
+    table = pd.read_csv(run / "predictions.csv")
+    ids = read_manifest(run).set_index("path")["image_id"]
+    table["image_id"] = table["path"].map(ids)
+    table["decision"] = (table["probability"] >= read_threshold_of(run, MODEL)).astype(int)
+    return table[table["split"] == "test"] if (table["split"] == "test").any() else table
+
+
+def choose_images(predictions: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
+    """At most ``n`` rows: as even as can be over right and wrong of each class, with and without a device; seeded.
+
+    Args:
+        predictions: ``image_id, split, label, subtype, has_device, probability, decision``.
+    """
+    rng = np.random.default_rng(seed)
+    shown = predictions.assign(
+        right=predictions["label"] == predictions["decision"],
+        shown=predictions["has_device"].map({True: "yes", False: "no"}).fillna("unknown"),
+    )
+    groups = [rows.iloc[rng.permutation(len(rows))] for _, rows in shown.groupby(["label", "right", "shown"])]
+    turns = [(turn, g) for g, rows in enumerate(groups) for turn in range(len(rows))]
+    picked = [groups[g].iloc[[turn]] for turn, g in sorted(turns)[:n]]
+    columns = ["image_id", "split", "label", "subtype", "has_device", "probability", "decision", "right"]
+    chosen = pd.concat(picked) if picked else shown.iloc[:0]
+    chosen = chosen[columns].astype(object)
+    return chosen.where(chosen.notna(), None)
+
+
+# -- one image ---------------------------------------------------------------------------------------------------------
+
+
+def explain_row(
+    row: Facts,
+    grey: NDArray[np.float32],
+    mask: NDArray[np.uint8] | None,
+    networks: dict[str, tuple[Network, float]],
+    settings: Settings,
+) -> tuple[Facts, Any]:
+    """What is written about an image: the facts of its ``.json``, and its picture.
+
+    Args:
+        row: As from ``plan_images``.
+        grey: float32 ``(side, side)``, 0.0 to 1.0.
+        mask: uint8 of that shape, 255 surely a device; of the image itself, or of another one to compare with.
+        networks: Name -> network and its threshold; ``model`` is one of them.
+        settings: ``explanation`` and the seed.
+    """
+    from tasks.drawings.transplant import grow_mask
+    from tasks.explaining.lime_arrays import cut_pieces
+    from tasks.explaining.pictures import draw_explanation
+    from tasks.pixels.window import window_place
+
+    pieces = cut_pieces(grey, settings.explanation.n_segments)
+    places = {"window": window_place(grey.shape[0])} | ({} if mask is None else {"device": grow_mask(mask)})
+    own = row["mask_of"] == row["image_id"]
+    said = {k: v for k, v in row.items() if k not in ("mask_of", "n_seeds")}
+    said |= {"mask": None if mask is None else "own" if own else "other"}
+    for name, (network, threshold) in networks.items():
+        found = explain_pieces(grey, pieces, network, threshold, settings.explanation, settings.seed, row["n_seeds"])
+        found["places"] = share_weight(np.array(found["weights"]), pieces, places)
+        if name == MODEL:
+            found = {k: v for k, v in found.items() if k not in row}  # as predictions.csv has it
+            said |= found
+        else:
+            said[name] = found
+    return said, draw_explanation(grey, pieces, said, mask if own else None)
+
+
+def explain_pieces(
+    grey: NDArray[np.float32],
+    pieces: NDArray[np.intp],
+    network: Network,
+    threshold: float,
+    how: ExplanationSettings,
+    seed: int,
+    n_seeds: int,
+) -> Facts:
+    """LIME weights of one X-ray and how far they can be believed.
+
+    Args:
+        grey: float32 ``(side, side)``, 0.0 to 1.0.
+        pieces: int ``(side, side)``, numbered from 0.
+        network: Grey images float32 ``(n, side, side)`` to P(label = 1), float64 ``(n,)``.
+        threshold: From which probability on the network calls an image pneumonia.
+        how: Samples and batch size.
+        seed: Seed of the perturbations.
+        n_seeds: Maps that are made, with this seed and the following; the first is the one that is shown.
+
+    Returns:
+        ``probability`` and ``decision``; ``weights``, one per piece, positive where it raises P(pneumonia); ``r2`` of
+        the local fit, its ``intercept`` and ``local_probability``; ``n_samples`` and ``seed``; ``stability`` and
+        ``faithfulness`` as from ``tasks.explaining.lime_quality``.
+    """
+    from tasks.explaining.lime_arrays import PieceHider, weigh_pieces
+    from tasks.explaining.lime_quality import measure_faithfulness, measure_stability
+
+    maps = [
+        weigh_pieces(grey, pieces, network, n_samples=how.n_samples, batch_size=how.batch_size, seed=seed + turn)
+        for turn in range(n_seeds)
+    ]
+    first = maps[0]
+    decision = int(first.probability >= threshold)
+    return {
+        "probability": round(first.probability, 6),
+        "decision": decision,
+        "weights": first.weights.tolist(),
+        "r2": _finite(first.r2),
+        "intercept": _finite(first.intercept),
+        "local_probability": _finite(first.local_probability),
+        "n_samples": how.n_samples,
+        "seed": seed,
+        "stability": measure_stability([one.weights for one in maps]),
+        "faithfulness": measure_faithfulness(PieceHider(grey, pieces), first.weights, network, decision, seed),
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN; R² of a constant answer has no value."""
+    return round(value, 6) if np.isfinite(value) else None
+
+
+def share_weight(
+    weights: NDArray[np.float64], pieces: NDArray[np.intp], places: dict[str, NDArray[np.bool_]]
+) -> Facts | None:
+    """For each place the share of the positive weight that lies on it, and its share of the area; 0 to 1.
+
+    The weight of a piece is spread evenly over it. ``None`` where no piece has positive weight.
+    """
+    positive = np.clip(weights, 0, None)
+    if not positive.sum():
+        return None
+    sizes = np.bincount(pieces.ravel(), minlength=len(weights))
+    facts: Facts = {}
+    for name, place in places.items():
+        on = np.bincount(pieces[place], minlength=len(weights)) / sizes
+        facts[f"{name}_weight"] = round(float(positive @ on / positive.sum()), 6)
+        facts[f"{name}_area"] = round(float(place.mean()), 6)
+    return facts
+
+
+# -- all of them -------------------------------------------------------------------------------------------------------
+
+
+def sum_up(said: list[Facts]) -> Facts:
+    """How far the maps of a run can be believed: medians, and the share of maps that beat a random order."""
+    stable = [item["stability"] for item in said if item["stability"]["rank_correlation"] is not None]
+    faithful = [item["faithfulness"] for item in said]
+    r2 = [item["r2"] for item in said if item["r2"] is not None]
+
+    def middle(values: list[float]) -> float | None:
+        return round(float(np.median(values)), 4) if values else None
+
+    return {
+        "n_repeated": len(stable),
+        "n_seeds": stable[0]["n_seeds"] if stable else 1,
+        "rank_correlation": middle([item["rank_correlation"] for item in stable]),
+        "top5_overlap": middle([item["top5_overlap"] for item in stable]),
+        "n_unstable": sum(item["stable"] is False for item in stable),
+        "r2": middle(r2),
+        **{name: middle([item[name] for item in faithful]) for name in ("deletion", "insertion", "random")},
+        "n_deletion_better": sum(item["deletion"] < item["random"] for item in faithful),
+        "n_insertion_better": sum(item["insertion"] > item["random"] for item in faithful),
+    }
+
+
+def say_explanations(facts: Facts) -> str:
+    """One line for the log."""
+    said = f"explained {facts['n_images']:,} images" + (" (taken from the cache)" if facts["reused"] else "")
+    if facts["n_repeated"]:
+        said += (
+            f"; median rank correlation between seeds {facts['rank_correlation']:.2f} on {facts['n_repeated']} of them"
+        )
+    if facts["n_images"]:
+        said += f"; deletion beats a random order on {facts['n_deletion_better']:,} of {facts['n_images']:,}"
+    return said

@@ -1,0 +1,76 @@
+"""Pictures of LIME maps: the X-ray, and beside it the same tinted by what each piece says, once per network."""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from tasks.drawings.transplant import SURE
+from tasks.records import Facts
+
+PICTURE_PX = 320
+STRIP_PX = 26
+GAP_PX = 8
+FAINTEST = 0.01  # change of probability that a full tint stands for at least
+FOR, AGAINST, OUTLINE = (214, 73, 51), (47, 110, 186), (255, 205, 64)
+INK, WARNING = (40, 52, 62), (176, 54, 30)
+
+Floats = NDArray[np.float32]
+
+
+def draw_explanation(
+    grey: Floats, pieces: NDArray[np.intp], said: Facts, mask: NDArray[np.uint8] | None = None
+) -> Image.Image:
+    """Panels side by side, each under a word about it: the X-ray, the map of the twin if there is one, the model's.
+
+    Red pieces speak for pneumonia, blue ones against it; a tint grows with the weight relative to the largest one of
+    its map, or to ``FAINTEST`` where all are smaller: a map on which nothing depends looks as pale as it is.
+
+    Args:
+        grey: float32 ``(side, side)``, 0.0 to 1.0.
+        pieces: int ``(side, side)``, numbered from 0.
+        said: The facts of the image: ``weights``, ``stability``, and ``unfiltered`` with the same of the twin.
+        mask: The image's devices, uint8 ``(side, side)``; they are outlined on every panel.
+    """
+    plain = np.repeat(np.asarray(_enlarge(Image.fromarray((grey * 255).astype(np.uint8))))[..., None], 3, axis=2)
+    outline = None
+    if mask is not None:
+        from skimage.segmentation import find_boundaries
+
+        shown = np.asarray(_enlarge(Image.fromarray(mask))) >= SURE
+        outline = find_boundaries(shown, mode="outer")
+    panels = [(_outlined(plain.astype(np.float32), outline), "X-ray", INK)]
+    compared = "unfiltered" in said
+    for name, part in ([("without screening", said["unfiltered"])] if compared else []) + [("this model", said)]:
+        tinted = _outlined(tint(plain.astype(np.float32), pieces, np.array(part["weights"])), outline)
+        unstable = part["stability"]["stable"] is False
+        text = f"{name}: {part['probability']:.2f}" + (", unstable" if unstable else "")
+        panels.append((tinted, text, WARNING if unstable else INK))
+    width = len(panels) * PICTURE_PX + (len(panels) - 1) * GAP_PX
+    sheet = Image.new("RGB", (width, STRIP_PX + PICTURE_PX), (255, 255, 255))
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for number, (panel, text, ink) in enumerate(panels):
+        left = number * (PICTURE_PX + GAP_PX)
+        sheet.paste(Image.fromarray(panel.clip(0, 255).astype(np.uint8)), (left, STRIP_PX))
+        pen.text((left + 2, STRIP_PX // 2), text, fill=ink, font=font, anchor="lm")
+    return sheet
+
+
+def tint(plain: Floats, pieces: NDArray[np.intp], weights: NDArray[np.float64]) -> Floats:
+    """A map: float32 ``(320, 320, 3)`` in 0 to 255, tinted piece by piece."""
+    from skimage.segmentation import find_boundaries
+
+    places = np.asarray(_enlarge(Image.fromarray(pieces.astype(np.int32)), Image.Resampling.NEAREST))
+    relative = weights / max(np.abs(weights).max(), FAINTEST)
+    strength = relative[places][..., None]
+    colour = np.where(strength > 0, np.array(FOR, np.float32), np.array(AGAINST, np.float32))
+    tinted = plain + (colour - plain) * 0.6 * np.abs(strength)
+    edges = find_boundaries(places, mode="inner")[..., None] & (np.abs(strength) > 0.25)
+    return np.where(edges, 0.5 * tinted + 0.5 * colour, tinted).astype(np.float32)
+
+
+def _outlined(panel: Floats, outline: NDArray[np.bool_] | None) -> Floats:
+    return panel if outline is None else np.where(outline[..., None], np.array(OUTLINE, np.float32), panel)
+
+
+def _enlarge(picture: Image.Image, how: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
+    return picture.resize((PICTURE_PX, PICTURE_PX), how)

@@ -1,0 +1,140 @@
+"""What the trainings of classifier and screener share: schedule, seeds of an epoch, checkpoints, a signal to stop."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tasks.errors import RunError
+from tasks.networks.files import load_checked
+from tasks.networks.keras_backend import keras
+from tasks.records import Facts
+from tasks.runs.files import digest, inside, read_record, room_in, sha256_of_file, write_whole
+
+CHECKPOINT = "checkpoint.json"
+
+T = TypeVar("T")
+
+
+def build_optimizer(learning_rate: float, epochs: int, n_train: int, batch_size: int) -> Any:
+    """AdamW with one epoch of warm-up, a cosine down to 2 % and a moving average of the weights over an epoch."""
+    steps = max(1, -(-n_train // batch_size))
+    schedule = keras.optimizers.schedules.CosineDecay(
+        learning_rate / 10,
+        decay_steps=max(1, steps * (epochs - 1)),
+        alpha=0.2,  # of the initial rate, a tenth of the peak: 2 % of the peak
+        warmup_target=learning_rate,
+        warmup_steps=steps,
+    )
+    momentum = float(np.clip(1 - 1 / steps, 0.5, 0.99))
+    return keras.optimizers.AdamW(schedule, weight_decay=0.02, use_ema=True, ema_momentum=momentum)
+
+
+def reseed(model: Any, seed: int, epoch: int) -> None:
+    """Sets the seed of every random layer, in nested models too, to one that follows from the seed and the epoch."""
+    for i, state in enumerate(_flatten(model)):
+        if state is not None:
+            state.assign(np.array([(seed * 1_000_003 + epoch) % 2**31, i], dtype="uint32"))
+
+
+def read_seeds(model: Any) -> list[list[int]]:
+    """Where every random layer stands, which a saved model does not hold; for ``put_seeds``."""
+    return [keras.ops.convert_to_numpy(state).tolist() for state in _flatten(model) if state is not None]
+
+
+def put_seeds(model: Any, seeds: list[list[int]]) -> None:
+    """Brings every random layer to where it stood when its seeds were read."""
+    states = [state for state in _flatten(model) if state is not None]
+    for state, seed in zip(states, seeds, strict=True):
+        state.assign(np.array(seed, dtype="uint32"))
+
+
+def _flatten(model: Any) -> Iterator[Any]:
+    """For each layer, in nested models too, the variable that its seed is in, or ``None``."""
+    for layer in model.layers:
+        generator = getattr(layer, "generator", None) or getattr(layer, "seed_generator", None)
+        yield generator and generator.state
+        if isinstance(layer, keras.Model):
+            yield from _flatten(layer)
+
+
+def save_checkpoint(model: Any, state: Facts, folder: Path) -> None:
+    """Keeps model and optimiser; the small JSON, written last, says which file counts, with the sha256 of both.
+
+    Args:
+        model: Compiled.
+        state: ``history``, an entry for each epoch that is done, and ``losses`` of the steps since.
+        folder: Of this network alone.
+    """
+    steps = len(state.get("losses", ()))
+    name = f"checkpoint-{len(state['history'])}{f'-{steps}' if steps else ''}.keras"
+    beside = folder / "checkpoint-.partial.keras"  # Keras goes by the ending
+    variables = [*model.trainable_variables, *model.optimizer.variables]
+    try:
+        with room_in(folder, sum(4 * int(np.prod(variable.shape)) for variable in variables)):
+            model.save(beside)
+            beside.replace(folder / name)
+    finally:
+        beside.unlink(missing_ok=True)
+    said = {**state, "model": name, "sha256": sha256_of_file(folder / name)}
+    write_whole(folder / CHECKPOINT, json.dumps({**said, "digest": digest(said)}))
+    for old in folder.glob("checkpoint-*.keras"):
+        if old.name != name:
+            old.unlink()
+
+
+def run_stoppable(train: Callable[[Callable[[Callable[[], None]], None]], T]) -> T:
+    """Trains in a thread of its own, so that a signal, which raises in the main thread, ends it between two steps.
+
+    So SIGTERM, by which machines are taken away, and Ctrl-C cost no step: Prefect's handler, or whichever there is,
+    raises here, and what it raised goes on when the training has saved.
+
+    Args:
+        train: Given what it calls between two steps, with what saves: there it ends, once it shall.
+    """
+    stop = threading.Event()
+
+    def look(save: Callable[[], None]) -> None:
+        if stop.is_set():
+            save()
+            raise _StoppedError
+
+    with ThreadPoolExecutor(1, "training") as pool:  # waits for it at the end
+        future = pool.submit(copy_context().run, train, look)
+        try:
+            return future.result()
+        finally:
+            stop.set()
+
+
+class _StoppedError(Exception):
+    """The training ended early; whoever stopped it raises something else."""
+
+
+def load_checkpoint(folder: Path, of: str) -> tuple[Any, Facts] | None:
+    """Model and state of a training that was killed; ``None`` where there is none to go on from.
+
+    A checkpoint that is damaged, or of another training, costs the epochs in it and not the run: it is left alone, and
+    the training starts afresh.
+
+    Args:
+        folder: Where ``save_checkpoint`` kept it.
+        of: What the state has to say under this name: which training it belongs to.
+    """
+    if not (folder / CHECKPOINT).exists():
+        return None
+    try:
+        state = read_record(folder / CHECKPOINT, history=list, model=str, sha256=str, of=str)
+        if state.pop("digest", "") != digest(state):
+            raise RunError(f"{folder / CHECKPOINT} is damaged")
+        if state["of"] != of:
+            raise RunError(f"{folder / CHECKPOINT} is of another training")
+        return load_checked(inside(folder, state["model"]), state["sha256"], compiled=True), state
+    except RunError as error:
+        print(f"the checkpoint cannot be gone on from, training starts afresh: {error}")
+        return None

@@ -1,0 +1,181 @@
+"""Networks: build, join and ask them; what fit, evaluate, explain, audit and score share.
+
+Networks are layers and ``keras.ops`` only, so that the same model trains on TensorFlow, JAX or PyTorch, and a saved
+one loads with ``safe_mode=True``. The kept model takes X-rays as they are in memory, float32 ``(n, 224, 224, 1)`` in
+0.0 to 1.0, resizes and standardises them inside, and answers with calibrated probabilities: what it needs is part of
+it.
+
+A **member** is one network that was trained; the model averages the logits of its members and calibrates the mean.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.networks.backbones import add_backbone
+from tasks.networks.keras_backend import keras
+from tasks.networks.normalisation import LocalContrast, Standardise, draw_kernels
+from tasks.pixels.decoding import SIDE_PX, to_float
+from tasks.settings import TrainingSettings
+
+layers, ops = keras.layers, keras.ops
+OUTPUTS = ("probability", "bacteria")
+"""P(label = 1), and P(bacteria) for an image that shows pneumonia; a member's logits lie in this order."""
+
+
+@keras.saving.register_keras_serializable("x_ray")
+class Calibrate(keras.layers.Layer):
+    """A column of logits to calibrated probability: sigmoid(slope * logit + offset) (Platt 1999).
+
+    Slope and offset are fitted after training, on validation (``tasks.training.calibration``). The logit is kept within
+    +-LIMIT, so that single precision rounds no probability to 0 or 1: the logit of every answer is finite.
+
+    Input shape: ``(n, 2)``. Output shape: ``(n, 1)``.
+    """
+
+    LIMIT = 15.0
+
+    def __init__(self, column: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.column = column
+
+    def build(self, input_shape: Any) -> None:
+        """One slope, at first 1, and one offset, at first 0."""
+        self.slope = self.add_weight(shape=(), initializer="ones", trainable=False, name="slope")
+        self.offset = self.add_weight(shape=(), initializer="zeros", trainable=False, name="offset")
+
+    def call(self, logits: Any) -> Any:
+        """Applies the layer to a batch."""
+        logit = self.slope * logits[:, self.column : self.column + 1] + self.offset
+        return ops.sigmoid(ops.clip(logit, -self.LIMIT, self.LIMIT))
+
+    def get_config(self) -> dict[str, Any]:
+        """What a saved model needs to build the layer again."""
+        return {**super().get_config(), "column": self.column}
+
+
+def build_member(settings: TrainingSettings, seed: int, name: str = "member_1") -> keras.Model:
+    """One network: from scratch a small residual one, or a Keras Applications network if ``backbone`` names one.
+
+    Args:
+        settings: ``side_px``, ``width``, ``backbone`` and ``weights``.
+        seed: Seed of the initial weights.
+
+    Returns:
+        float32 ``(n, side_px, side_px, 1)`` in 0.0 to 1.0 -> logits ``(n, 2)`` in the order of ``OUTPUTS``; from
+        scratch at the default width 278,714 weights.
+
+    Raises:
+        SettingsError: If there is no such backbone, or its weights are not to be had.
+    """
+    kernels = draw_kernels(seed)
+    pixels = keras.Input((settings.side_px, settings.side_px, 1), name="small_pixels")
+    if settings.backbone is None:
+        # In single precision whatever the rest computes in: the difference of two means has few digits left.
+        x = Standardise(dtype="float32")(LocalContrast(dtype="float32")(pixels))
+        x = _residual_features(x, settings.width, kernels)
+    else:
+        keras.utils.set_random_seed(seed)  # a backbone without a file draws its weights itself
+        x = add_backbone(pixels, settings.backbone, settings.weights)
+    x = layers.Dropout(0.3, seed=seed + 3)(x)
+    logits = layers.Dense(len(OUTPUTS), kernel_initializer=next(kernels), dtype="float32", name="logits")(x)
+    return keras.Model(pixels, logits, name=name)
+
+
+def _residual_features(x: Any, width: int, kernels: Iterator[Any]) -> Any:
+    """(n, s, s, c) -> (n, 4 * width)."""
+    x = layers.Conv2D(width, 5, strides=2, padding="same", use_bias=False, kernel_initializer=next(kernels))(x)
+    x = layers.BatchNormalization(momentum=0.9)(x)
+    x = layers.Activation("relu")(x)
+    for multiple in (1, 2, 3, 4):
+        x = _residual_block(x, width * multiple, kernels)
+    return layers.GlobalAveragePooling2D()(x)
+
+
+def _residual_block(x: Any, channels: int, kernels: Iterator[Any]) -> Any:
+    """Two 3 x 3 convolutions with a shortcut, then halving: (n, s, s, c) -> (n, s / 2, s / 2, channels)."""
+    shortcut = x
+    if x.shape[-1] != channels:
+        shortcut = layers.Conv2D(channels, 1, use_bias=False, kernel_initializer=next(kernels))(x)
+    for last in (False, True):
+        x = layers.Conv2D(channels, 3, padding="same", use_bias=False, kernel_initializer=next(kernels))(x)
+        x = layers.BatchNormalization(momentum=0.9)(x)
+        x = layers.Add()([x, shortcut]) if last else x
+        x = layers.Activation("relu")(x)
+    return layers.MaxPooling2D(2)(x)
+
+
+def shrink(side_px: int) -> keras.layers.Layer:
+    """The layer that brings ``(n, 224, 224, 1)`` to the side the members work at."""
+    return layers.Resizing(side_px, side_px, interpolation="bilinear", antialias=True, name="shrink")
+
+
+def join_members(members: Sequence[keras.Model]) -> keras.Model:
+    """The model of a run: one network out of its members, which bear different names.
+
+    Returns:
+        float32 ``(n, 224, 224, 1)`` in 0.0 to 1.0 -> ``probability`` and ``bacteria``, ``(n, 1)`` each, from the mean
+        of the members' logits, and ``members`` ``(n, len(members))``, the probability that each of them alone would
+        give. Until ``set_calibration``, slopes are 1 and offsets 0.
+    """
+    pixels = keras.Input((SIDE_PX, SIDE_PX, 1), name="pixels")
+    small = shrink(members[0].input_shape[1])(pixels)
+    logits = [member(small) for member in members]
+    mean = layers.Average(name="mean_logits")(logits) if len(logits) > 1 else logits[0]
+    to_answer = {name: Calibrate(column, name=name) for column, name in enumerate(OUTPUTS)}
+    alone = [to_answer["probability"](part) for part in logits]
+    answers = {name: layer(mean) for name, layer in to_answer.items()}
+    answers["members"] = layers.Concatenate(name="members")(alone) if len(alone) > 1 else alone[0]
+    return keras.Model(pixels, answers, name="x_ray_classifier")
+
+
+def set_calibration(model: keras.Model, name: str, slope: float, offset: float) -> None:
+    """Sets how the logit of an answer becomes its probability."""
+    layer = model.get_layer(name)
+    layer.slope.assign(slope)
+    layer.offset.assign(offset)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of ``n`` images, float64.
+
+    Attributes:
+        probability: P(label = 1), ``(n,)``.
+        bacteria: P(bacteria) for an image that shows pneumonia, ``(n,)``; says nothing about other images.
+        members: P(label = 1) by each member alone, ``(n, n_models)``.
+    """
+
+    probability: NDArray[np.float64]
+    bacteria: NDArray[np.float64]
+    members: NDArray[np.float64]
+
+
+def answer(model: keras.Model, packed: NDArray[np.uint8], batch_size: int = 64) -> Answers:
+    """All that the model says of packed images, uint8 ``(n, 224, 224)``."""
+    return answer_pixels(model, (to_float(packed[i : i + batch_size]) for i in range(0, len(packed), batch_size)))
+
+
+def answer_pixels(model: keras.Model, batches: Iterable[NDArray[np.float32]]) -> Answers:
+    """All that the model says of batches of X-rays in memory, each float32 ``(n, 224, 224, 1)``."""
+    parts = [model.predict_on_batch(batch) for batch in batches]
+    width = model.output["members"].shape[1]
+
+    def join(name: str, columns: int) -> NDArray[np.float64]:
+        found = [ops.convert_to_numpy(part[name]) for part in parts]
+        return np.concatenate(found).astype(np.float64) if found else np.empty((0, columns))
+
+    return Answers(join("probability", 1)[:, 0], join("bacteria", 1)[:, 0], join("members", width))
+
+
+def predict(model: keras.Model, packed: NDArray[np.uint8], batch_size: int = 64) -> NDArray[np.float64]:
+    """P(label = 1) for packed images: uint8 ``(n, 224, 224)`` -> float64 ``(n,)``."""
+    return answer(model, packed, batch_size).probability
+
+
+def predict_pixels(model: keras.Model, batches: Iterable[NDArray[np.float32]]) -> NDArray[np.float64]:
+    """P(label = 1) for batches of X-rays in memory, each float32 ``(n, 224, 224, 1)``: float64 ``(sum of n,)``."""
+    return answer_pixels(model, batches).probability

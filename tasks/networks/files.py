@@ -1,0 +1,102 @@
+"""Network files: ``<name>.keras`` with its checksum, ``<name>.sha256``; nothing loads before the checksum matched."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import RunError
+from tasks.runs.files import BROKEN, sha256_of_file
+
+MAX_RATIO, SMALL = 10, 20_000_000
+"""What may come out of a network's file: so many times its bytes, and so many more."""
+
+
+def save_network(network: Any, folder: Path, name: str = "model") -> str:
+    """Writes ``<name>.keras`` and its checksum ``<name>.sha256`` into a folder; returns the checksum."""
+    path = folder / f"{name}.keras"
+    network.save(path)
+    checksum = sha256_of_file(path)
+    (folder / f"{name}.sha256").write_text(f"{checksum}  {path.name}\n")
+    return checksum
+
+
+def read_checksum(folder: Path, name: str = "model") -> str:
+    """The sha256 of ``<name>.keras`` of a run as ``<name>.sha256`` notes it; the network itself is not read.
+
+    Raises:
+        RunError: If one of the two files is missing.
+    """
+    path, checksum_path = folder / f"{name}.keras", folder / f"{name}.sha256"
+    for needed in (path, checksum_path):
+        if not needed.is_file():
+            raise RunError(f"{needed} is missing: run the train flow on this run folder first")
+    return (checksum_path.read_bytes().split() or [b""])[0].decode(errors="replace")
+
+
+def check_network(folder: Path, name: str = "model") -> str:
+    """The sha256 of ``<name>.keras`` of a run, after it matched ``<name>.sha256``; nothing is loaded.
+
+    Raises:
+        RunError: If a file is missing or the checksum differs.
+    """
+    checksum = read_checksum(folder, name)
+    _refuse_change(folder / f"{name}.keras", checksum)
+    return checksum
+
+
+def load_network(folder: Path, name: str = "model") -> Any:
+    """Loads ``<name>.keras`` of a run, a ``keras.Model``, after its checksum matched.
+
+    Raises:
+        RunError: If a file is missing, the checksum differs, or the file does not load.
+    """
+    return load_checked(folder / f"{name}.keras", read_checksum(folder, name))
+
+
+def load_checked(path: Path, sha256: str, *, compiled: bool = False) -> Any:
+    """Loads a ``keras.Model`` from a ``.keras`` file; nothing else loads one, and nothing before its checksum matched.
+
+    Args:
+        path: The file.
+        sha256: Its checksum as noted when it was written.
+        compiled: With optimiser and loss, to go on training.
+
+    Raises:
+        RunError: If it is no ``.keras`` file, the checksum differs, or it does not load in Keras' safe mode.
+    """
+    from tasks.networks.keras_backend import keras
+
+    # Keras goes by the name, and would load an .h5 file without its safe mode.
+    if path.suffix != ".keras":
+        raise RunError(f"{path} is no .keras file: train again")
+    _refuse_change(path, sha256)
+    _refuse_bomb(path)
+    try:
+        return keras.saving.load_model(path, compile=compiled, safe_mode=True)
+    except Exception as error:  # Keras raises many kinds for a network of another make, some without a message
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RunError(f"{path} does not load ({reason[:120]}): train again") from None
+
+
+def _refuse_change(path: Path, sha256: str) -> None:
+    try:
+        found = sha256_of_file(path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}): train again") from None
+    if found != sha256:
+        raise RunError(f"{path} does not match the checksum noted with it: it was changed after training; train again")
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuses a file of which much more would come out than it has; weights hardly pack.
+
+    Raises:
+        RunError: Names it.
+    """
+    try:
+        with zipfile.ZipFile(path) as members:
+            n_bytes = sum(member.file_size for member in members.infolist())
+    except BROKEN:
+        raise RunError(f"{path} does not load (it is no .keras file): train again") from None
+    if n_bytes > MAX_RATIO * path.stat().st_size + SMALL:
+        raise RunError(f"{path} does not load (it unpacks to {n_bytes / 1e6:,.0f} MB): train again")

@@ -1,0 +1,261 @@
+"""Ingest: from a source on this machine to the manifest, one row per image.
+
+Reads the source; writes ``manifest.parquet`` with labels, subtypes, patients, sizes and checksums, and the reasons why
+rows are excluded so far (identical files, contradictions, files that are no image).
+"""
+
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+import pandas as pd
+from pydantic import BeforeValidator
+from pydantic.dataclasses import dataclass
+
+from tasks.errors import SourceError, TableError
+from tasks.pixels.decoding import MAX_FILE_BYTES, UndecodableError, in_turn, read_size
+from tasks.records import CLASS_FOLDERS, SPLITS, Facts
+from tasks.runs.artifacts import show_table
+from tasks.runs.files import open_source
+from tasks.runs.manifest import image_id, write_manifest
+from tasks.runs.stages import run_stage, stage_task
+from tasks.settings import Settings
+from tasks.sources.checksums import READERS, Sum, sum_file, sum_stream
+from tasks.sources.layout import Fetched
+from tasks.tables import read_rows
+
+
+@stage_task("ingest")
+def ingest(settings: Settings, fetched: Fetched) -> Facts:
+    """Lists the images of the source."""
+
+    def make(out: Path) -> Facts:
+        manifest = list_images(fetched, settings.ingestion.max_side_px)
+        write_manifest(out, manifest)
+        return describe(manifest, fetched) | {"source": settings.public_source}
+
+    inputs = {
+        "sha256": fetched.sha256,
+        "layout": asdict(fetched.layout),
+        "vanished": fetched.vanished,
+        "source": settings.public_source,
+        "max_side_px": settings.ingestion.max_side_px,
+    }
+    facts = run_stage(settings, "ingest", module=__name__, inputs=inputs, make=make, packages=("pillow", "pandas"))
+    print(
+        f"left out {facts['n_clutter'] + facts['n_nested']:,} files: {facts['n_nested']:,} of a nested second copy "
+        f"({facts['n_nested_only']:,} not present above it), {facts['n_clutter']:,} that are no images of the data set"
+    )
+    print(
+        f"{facts['n_images']:,} files, {facts['n_distinct']:,} distinct; "
+        f"{facts['n_duplicates_excluded']:,} copies excluded, {facts['n_test_copies']:,} copies kept in test, "
+        f"{facts['n_conflicts']:,} files with contradicting labels"
+        + (" (listing taken from the cache)" if facts["reused"] else "")
+    )
+    show_table("source", facts["counts"], f"Images in {settings.public_source}")
+    return facts
+
+
+def list_images(fetched: Fetched, max_side_px: int) -> pd.DataFrame:
+    """The manifest of a source: a row per image, columns up to ``excluded``; nothing is decoded but headers.
+
+    Raises:
+        TableError: If the source brings an ``index.csv`` that does not fit.
+        SourceError: If a file is no longer what the checksum of the source was made of.
+    """
+    folder = Path(fetched.folder)
+    if "index.csv" in fetched.layout.tables:
+        table = read_index(folder / "index.csv", fetched.layout.images)
+    else:
+        table = pd.DataFrame([describe_path(path) for path in fetched.layout.images])
+    with ThreadPoolExecutor(READERS) as pool:
+        read = pool.map(lambda path: read_file(folder / path, max_side_px, fetched.sums.get(path)), table["path"])
+        files = pd.DataFrame(list(read))
+    manifest = pd.concat([table.reset_index(drop=True), files], axis=1)
+    refuse_changed({**dict(zip(table["path"], files["sha256"], strict=True)), **sum_tables(fetched)}, fetched.sums)
+    manifest["image_id"] = [image_id(path) for path in manifest["path"]]
+    return exclude_copies(manifest.sort_values("path", ignore_index=True))
+
+
+def sum_tables(fetched: Fetched) -> dict[str, str]:
+    """The sha256 of each table of a source."""
+    return {
+        name: str(sum_file(Path(fetched.folder) / name, fetched.sums.get(name))[0]) for name in fetched.layout.tables
+    }
+
+
+def refuse_changed(sums: dict[str, str], before: dict[str, Sum]) -> None:
+    """Refuses a source of which a file was something else a moment ago; what was not looked at then is no matter.
+
+    Raises:
+        SourceError: Names the file.
+    """
+    changed = [name for name, checksum in sums.items() if before.get(name, [checksum])[0] != checksum]
+    if changed:
+        raise SourceError(f"source: {changed[0]} changed while it was read; run again")
+
+
+def read_file(path: Path, max_side_px: int, known: Sum | None = None) -> Facts:
+    """``sha256``, ``width_px``, ``height_px`` and ``excluded`` (why, when the header is no image's) of a file.
+
+    Args:
+        path: The file.
+        max_side_px: Longest side of an image that is decoded.
+        known: Its checksum, read before; the file is not read again while it is as it was.
+    """
+    facts: Facts = {"width_px": pd.NA, "height_px": pd.NA, "excluded": ""}
+    with open_source(path) as stream:
+        facts["sha256"] = sum_stream(stream, known)[0]
+        n_bytes = os.fstat(stream.fileno()).st_size
+        stream.seek(0)
+        try:
+            if n_bytes > MAX_FILE_BYTES:
+                raise UndecodableError(f"has more than {MAX_FILE_BYTES / 1e6:g} MB")
+            with in_turn(n_bytes):  # what stands before the pixels is read whole
+                facts["width_px"], facts["height_px"] = read_size(stream, max_side_px)
+        except UndecodableError as error:
+            facts["excluded"] = f"undecodable: {error}"
+    return facts
+
+
+def describe_path(path: str) -> Facts:
+    """What ``train/NORMAL/IM-0115-0001.jpeg`` says: split, label, subtype and patient."""
+    split, folder = path.split("/")[:2]
+    label = CLASS_FOLDERS[folder]
+    patient, known = patient_of(path)
+    return {
+        "path": path,
+        "source_split": split,
+        "label": label,
+        "subtype": subtype_of(path, label),
+        "patient_id": patient,
+        "patient_known": known,
+    }
+
+
+def patient_of(path: str) -> tuple[str, bool]:
+    """The patient a file name tells, and whether it tells one; else the file's own stem.
+
+    ``person12_virus_3`` -> ``person12``; ``IM-0115-0001`` -> ``IM-0115``; ``NORMAL2-IM-0115-0001`` ->
+    ``NORMAL2-IM-0115``: the two series number different children.
+    """
+    stem = PurePosixPath(path).stem
+    match = re.match(r"(person\d+|(?:NORMAL2-)?IM-\d+)(?![0-9])", stem)
+    return (match[1], True) if match else (stem, False)
+
+
+def subtype_of(path: str, label: int) -> str:
+    """``normal`` for label 0; ``bacteria`` or ``virus`` by the file name; else ``unknown``."""
+    if label == 0:
+        return "normal"
+    found = [subtype for subtype in ("bacteria", "virus") if subtype in PurePosixPath(path).name.lower()]
+    return found[0] if len(found) == 1 else "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRow:
+    """A row of ``index.csv``."""
+
+    path: str
+    label: Annotated[Literal["0", "1", "normal", "pneumonia"], BeforeValidator(str.lower)]
+    patient_id: str
+    subtype: Literal["", "normal", "bacteria", "virus", "unknown"] = ""
+    split: Literal["", "train", "val", "test"] = ""
+
+
+def read_index(path: Path, images: tuple[str, ...]) -> pd.DataFrame:
+    """``index.csv`` of a data set with names of its own; it overrides what the names say.
+
+    Args:
+        path: CSV with ``path,label,patient_id`` and optionally ``subtype,split``; label is 0 or normal, 1 or
+            pneumonia; an empty cell is unknown.
+        images: Paths of the images that exist.
+
+    Raises:
+        TableError: On missing columns, unknown values, a path that does not exist or is listed twice.
+    """
+    rows: dict[str, Facts] = {}
+    there = set(images)
+    for row in read_rows(path, "index.csv", IndexRow):
+        if row.path in rows:
+            raise TableError(f"index.csv: {path} lists {row.path!r} twice; keep one line")
+        if row.path not in there:
+            said = f"index.csv: {path} lists {row.path!r}, which is no JPEG or PNG below it"
+            raise TableError(f"{said}; correct the path")
+        label, top = int(row.label in ("1", "pneumonia")), row.path.split("/")[0]
+        rows[row.path] = {
+            "path": row.path,
+            "source_split": row.split or (top if top in SPLITS else "train"),
+            "label": label,
+            "subtype": row.subtype or subtype_of(row.path, label),
+            "patient_id": row.patient_id or str(PurePosixPath(row.path).with_suffix("")),
+            "patient_known": bool(row.patient_id),
+        }
+    if not rows:
+        raise TableError(f"index.csv: {path} lists no image; add a line per image")
+    return pd.DataFrame(list(rows.values()))
+
+
+def exclude_copies(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Names identical files, and excludes them from train and val, never from test.
+
+    Of identical files one stays: one in test if there is one, else the first by path. Identical files with opposite
+    labels are contradictions: none of them stays in train or val.
+
+    Args:
+        manifest: Rows sorted by path, with ``path, sha256, label, source_split, excluded``.
+
+    Returns:
+        The manifest with ``duplicate_of`` (path or missing) and more reasons in ``excluded``.
+    """
+    manifest = manifest.assign(duplicate_of=pd.array([pd.NA] * len(manifest), dtype="string"))
+    for _, group in manifest.groupby("sha256", sort=False):
+        if len(group) == 1:
+            continue
+        in_test = group["source_split"] == "test"
+        if group["label"].nunique() > 1:
+            for index in group.index[~in_test & (group["excluded"] == "")]:
+                other = group.loc[group["label"] != group["label"][index], "path"].iloc[0]
+                manifest.loc[index, "excluded"] = f"conflict: the same file as {other}, which has the other label"
+            continue
+        kept = group.index[in_test][0] if in_test.any() else group.index[0]
+        for index in group.index.drop(kept):
+            manifest.loc[index, "duplicate_of"] = group["path"][kept]
+            if not in_test[index] and not manifest.loc[index, "excluded"]:
+                manifest.loc[index, "excluded"] = f"duplicate of {group['path'][kept]}"
+    return manifest
+
+
+def describe(manifest: pd.DataFrame, fetched: Fetched) -> Facts:
+    """Counts of a manifest after ingestion, for the log and the report."""
+    excluded = manifest["excluded"].fillna("")
+    decodable = manifest[~excluded.str.startswith("undecodable")]
+    labels = decodable.groupby("sha256")["label"].transform("nunique")
+    counts = manifest.groupby(["source_split", "label"]).agg(n=("path", "size"), patients=("patient_id", "nunique"))
+    return {
+        "kind": fetched.kind,
+        "name": fetched.name,
+        "sha256": fetched.sha256,
+        "archive_sha256": fetched.archive_sha256,
+        "n_vanished": len(fetched.vanished),
+        "vanished": list(fetched.vanished),
+        "tables": list(fetched.layout.tables),
+        "table_sha256": sum_tables(fetched),
+        "n_images": len(manifest),
+        "n_distinct": int(manifest["sha256"].nunique()),
+        "n_clutter": fetched.layout.n_clutter + len(fetched.layout.images) - len(manifest),
+        "n_nested": fetched.layout.n_nested,
+        "n_nested_only": fetched.layout.n_nested_only,
+        "n_duplicates_excluded": int(excluded.str.startswith("duplicate").sum()),
+        "n_test_copies": int((manifest["duplicate_of"].notna() & (manifest["source_split"] == "test")).sum()),
+        "n_conflicts": int((labels > 1).sum()),
+        "n_undecodable": int(excluded.str.startswith("undecodable").sum()),
+        "n_patients_unknown": int((~manifest["patient_known"].astype(bool)).sum()),
+        "counts": [
+            {"split": split, "class": "pneumonia" if label else "normal", "images": int(n), "patients": int(patients)}
+            for (split, label), (n, patients) in counts.iterrows()
+        ],
+    }

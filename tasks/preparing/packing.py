@@ -1,0 +1,228 @@
+"""Pack: every decodable image once to uint8 at 224 px, in shards that later stages map into memory.
+
+Reads the files of the source; writes shards into the cache, ``arrays/index.json`` with their names into the run
+folder, and marks files that do not decode in ``manifest.parquet``. Shards are found by the checksums of the files in
+them, so that next week only new images are packed. They are planned, packed side by side, and gathered.
+"""
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from prefect import task
+
+from tasks.errors import RunError, SourceError
+from tasks.pixels.decoding import MAX_FILE_BYTES, SIDE_PX, UndecodableError, decode, in_turn
+from tasks.records import Facts
+from tasks.runs.bucket import fetch_files, fetch_lists, keep_files
+from tasks.runs.files import digest, locked, open_source, read_record, sha256_of_file, write_json, write_whole
+from tasks.runs.manifest import read_manifest, write_manifest
+from tasks.runs.run import cache_folder, run_folder
+from tasks.runs.shards import LOST_SHARDS, shards_exist
+from tasks.runs.stages import code_version, run_stage, stage_task
+from tasks.settings import Settings
+from tasks.sources.fetching import fetch
+
+SHARD_IMAGES = 100
+
+
+@task(name="plan packing")
+def plan_packing(settings: Settings) -> list[dict[str, str]]:
+    """The shards that nobody packed before: for each its files, sha256 -> path."""
+    shelf = find_shelf(settings)
+    waiting = find_packable(read_manifest(run_folder(settings)))
+    fetch_shelf(settings, shelf, set(waiting["sha256"]))
+    waiting = waiting[~waiting["sha256"].isin(list(known_files(shelf)))]
+    starts = range(0, len(waiting), SHARD_IMAGES)
+    shards = [waiting.iloc[start : start + SHARD_IMAGES] for start in starts]
+    return [dict(zip(rows["sha256"], rows["path"], strict=True)) for rows in shards]
+
+
+@task(name="pack shards")
+def pack_shards(settings: Settings, folder: str, shards: Sequence[dict[str, str]]) -> None:
+    """Decodes the images of shards and puts them on the shelf, here and in the shared cache."""
+    shelf = find_shelf(settings)
+    for files in shards:
+        name = pack_shard(find_files(settings, Path(folder), files), files, shelf, **read_decoding(settings))
+        for ending in ("npy", "json"):  # in this order: a list says that its shard is there
+            keep_files(settings, [f"arrays/{shelf.name}/{name}.{ending}"])
+
+
+@stage_task("pack")
+def pack(settings: Settings, n_new: int) -> Facts:
+    """Names the shard and the row of each image, of which ``n_new`` were packed just now."""
+    run, shelf = run_folder(settings), find_shelf(settings)
+
+    def make(out: Path) -> Facts:
+        manifest = read_manifest(run)
+        wanted = set(find_packable(manifest)["sha256"])
+        fetch_shelf(settings, shelf, wanted)
+        known = known_files(shelf)
+        if missing := wanted - set(known):
+            raise RunError(f"scaling.runner: {len(missing):,} of the packed images not found; {LOST_SHARDS}")
+        manifest = mark_undecodable(manifest, {sha: reason for sha, (_, _, reason) in known.items() if reason})
+        write_manifest(out, manifest)
+        index = index_arrays(manifest, known)
+        write_json(out / "arrays" / "index.json", index)
+        return {
+            "n_packed": len(index["images"]),
+            "n_new": n_new,
+            "n_shards": len(index["shards"]),
+            "n_undecodable": int(manifest["excluded"].fillna("").str.startswith("undecodable").sum()),
+        }
+
+    facts = run_stage(
+        settings,
+        "pack",
+        module=__name__,
+        inputs={
+            "manifest": sha256_of_file(run / "manifest.parquet"),
+            "shelf": shelf.name,
+            **read_decoding(settings),
+        },
+        make=make,
+        packages=("pillow", "numpy"),
+        is_valid=lambda entry: shards_exist(entry / "arrays" / "index.json", cache_folder(settings)),
+    )
+    told = " (taken from the cache)" if facts["reused"] and not n_new else f", {n_new:,} of them new"
+    print(
+        f"packed {facts['n_packed']:,} images in {facts['n_shards']:,} shards{told}; "
+        f"{facts['n_undecodable']:,} do not decode"
+    )
+    return facts
+
+
+def read_decoding(settings: Settings) -> dict[str, Any]:
+    """The settings that shape pixels."""
+    return {"padding": settings.packing.padding, "max_side_px": settings.ingestion.max_side_px}
+
+
+def find_shelf(settings: Settings) -> Path:
+    """Where the cache keeps pixels that were decoded in this way."""
+    decoder = {
+        "code": code_version("tasks.pixels.decoding"),
+        "pillow": importlib.metadata.version("pillow"),
+        **read_decoding(settings),
+    }
+    return cache_folder(settings) / "arrays" / digest(decoder)[:16]
+
+
+def find_packable(manifest: pd.DataFrame) -> pd.DataFrame:
+    """A row for each content that ingestion found to be an image, in the order of the manifest."""
+    undecodable = manifest["excluded"].fillna("").str.startswith("undecodable")
+    return manifest[undecodable.ne(True)].drop_duplicates("sha256")
+
+
+def find_files(settings: Settings, folder: Path, files: dict[str, str]) -> Path:
+    """The folder with the files of a shard: as ingestion found it, or on another machine the source fetched there."""
+    if settings.scaling.reaches_out and not all((folder / path).is_file() for path in files.values()):
+        return Path(fetch(settings).folder)
+    return folder
+
+
+def fetch_shelf(settings: Settings, shelf: Path, wanted: Collection[str]) -> None:
+    """Brings from the shared cache the lists of a shelf, and those of its shards that have wanted files."""
+    fetch_lists(settings, f"arrays/{shelf.name}/")
+    lost = [path for path in shelf.glob("[!.]*.json") if not path.with_suffix(".npy").exists()]
+    contents = {path: read_listing(path) for path in lost}
+    named = [path for path, said in contents.items() if not {*said["rows"], *said["failed"]}.isdisjoint(wanted)]
+    fetch_files(settings, [f"arrays/{shelf.name}/{path.stem}.npy" for path in named])
+
+
+def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: bool, max_side_px: int) -> str:
+    """Decodes files (sha256 -> path below ``folder``) into one shard and its list on the shelf; the shard's name.
+
+    ``<name>.npy`` is uint8 ``(n, 224, 224)``; ``<name>.json``, written last, lists the sha256 of each row, and of each
+    file that did not decode the reason, and the shard's own sha256. Of runs that pack the same at once one does it, and
+    the others wait.
+    """
+    name = digest(sorted(files))[:24]
+    shard, listing = shelf / f"{name}.npy", shelf / f"{name}.json"
+    with locked(shelf / f".{name}.lock"):
+        if not (shard.exists() and listing.exists()):
+            pixels, failed = decode_files(folder, files, padding=padding, max_side_px=max_side_px)
+            stacked = np.stack(list(pixels.values())) if pixels else np.empty((0, SIDE_PX, SIDE_PX), np.uint8)
+            content = io.BytesIO()  # NumPy's own writing to a file hides why it failed
+            np.save(content, stacked)
+            write_whole(shard, content.getvalue())
+            sha256 = hashlib.sha256(content.getvalue()).hexdigest()
+            write_whole(listing, json.dumps({"rows": list(pixels), "failed": failed, "sha256": sha256}))
+    return name
+
+
+def decode_files(
+    folder: Path, files: dict[str, str], *, padding: bool, max_side_px: int
+) -> tuple[dict[str, NDArray[np.uint8]], dict[str, str]]:
+    """Pixels ``(224, 224)`` of each file that decodes, and of each other one the reason, both by sha256.
+
+    Raises:
+        SourceError: If a file is no longer what ingestion read.
+    """
+    pixels: dict[str, NDArray[np.uint8]] = {}
+    failed: dict[str, str] = {}
+    for sha256, path in files.items():
+        with open_source(folder / path) as stream:
+            n_bytes = min(os.fstat(stream.fileno()).st_size, MAX_FILE_BYTES)  # ingestion lets none pass that has more
+            with in_turn(n_bytes):
+                data = stream.read(n_bytes)
+                if hashlib.sha256(data).hexdigest() != sha256:
+                    raise SourceError(f"source: {path} changed while it was read; run again")
+                try:
+                    pixels[sha256] = decode(data, side_px=SIDE_PX, padding=padding, max_side_px=max_side_px)
+                except UndecodableError as error:
+                    failed[sha256] = str(error)
+                del data  # before the next one's turn
+    return pixels, failed
+
+
+def read_listing(path: Path) -> Facts:
+    """The list of a shard: ``{"rows": [sha256], "failed": {sha256: reason}, "sha256"}``.
+
+    Raises:
+        RunError: If it is another file.
+    """
+    found = read_record(path, rows=list, failed=dict)
+    if not all(isinstance(text, str) for text in [*found["rows"], *found["failed"].values()]):
+        raise RunError(f"{path} is not what a run wrote there: remove it and run again")
+    return found
+
+
+def known_files(shelf: Path) -> dict[str, tuple[str, int, str]]:
+    """What the shelf holds: sha256 -> (name of the shard in the cache, row, "") or ("", -1, why it did not decode)."""
+    known: dict[str, tuple[str, int, str]] = {}
+    for listing in sorted(shelf.glob("[!.]*.json")):
+        shard = listing.with_suffix(".npy")
+        if not shard.exists():
+            continue
+        content = read_listing(listing)
+        known |= {sha: (f"arrays/{shelf.name}/{shard.name}", row, "") for row, sha in enumerate(content["rows"])}
+        known |= {sha: ("", -1, reason) for sha, reason in content["failed"].items()}
+    return known
+
+
+def mark_undecodable(manifest: pd.DataFrame, reasons: dict[str, str]) -> pd.DataFrame:
+    """Excludes rows whose file (by sha256) did not decode, with the reason, in whatever split."""
+    manifest = manifest.copy()
+    found = manifest["sha256"].map(reasons)
+    broken = found.notna()
+    manifest.loc[broken, "excluded"] = "undecodable: " + found[broken].astype("string")
+    return manifest
+
+
+def index_arrays(manifest: pd.DataFrame, known: dict[str, tuple[str, int, str]]) -> Facts:
+    """``{"side_px", "shards": [{"name"}], "images": {image_id: [shard, row]}}`` for the decodable rows."""
+    shards: dict[str, int] = {}
+    images = {}
+    for image, sha in zip(manifest["image_id"], manifest["sha256"], strict=True):
+        shard, row, reason = known.get(sha, ("", -1, "not packed"))
+        if not reason:
+            images[image] = [shards.setdefault(shard, len(shards)), row]
+    return {"side_px": SIDE_PX, "shards": [{"name": shard} for shard in shards], "images": images}

@@ -1,0 +1,282 @@
+"""Check: Great Expectations suites over the manifest, at two checkpoints.
+
+Reads ``manifest.parquet``; writes ``checks/<checkpoint>/`` with ``summary.json`` (ours, for the report),
+``result.json`` (Great Expectations' own) and ``data_docs/``. *source* runs after ingest and looks at the splits as they
+came; *prepared* runs after screening and looks at what training and evaluation will see.
+"""
+
+import hashlib
+import hmac
+import json
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from tasks.errors import DataCheckError
+from tasks.records import SPLITS, SUBTYPES, Facts
+from tasks.runs.artifacts import show_table
+from tasks.runs.files import digest, sha256_of_file, write_json
+from tasks.runs.manifest import read_manifest
+from tasks.runs.run import run_folder
+from tasks.runs.stages import STAGES_FOLDER, read_stage, run_stage, stage_task
+from tasks.settings import QualitySettings, Settings
+
+Checkpoint = Literal["source", "prepared"]
+
+
+@stage_task("check", task_run_name="check-{checkpoint}")
+def check(settings: Settings, checkpoint: Checkpoint) -> Facts:
+    """Runs a checkpoint; a critical failure stops the flow, a warning is shown.
+
+    Raises:
+        DataCheckError: If a critical expectation failed; the results are in the run folder all the same.
+    """
+    run = run_folder(settings)
+    listed = (run / STAGES_FOLDER / "ingest.json").exists()
+    own_patients = listed and "index.csv" in read_stage(run, "ingest")["facts"]["tables"]
+
+    def make(out: Path) -> Facts:
+        facts = add_facts(read_manifest(run), checkpoint, settings.quality)
+        checks = run_checkpoint(facts, checkpoint, settings.quality, out / "checks" / checkpoint, own_patients)
+        write_json(out / "checks" / checkpoint / "summary.json", checks)
+        return {"checks": checks}
+
+    inputs = {
+        "manifest": sha256_of_file(run / "manifest.parquet"),
+        "quality": settings.quality.model_dump(),
+        "checkpoint": checkpoint,
+        "own_patients": own_patients,
+    }
+    facts = run_stage(
+        settings, f"check_{checkpoint}", module=__name__, inputs=inputs, make=make, packages=("great-expectations",)
+    )
+    checks = facts["checks"]
+    failed = [c for c in checks if not c["success"]]
+    critical = [c for c in failed if c["severity"] == "critical"]
+    show_table(f"check {checkpoint}", checks, f"Data checks, checkpoint {checkpoint}")
+    for item in failed:
+        print(f"{item['severity']}: {describe_failure(item)}")
+    print(
+        f"checked {checkpoint}: {len(checks) - len(failed)} of {len(checks)} expectations hold"
+        + (" (taken from the cache)" if facts["reused"] else "")
+    )
+    if critical:
+        raise DataCheckError(
+            f"{settings.public_source}: {len(critical)} critical data check(s) failed at checkpoint {checkpoint}: "
+            + "; ".join(describe_failure(item) for item in critical)
+            + f" (see {run / 'checks' / checkpoint}, bounds are the quality settings; "
+            "manifest.parquet tells the file of an image)"
+        )
+    return facts
+
+
+def describe_failure(item: Facts) -> str:
+    """One clause: what was expected, in how many rows it does not hold, and an example."""
+    examples = f", such as {', '.join(item['examples'])}" if item["examples"] else ""
+    return f"{item['says']} fails in {item['n_unexpected']:,} of {item['n']:,} rows{examples}"
+
+
+def add_facts(manifest: pd.DataFrame, checkpoint: Checkpoint, quality: QualitySettings) -> pd.DataFrame:
+    """A plain table for the suites: the manifest with what the expectations across rows need as columns.
+
+    At *source* the splits are the source's own. ``n_of_class`` and ``n_classes`` count usable rows of the row's split;
+    rows that are not usable keep missing values there, which expectations skip.
+    """
+    split = manifest["source_split"] if checkpoint == "source" else manifest["split"]
+    excluded = manifest["excluded"].fillna("")
+    usable = excluded == ""
+    table = pd.DataFrame(
+        {
+            "image_id": manifest["image_id"].astype(object),
+            "patient": name_patients(manifest).astype(object),
+            "split": split.astype(object),
+            "subtype": manifest["subtype"].astype(object),
+            "label": manifest["label"].astype("float64"),
+            "width_px": manifest["width_px"].astype("float64"),
+            "height_px": manifest["height_px"].astype("float64"),
+        }
+    )
+    table["subtype_fits"] = ((manifest["subtype"] == "normal") == (manifest["label"] == 0)).astype(float)
+    groups = pd.DataFrame({"split": split, "label": manifest["label"], "patient": manifest["patient_id"]})[usable]
+    table["usable_split"] = split.astype(object).where(usable, None)
+    sizes = groups.groupby(["split", "label"])["label"].transform("size")
+    table["n_of_class"] = sizes.astype("float64").reindex(table.index)
+    table["n_wanted"] = [
+        float(quality.min_train_images if s == "train" else quality.min_images) for s in split.fillna("")
+    ]
+    table["n_classes"] = groups.groupby("split")["label"].transform("nunique").astype("float64").reindex(table.index)
+    n_splits = groups.assign(sha=manifest["sha256"]).groupby("sha")["split"].transform("nunique")
+    table["n_splits_of_file"] = n_splits.astype("float64").reindex(table.index)
+    for other in ("val", "test"):
+        pair = groups[groups["split"].isin(["train", other])]
+        shared = pair.groupby("patient")["split"].transform("nunique")
+        table[f"n_splits_train_{other}"] = shared.astype("float64").reindex(table.index)
+    table["share_undecodable"] = float(excluded.str.startswith("undecodable").mean()) if len(table) else 0.0
+    # Those in test stay there, so the reasons alone would not tell of them.
+    n_labels = manifest[usable].groupby("sha256")["label"].transform("nunique").reindex(table.index)
+    table["contradicts"] = (excluded.str.startswith("conflict") | (n_labels > 1)).astype(float)
+    device_in_train = usable & (split == "train") & manifest["has_device"].fillna(False).astype(bool)
+    table["device_in_training"] = device_in_train.astype(float)
+    return table
+
+
+def build_suite(checkpoint: Checkpoint, quality: QualitySettings, own_patients: bool = False) -> list[Any]:
+    """The expectations of a checkpoint, each with its severity and, in ``meta``, a sentence for people.
+
+    Args:
+        checkpoint: Which one.
+        quality: The bounds.
+        own_patients: The patients come from an ``index.csv``, so that one in both train and test is a leak; the public
+            set uses its numbers twice, for different children.
+    """
+    import great_expectations.expectations as gxe
+
+    def meant(says: str, severity: str = "critical") -> dict[str, Any]:
+        return {"severity": severity, "meta": {"says": says}}
+
+    suite = [
+        gxe.ExpectColumnValuesToBeInSet(column="label", value_set=[0.0, 1.0], **meant("every label is 0 or 1")),
+        gxe.ExpectColumnValuesToNotBeNull(column="label", **meant("every image has a label")),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="split", value_set=list(SPLITS), **meant("every split is train, val or test")
+        ),
+        gxe.ExpectColumnValuesToNotBeNull(column="split", **meant("every image has a split")),
+        gxe.ExpectColumnValuesToBeInSet(column="subtype", value_set=list(SUBTYPES), **meant("every subtype is known")),
+        gxe.ExpectColumnValuesToBeInSet(column="subtype_fits", value_set=[1.0], **meant("label agrees with subtype")),
+        gxe.ExpectColumnValuesToBeUnique(column="image_id", **meant("image ids are unique")),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="n_splits_of_file", max_value=1.0, **meant("no file content is in two splits")
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="n_classes", min_value=2.0, **meant("each split that exists has both classes")
+        ),
+        gxe.ExpectColumnPairValuesAToBeGreaterThanB(
+            column_A="n_of_class",
+            column_B="n_wanted",
+            or_equal=True,
+            ignore_row_if="either_value_is_missing",
+            **meant(
+                f"each class has {quality.min_train_images} or more usable images in train and {quality.min_images} in "
+                "each other split"
+            ),
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="share_undecodable",
+            max_value=quality.max_undecodable,
+            **meant(f"at most {100 * quality.max_undecodable:g} % of the files do not decode"),
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="contradicts", value_set=[0.0], **meant("identical files have one label", "warning")
+        ),
+        *(
+            gxe.ExpectColumnValuesToBeBetween(
+                column=f"{side}_px",
+                min_value=float(quality.min_side_px),
+                max_value=float(quality.max_side_px),
+                **meant(f"{side} is {quality.min_side_px} to {quality.max_side_px:,} px", "warning"),
+            )
+            for side in ("width", "height")
+        ),
+    ]
+    if checkpoint == "prepared":
+        suite += [
+            gxe.ExpectColumnDistinctValuesToContainSet(
+                column="usable_split", value_set=["train", "val"], **meant("train and val have usable images")
+            ),
+            gxe.ExpectColumnValuesToBeBetween(
+                column="n_splits_train_val", max_value=1.0, **meant("no patient is in both train and val")
+            ),
+            gxe.ExpectColumnValuesToBeBetween(
+                column="n_splits_train_test",
+                max_value=1.0,
+                **meant(
+                    f"no patient is in both train and test{'' if own_patients else ' (the public set uses ids twice)'}",
+                    "critical" if own_patients else "warning",
+                ),
+            ),
+            gxe.ExpectColumnValuesToBeInSet(
+                column="device_in_training", value_set=[0.0], **meant("no training image is known to show a device")
+            ),
+        ]
+    return suite
+
+
+def run_checkpoint(
+    table: pd.DataFrame, checkpoint: Checkpoint, quality: QualitySettings, out: Path, own_patients: bool = False
+) -> list[Facts]:
+    """Runs a suite with Great Expectations; writes ``result.json`` and ``data_docs/`` into ``out``.
+
+    Returns:
+        A row per expectation: ``says, severity, success, n, n_unexpected, examples`` (up to three).
+    """
+    import great_expectations as gx
+
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)  # temporary folders
+    out.mkdir(parents=True, exist_ok=True)
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False, "metric_calculations": False}
+    context.delete_data_docs_site("local_site")
+    context.add_data_docs_site(
+        site_name="run",
+        site_config={
+            "class_name": "SiteBuilder",
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            "store_backend": {
+                "class_name": "TupleFilesystemStoreBackend",
+                "base_directory": str((out / "data_docs").resolve()),
+            },
+        },
+    )
+    asset = context.data_sources.add_pandas("manifest").add_dataframe_asset("images")
+    expectations = build_suite(checkpoint, quality, own_patients)
+    suite = context.suites.add(gx.ExpectationSuite(name=checkpoint, expectations=expectations))
+    definition = context.validation_definitions.add(
+        gx.ValidationDefinition(name=checkpoint, data=asset.add_batch_definition_whole_dataframe("all"), suite=suite)
+    )
+    run = context.checkpoints.add(
+        gx.Checkpoint(
+            name=checkpoint,
+            validation_definitions=[definition],
+            actions=[gx.checkpoint.UpdateDataDocsAction(name="data_docs", site_names=["run"])],
+            result_format={"result_format": "SUMMARY", "unexpected_index_column_names": ["image_id", "patient"]},
+        )
+    )
+    (result,) = run.run(batch_parameters={"dataframe": table}).run_results.values()
+    finite = json.loads(json.dumps(result.to_json_dict(), default=str), parse_constant=lambda _: None)
+    write_json(out / "result.json", finite)
+    return [summarise(item, len(table)) for item in result.results]
+
+
+def summarise(item: Any, n: int) -> Facts:
+    """What a person needs of one expectation's result."""
+    details = item.result or {}
+    rows = details.get("partial_unexpected_index_list") or []
+    examples = [f"image {row.get('image_id')} of {row.get('patient')}" for row in rows]
+    broken = (item.exception_info or {}).get("raised_exception", False)
+    return {
+        "says": item.expectation_config.meta["says"] + (" (could not be evaluated)" if broken else ""),
+        "severity": str(getattr(item.expectation_config.severity, "value", item.expectation_config.severity)),
+        "success": bool(item.success),
+        "n": int(details.get("element_count") or n),
+        "n_unexpected": 0 if item.success else int(details.get("unexpected_count") or 1),
+        "examples": list(dict.fromkeys(examples))[:3],
+    }
+
+
+def name_patients(manifest: pd.DataFrame) -> "pd.Series[str]":
+    """A pseudonym for the patient of each row: ``P-3f9a2c1b``.
+
+    A keyed hash of the patient; its key is made of the checksums of all files. So the same data give the same names,
+    there is no secret to keep, and a name can be traced back only by whoever has the data anyway: numbers like
+    ``person12`` are few, and with a salt that stands in a report, or none, each could be tried. Data that grow give
+    other names.
+
+    Args:
+        manifest: Columns ``patient_id, sha256``.
+    """
+    key = digest(["patients", sorted(manifest["sha256"])]).encode()
+    return manifest["patient_id"].map(
+        lambda patient: f"P-{hmac.new(key, str(patient).encode(), hashlib.sha256).hexdigest()[:8]}"
+    )

@@ -1,0 +1,81 @@
+"""Split: validation drawn again from train + val, whole patients only, by a salted hash; test is never touched.
+
+Reads and writes ``manifest.parquet`` (column ``split``).
+"""
+
+import hashlib
+from pathlib import Path
+
+import pandas as pd
+
+from tasks.records import Facts
+from tasks.runs.artifacts import show_table
+from tasks.runs.files import sha256_of_file
+from tasks.runs.manifest import read_manifest, write_manifest
+from tasks.runs.run import run_folder
+from tasks.runs.stages import run_stage, stage_task
+from tasks.settings import Settings, SplittingSettings
+
+
+@stage_task("split")
+def split(settings: Settings) -> Facts:
+    """Draws validation from the patients of train + val."""
+    run = run_folder(settings)
+
+    def make(out: Path) -> Facts:
+        manifest = draw_splits(read_manifest(run), settings.splitting)
+        write_manifest(out, manifest)
+        return {"counts": count_splits(manifest)}
+
+    inputs = {"manifest": sha256_of_file(run / "manifest.parquet"), "splitting": settings.splitting.model_dump()}
+    facts = run_stage(settings, "split", module=__name__, inputs=inputs, make=make)
+    sizes = ", ".join(f"{row['split']} {row['class']} {row['images']:,}" for row in facts["counts"])
+    print(f"split by patient: {sizes}" + (" (taken from the cache)" if facts["reused"] else ""))
+    show_table("splits", facts["counts"], "Usable images and patients by split")
+    return facts
+
+
+def draw_splits(manifest: pd.DataFrame, settings: SplittingSettings) -> pd.DataFrame:
+    """Fills ``split``.
+
+    A patient is in validation when the hash of its id falls below ``val_fraction``; the hash knows nothing of other
+    patients, so nobody moves when new ones arrive. Where a class would have nobody in validation, its patient with the
+    lowest hash goes there; that happens in tiny sets only.
+
+    Args:
+        manifest: Columns ``source_split, patient_id, label, excluded``.
+    """
+    manifest = manifest.copy()
+    test = manifest["source_split"] == "test"
+    ranks = {patient: patient_rank(patient, settings.salt) for patient in manifest.loc[~test, "patient_id"].unique()}
+    chosen = {patient for patient, rank in ranks.items() if rank < settings.val_fraction}
+    usable = manifest[~test & (manifest["excluded"].fillna("") == "")]
+    for _, rows in usable.groupby("label"):
+        patients = set(rows["patient_id"])
+        if not patients & chosen:
+            chosen.add(min(patients, key=lambda patient: ranks[patient]))
+    in_val = manifest["patient_id"].isin(sorted(chosen))
+    manifest["split"] = pd.array(
+        ["test" if t else "val" if v else "train" for t, v in zip(test, in_val, strict=True)], dtype="string"
+    )
+    return manifest
+
+
+def patient_rank(patient_id: str, salt: str) -> float:
+    """A number in [0, 1) that depends on the patient and the salt alone, uniform over patients."""
+    return int(hashlib.sha256(f"{salt}:{patient_id}".encode()).hexdigest()[:13], 16) / 16**13
+
+
+def count_splits(manifest: pd.DataFrame) -> list[Facts]:
+    """Usable images and patients by split and class."""
+    usable = manifest[manifest["excluded"].fillna("") == ""]
+    groups = usable.groupby(["split", "label"])
+    return [
+        {
+            "split": split,
+            "class": "pneumonia" if label else "normal",
+            "images": len(rows),
+            "patients": int(rows["patient_id"].nunique()),
+        }
+        for (split, label), rows in groups
+    ]

@@ -1,0 +1,1 @@
+"""Sealing a finished run, and which run is the published one."""

@@ -1,0 +1,73 @@
+"""Whether a finished run already did what is asked for, so that there is nothing new to do."""
+
+import importlib.metadata
+import os
+from pathlib import Path
+
+from prefect import task
+
+from tasks.devices.answers import read_answered, share_answers
+from tasks.devices.files import find_screener, known_readings
+from tasks.devices.readings import SHIPPED_REVIEW
+from tasks.runs.bucket import fetch_files, keep_files, read_seal
+from tasks.runs.files import REPOSITORY, digest, read_record, sha256_of_file, write_json
+from tasks.runs.manifest import read_manifest
+from tasks.runs.provenance import PACKAGES, checksum_of_weights
+from tasks.runs.retries import AGAIN
+from tasks.runs.run import SEAL, address_of, cache_folder, run_folder
+from tasks.runs.stages import read_stage
+from tasks.settings import Settings
+
+
+@task(name="note finished", **AGAIN)
+def note_finished(settings: Settings) -> None:
+    """Notes in the cache that this sealed run is done with, so that one like it has nothing new to do."""
+    run = run_folder(settings)
+    path = cache_folder(settings) / "finished" / f"{read_record(run / SEAL, news=str)['news']}.json"
+    used = dict(read_stage(run, "screen")["parts"]["inputs"]["answers"])
+    contents = set(read_manifest(run)["sha256"])
+    if used == {sha: device for sha, device in read_answered(settings).items() if sha in contents}:
+        # Else an answer came in while it trained, and the next run has news.
+        write_json(path, {"run_dir": address_of(settings), "report": address_of(settings, "report/index.html")})
+        keep_files(settings, [f"finished/{path.name}"], anew=True)
+
+
+@task(name="look for news", **AGAIN)
+def find_finished(settings: Settings, source_sha256: str) -> str | None:
+    """The report of a finished run of this source with the same readings, answers, screener, settings and code."""
+    share_answers(settings)
+    path = _finished_path(settings, source_sha256)
+    fetch_files(settings, [f"finished/{path.name}"], anew=True)
+    if not path.exists():
+        return None
+    finished = read_record(path, run_dir=str, report=str)
+    sealed = read_seal(settings.model_copy(update={"run_dir": finished["run_dir"]}))
+    # The folder may hold another run by now: what it was sealed for counts.
+    return str(finished["report"]) if sealed and sealed.get("news") == path.stem else None
+
+
+def _finished_path(settings: Settings, source_sha256: str) -> Path:
+    """Where the cache keeps the address of the finished run of this source with these settings and this code."""
+    chosen = settings.model_dump(mode="json", exclude={"run_dir", "train_on", "storage", "scaling", "ingestion"})
+    review = Path(settings.screening.review) if settings.screening.review else SHIPPED_REVIEW
+    screener = find_screener(settings.screening.screener)
+    known = known_readings(screener.folder)
+    code = {
+        path.relative_to(REPOSITORY).as_posix(): path.read_text()
+        for folder in ("flows", "tasks")
+        for path in (REPOSITORY / folder).rglob("*.*")
+        if path.suffix in (".py", ".j2")
+    }
+    parts = {
+        "source": source_sha256,
+        "settings": chosen,
+        "max_side_px": settings.ingestion.max_side_px,
+        "review": sha256_of_file(review) if review.is_file() else None,
+        "answers": sorted(read_answered(settings).items()),
+        "screener": (screener.sha256, None if known is None else sorted(known)),
+        "weights": checksum_of_weights(settings.training),
+        "code": code,
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "backend": os.environ.get("KERAS_BACKEND"),
+    }
+    return cache_folder(settings) / "finished" / f"{digest(parts)[:24]}.json"

@@ -1,0 +1,1 @@
+"""Report and model card, written from what lies in a run folder."""

@@ -1,0 +1,106 @@
+"""The part of the report that is about medical devices: how often they are seen, how well, and at what cost."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from tasks.measures import describe_value
+from tasks.pixels.masks import DeviceMasks
+from tasks.pixels.outlines import draw_outline, encode_jpeg
+from tasks.pixels.packed import PackedImages
+from tasks.records import CLASS_NAMES, Facts
+from tasks.runs.run import cache_folder
+from tasks.runs.stages import read_stage
+from tasks.settings import Settings
+
+RATE_NAMES = {
+    "train before": "Training, before screening",
+    "train after": "Training, after screening",
+    "val": "Validation",
+    "test": "Test",
+}
+QUALITY_GROUPS = {"all": "All readings", **{name: f"{name.capitalize()} images alone" for name in CLASS_NAMES.values()}}
+
+
+N_EXAMPLES = 4
+
+
+def describe_devices(run: Path, manifest: pd.DataFrame, splits: Sequence[str], settings: Settings) -> Facts:
+    """How often a device is seen, by class, before and after screening; of test only when test is evaluated."""
+    from tasks.reporting.figures import as_svg, draw_rates
+
+    how = settings.screening
+    facts = read_stage(run, "screen")["facts"]
+    rows = [
+        {**row, "name": RATE_NAMES[row["split"]]}
+        for row in facts["rates"]
+        if row["split"] in RATE_NAMES and row["images"] and (row["split"] != "test" or "test" in splits)
+    ]
+    figure = None
+    if any(row["screened"] for row in rows):
+        short = [row | {"name": row["name"].replace(",", "").removesuffix(" screening")} for row in rows]
+        says = "; ".join(
+            f"{row['name']}, {row['class']}: " + ("not known" if row["rate"] is None else f"{row['rate']:.1%}")
+            for row in rows
+        )
+        figure = as_svg(draw_rates(short), "devices", "Share of images that show a device", says)
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    counts = ("n_readings", "n_answers", "n_doubtful", "n_on_sheet")
+    excluded = ("n_excluded", "n_excluded_reviewed", "n_excluded_scored", "n_excluded_doubtful")
+    return {
+        "parts": [{"name": name, "rows": [row for row in rows if row["name"] == name]} for name in names],
+        "figure": figure,
+        "review": facts["review"],
+        "screener": facts["screener"]["name"],
+        "screener_sha256": facts["screener"]["sha256"],
+        "threshold": f"{how.threshold:g}",
+        "exclude_from": f"{how.leaves_from:g}",
+        "doubtful_to": f"{how.doubtful_to:g}",
+        "quality": describe_quality(facts["quality"]),
+        "examples": describe_examples(run, manifest, settings),
+        **{name: facts[name] for name in (*counts, *excluded)},
+    }
+
+
+def describe_examples(run: Path, manifest: pd.DataFrame, settings: Settings) -> list[Facts]:
+    """Training images the screener is surest about, and those it doubts most, with an outline of what it saw."""
+    if not (run / "masks" / "index.json").exists():
+        return []
+    how = settings.screening
+    rows = manifest[(manifest["split"] == "train") & (manifest["device_score"] >= how.leaves_from).fillna(False)]
+    rows = rows.drop_duplicates("sha256").sort_values(["device_score", "path"], ascending=[False, True])
+    surest = rows.head(N_EXAMPLES)
+    others = rows.drop(surest.index)
+    nearest = (others["device_score"] - how.threshold).abs().sort_values(kind="stable").index[:N_EXAMPLES]
+    chosen = pd.concat([surest, others.loc[nearest]])
+    ids = list(chosen["image_id"])
+    pixels, masks = (
+        PackedImages(run, cache_folder(settings)).read(ids),
+        DeviceMasks(run, cache_folder(settings)).read(ids),
+    )
+    examples = []
+    for i, (image_id, score) in enumerate(zip(ids, chosen["device_score"], strict=True)):
+        outline, sure = draw_outline(masks[i])
+        picture = encode_jpeg(pixels[i])
+        examples.append(
+            {"image_id": image_id, "score": f"{score:.2f}", "picture": picture, "outline": outline, "sure": sure}
+        )
+    return examples
+
+
+def describe_quality(quality: Facts) -> Facts:
+    """The screener's measures as rows for reading, its cost and what it would leave."""
+    rows = []
+    for key, name in QUALITY_GROUPS.items():
+        group = quality[key]
+        values = {m: describe_value(group[m]) for m in ("auc", "sensitivity", "specificity") if m in group}
+        rows.append({"name": name, "n": group["n"], "reason": group.get("reason"), "values": values})
+    cost = {name: describe_value(value, percent=True) for name, value in quality["cost"].items()}
+    return {
+        "n": quality["all"]["n"],
+        "n_known": quality["n_known"],
+        "rows": rows,
+        "cost": cost,
+        "residual": describe_value(quality["residual"], percent=True),
+    }

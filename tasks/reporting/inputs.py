@@ -1,0 +1,79 @@
+"""What went into a run and what was left out, for the report and the model card; and words that both share.
+
+Names of files and patients stay out of what is said here.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from tasks.records import CLASS_NAMES, SPLITS, Facts
+from tasks.runs.stages import read_stage
+
+NOTICE = "Research software. Not a medical device, not for clinical use."
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
+KINDS = {"sample": "drawn sample", "zip": "zip archive"}
+REASONS = {
+    "duplicate": "Identical copy of an image that stays",
+    "conflict": "Identical files with opposite labels: none of them stays",
+    "undecodable": "The file cannot be read as an image",
+    "shows a medical device (reviewed)": "A person saw a medical device in it (training images only)",
+    "shows a medical device (screener)": "The screener sees a medical device in it (training images only)",
+    "may show a medical device": "The screener is in doubt about a medical device (training images only)",
+}
+OTHER_REASON = "Another reason, named in excluded.csv of the run folder"
+
+
+def describe_source(run: Path, manifest: pd.DataFrame) -> Facts:
+    """Name, kind, checksum and counts of the source, as it came and as it is used."""
+    facts = read_stage(run, "ingest")["facts"]
+    usable = manifest[manifest["excluded"].fillna("") == ""]
+    return {
+        "name": facts["name"],
+        "kind": KINDS.get(facts["kind"], facts["kind"]),
+        "sha256": facts["sha256"],
+        "sha256_of": "the archive" if facts.get("archive_sha256") else "names and contents of all files",
+        "n_images": facts["n_images"],
+        "n_distinct": facts["n_distinct"],
+        "n_copies": facts["n_images"] - facts["n_distinct"],
+        "came": count_images(manifest, "source_split"),
+        "used": count_images(usable, "split"),
+    }
+
+
+def count_images(manifest: pd.DataFrame, column: str) -> list[Facts]:
+    """A row per split that exists: images and patients of each class and in all."""
+    rows = []
+    for name in SPLITS:
+        part = manifest[manifest[column] == name]
+        if not len(part):
+            continue
+        row: Facts = {"split": SPLIT_NAMES[name].capitalize(), "all": _size(part)}
+        row |= {CLASS_NAMES[label]: _size(part[part["label"] == label]) for label in CLASS_NAMES}
+        rows.append(row)
+    return rows
+
+
+def _size(rows: pd.DataFrame) -> Facts:
+    return {"images": len(rows), "patients": int(rows["patient_id"].nunique())}
+
+
+def describe_left_out(run: Path, manifest: pd.DataFrame) -> Facts:
+    """Images that are excluded, by reason and split, and what else was left out or stays on purpose."""
+    reasons = manifest["excluded"].fillna("")
+    excluded = manifest[reasons != ""].assign(why=reasons[reasons != ""].map(plain_reason))
+    ingest, screen = read_stage(run, "ingest")["facts"], read_stage(run, "screen")["facts"]
+    rows = []
+    for why in (*REASONS.values(), OTHER_REASON):
+        part = excluded[excluded["why"] == why]
+        if len(part) or why != OTHER_REASON:
+            counts = {name: int((part["split"] == name).sum()) for name in SPLITS}
+            rows.append({"reason": why, **counts, "all": len(part)})
+    told = ("n_vanished", "n_nested", "n_nested_only", "n_clutter", "n_test_copies", "n_patients_unknown")
+    also = {name: ingest.get(name, 0) for name in told} | {"n_unscreened_train": screen["n_unscreened_train"]}
+    return {"n": len(excluded), "reasons": rows, **also}
+
+
+def plain_reason(reason: str) -> str:
+    """A reason of the manifest without the names of files in it."""
+    return next((says for start, says in REASONS.items() if reason.startswith(start)), OTHER_REASON)

@@ -1,0 +1,328 @@
+"""Model card: one page about the network of a run, for whoever is handed it (Mitchell et al. 2019).
+
+Reads ``manifest.parquet``, ``metrics.json``, ``audit.json`` and ``stages/``; writes ``model_card.md``. It says only
+what these files know. Names of images and patients stay out of it; a file that a setting names is told without its
+folder. Whatever comes from outside is escaped, so that it is read as text.
+"""
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path, PurePath
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup, escape
+from prefect import task
+
+from tasks.measures import describe_value
+from tasks.records import PNEUMONIA, TWIN, Facts
+from tasks.reporting.audit import say_audit, say_comparison
+from tasks.reporting.inputs import NOTICE, SPLIT_NAMES, describe_left_out, describe_source
+from tasks.reporting.results import (
+    FEW_PATIENTS,
+    GROUPS,
+    MEASURE_NAMES,
+    POINTS,
+    choose_splits,
+    describe_border,
+    describe_calibration,
+    describe_members,
+    describe_training,
+    find_worst_shifts,
+    say_result,
+    say_share,
+    say_threshold,
+)
+from tasks.reporting.words import say_provenance, say_settings
+from tasks.runs.artifacts import show_markdown
+from tasks.runs.bucket import send
+from tasks.runs.files import read_json, write_whole
+from tasks.runs.manifest import read_manifest
+from tasks.runs.provenance import describe_run
+from tasks.runs.retries import AGAIN
+from tasks.runs.run import address_of, run_folder
+from tasks.runs.stages import read_stage
+from tasks.settings import Settings
+
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
+CARD = "model_card.md"
+SHAPING = ("sample", "quality", "splitting", "packing", "screening", "training", "evaluation", "auditing")
+"""Groups of settings that the network and its figures depend on."""
+DECISIONS = ("sensitivity", "specificity")
+
+
+@task(name="model card", **AGAIN)
+def write_card(settings: Settings) -> str:
+    """Writes ``model_card.md`` of a run that is trained and evaluated; returns its address.
+
+    Raises:
+        RunError: If the run folder lacks a file of an earlier stage.
+    """
+    run = run_folder(settings)
+    card = render_card(gather_card(settings, run))
+    write_whole(run / CARD, card)
+    send(settings, [CARD])
+    address = address_of(settings, CARD)
+    show_markdown("model card", card, "What the network of this run is for, how good it is and where it fails")
+    print(f"the model card is {address}")
+    return address
+
+
+def render_card(card: Facts) -> str:
+    """The card as Markdown; every value is escaped unless it is markup made here."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(undefined=StrictUndefined, finalize=escape_markdown, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["number"] = lambda n: f"{n:,}"
+    environment.filters["code"] = lambda text: Markup("`" + " ".join(str(text).replace("`", "").split()) + "`")
+    environment.filters["cells"] = lambda texts: Markup(" | ".join(escape_markdown(text) for text in texts))
+    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(card)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def escape_markdown(value: Any) -> str:
+    """A value as plain text of one line, whatever Markdown or HTML it holds; markup made here stays as it is."""
+    if isinstance(value, Markup):
+        return value
+    line = " ".join(str(value).split())
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", str(escape(line)))
+
+
+def gather_card(settings: Settings, run: Path) -> Facts:
+    """All that the template says, read from the run folder: plain values and sentences."""
+    manifest, metrics = read_manifest(run), read_json(run / "metrics.json")
+    audit = read_json(run / "audit.json")
+    provenance = describe_run(settings)
+    splits, main = choose_splits(metrics, settings.evaluation)
+    left_out = describe_left_out(run, manifest)
+    screen, ingest = read_stage(run, "screen")["facts"], read_stage(run, "ingest")["facts"]
+    training = describe_training(run, settings.training)
+    changed = [
+        {"name": f"{group['name']}.{row['name']}", "value": PurePath(row["value"]).name}
+        for group in say_settings(settings)
+        if group["name"] in SHAPING
+        for row in group["rows"]
+        if row["changed"]
+    ]
+    return {
+        "run_name": run.resolve().name,
+        "notice": NOTICE,
+        "finished": f"{datetime.fromisoformat(provenance['finished']):%-d %B %Y}",
+        "sentence": say_result(metrics, main),
+        "audit": say_audit(audit),
+        "comparison": say_comparison(audit["verdict"]) if TWIN in audit["verdict"] else "",
+        "source": describe_source(run, manifest),
+        "is_sample": ingest["kind"] == "sample",
+        "left_out": {"n": left_out["n"], "reasons": [row for row in left_out["reasons"] if row["all"]]},
+        "devices": {
+            "n_people": int(manifest["device_reviewed"].fillna(False).sum()),
+            "screener_sha256": screen["screener"]["sha256"],
+        },
+        "training": training,
+        "recipe": settings.training,
+        "seed": settings.seed,
+        "changed": changed,
+        "splits": splits,
+        "thresholds": {name: say_threshold(metrics["operating_points"][name]["threshold"]) for name in POINTS},
+        "min_sensitivity": say_share(settings.evaluation.min_sensitivity),
+        "rows": describe_rows(metrics, splits),
+        "subtypes": [
+            {
+                "name": f"{SPLIT_NAMES[split].capitalize()}, {subtype}",
+                "n": group["n"],
+                "said": say_of(group, "sensitivity"),
+            }
+            for split in splits
+            for subtype, group in metrics["subtypes"].get(split, {}).items()
+        ],
+        "bacteria": "; ".join(f"{SPLIT_NAMES[split]} {say_bacteria(metrics['bacteria'][split])}" for split in splits),
+        "calibration": say_calibration(metrics, splits, main),
+        "shifts": say_shifts(metrics),
+        "border": describe_border(metrics, main),
+        "members": say_members(metrics, splits, training["n_models"]),
+        "failures": [*find_failures(metrics, splits, main), *find_limits(metrics, splits, manifest, ingest, screen)],
+        "provenance": say_provenance(provenance),
+    }
+
+
+def describe_rows(metrics: Facts, splits: Sequence[str]) -> list[Facts]:
+    """A row per group: its size, its AUC, and sensitivity and specificity at both thresholds."""
+    rows = []
+    for key, name in GROUPS.items():
+        if key.split("_")[0] not in splits or key not in metrics:
+            continue
+        group = metrics[key]
+        if not group["n"]:
+            rows.append({"name": name, "size": "0", "cells": [f"not measured: {group['reason']}", *[""] * 4]})
+            continue
+        sensitive = metrics["operating_points"]["high_sensitivity"].get(key)
+        cells = [say_of(group, measure) for measure in ("auc", *DECISIONS)]
+        cells += [say_of(sensitive, measure) if sensitive else "" for measure in DECISIONS]
+        n_patients = group.get("n_patients")
+        few = "" if n_patients is None or n_patients >= FEW_PATIENTS else " †"
+        size = f"{group['n']:,}" + ("" if n_patients is None else f" ({n_patients:,}){few}")
+        rows.append({"name": name, "size": size, "cells": cells})
+    return rows
+
+
+# -- failures and limits -----------------------------------------------------------------------------------------------
+
+
+def find_failures(metrics: Facts, splits: Sequence[str], main: str) -> list[str]:
+    """Where the network is worst by the run's own numbers, a sentence each."""
+    said = [*find_weakest(metrics, main), *find_drops(metrics, splits)]
+    said += [
+        f"Under the change “{worst['name']}”, {worst['measure']} on validation is {worst['text']} "
+        f"({worst['interval']}) in place of {worst['unchanged']}."
+        for worst in find_worst_shifts(metrics)
+        if worst["lower"]
+    ]
+    only = metrics["border_only"]
+    if only["value"] is not None and only["low"] > 0.5:
+        said.append(f"It reads something off the border: AUC {say_value(only)} on the border alone.")
+    for split in splits:
+        group = metrics["bacteria"][split]
+        if has_value(group, "auc") and group["auc"]["low"] <= 0.5:
+            auc = say_of(group, "auc")
+            said.append(
+                f"On {SPLIT_NAMES[split]} images bacteria are not told from virus better than by chance: AUC {auc}."
+            )
+    return said
+
+
+def find_weakest(metrics: Facts, main: str) -> list[str]:
+    """For AUC, sensitivity and specificity the group of the main split where it is lowest, below that of the whole."""
+    name, whole, said = SPLIT_NAMES[main], metrics[main], []
+    groups = {says: metrics[key] for key, says in GROUPS.items() if key.startswith(f"{main}_") and key in metrics}
+    kinds = metrics["subtypes"].get(main, {}).items()
+    groups |= {f"{name.capitalize()}, {kind}": group for kind, group in kinds}
+    for measure in ("auc", *DECISIONS):
+        known = {where: group for where, group in groups.items() if has_value(group, measure)}
+        if not known or not has_value(whole, measure):
+            continue
+        where, group = min(known.items(), key=lambda item: item[1][measure]["value"])
+        if group[measure]["value"] < whole[measure]["value"]:
+            said.append(
+                f"The group with the lowest {MEASURE_NAMES[measure]} is “{where}” ({group['n']:,} images): "
+                f"{say_of(group, measure)}; on all {name} images it is {say_of(whole, measure)}."
+            )
+    return said
+
+
+def find_drops(metrics: Facts, splits: Sequence[str]) -> list[str]:
+    """What is worse on test than on validation beyond both intervals."""
+    if len(splits) < 2:
+        return []
+    said = []
+    for measure in ("auc", *DECISIONS):
+        before, after = metrics["val"], metrics["test"]
+        if has_value(before, measure) and has_value(after, measure) and after[measure]["high"] < before[measure]["low"]:
+            said.append(
+                f"What was found on validation does not carry over to test: {MEASURE_NAMES[measure]} "
+                f"{say_of(before, measure)} there, {say_of(after, measure)} here."
+            )
+    return said
+
+
+def find_limits(
+    metrics: Facts, splits: Sequence[str], manifest: pd.DataFrame, ingest: Facts, screen: Facts
+) -> list[str]:
+    """What these numbers cannot say, a sentence each."""
+    said = []
+    shown = [metrics[key] for key in GROUPS if key.split("_")[0] in splits and key in metrics]
+    if any(0 < (group.get("n_patients") or 0) < FEW_PATIENTS for group in shown):
+        said.append(f"Groups marked † hold fewer than {FEW_PATIENTS} patients: intervals of so few are too narrow.")
+    if "test" not in splits:
+        said.append("Test images were left unread by the settings: all figures are of validation and optimistic.")
+    elif not metrics["test"]["n"]:
+        said.append("There is no test image to measure on: all figures are of validation and optimistic.")
+    unknown = int(((manifest["label"] == PNEUMONIA) & ~manifest["subtype"].isin(["bacteria", "virus"])).sum())
+    if unknown:
+        said.append(f"Of {unknown:,} pneumonia images it is not known whether bacteria or a virus are the cause.")
+    if ingest["n_patients_unknown"]:
+        said.append(
+            f"Of {ingest['n_patients_unknown']:,} images the patient is not known; each counts as a patient of its own,"
+            " so intervals may be too narrow, and one child may be in training and in validation."
+        )
+    if screen["n_unscreened_train"]:
+        said.append(f"Of {screen['n_unscreened_train']:,} training images nobody knows whether they show a device.")
+    said.append(
+        "Labels are those of the source; whether a clinician agrees with them, or with the answers, is not known."
+    )
+    said.append(
+        "All images come from one source; age, sex, hospital and machine are not recorded, so nothing is known "
+        "by them. The changes of exposure, sharpness and framing stand in for another machine; they are none."
+    )
+    return said
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def has_value(group: Facts, measure: str) -> bool:
+    """Whether a measure of a group could be computed."""
+    return group.get(measure, {}).get("value") is not None
+
+
+def say_of(group: Facts, measure: str) -> str:
+    """A measure of a group with its interval, or why there is none."""
+    if not group["n"]:
+        return f"not measured: {group['reason']}"
+    return say_value(group[measure]) if measure in group else "not measured"
+
+
+def say_value(value: Facts) -> str:
+    """``0.973 (0.961 to 0.984)``, or why there is none."""
+    said = describe_value(value)
+    if said["text"] is None:
+        return f"not measured: {said['reason']}"
+    interval = "" if said["interval"] is None else f" ({said['interval']})"
+    return f"{said['text']}{interval}".replace("-", "−")
+
+
+def say_bacteria(group: Facts) -> str:
+    """How well bacteria are told from virus."""
+    if not group["n"]:
+        return f"not measured: {group['reason']}"
+    return (
+        f"AUC {say_of(group, 'auc')}, bacteria recognised {say_of(group, 'sensitivity')}, virus recognised "
+        f"{say_of(group, 'specificity')} ({group['n']:,} images)"
+    )
+
+
+def say_calibration(metrics: Facts, splits: Sequence[str], main: str) -> str:
+    """Expected calibration error by split, and what the network says on average."""
+    found = describe_calibration(metrics, splits, main)
+    parts = [f"{SPLIT_NAMES[split]} {say_of(metrics['calibration'][split], 'ece')}" for split in splits]
+    if found["mean"] is not None:
+        mean, share = found["mean"]["mean_probability"], found["mean"]["share"]
+        parts.append(f"on the {SPLIT_NAMES[main]} images it says {mean} on average, and {share} show pneumonia")
+    return "; ".join(parts)
+
+
+def say_shifts(metrics: Facts) -> str:
+    """What the changes of validation images do, at worst."""
+    parts = [
+        f"{worst['measure']} {worst['unchanged']} as they are, at worst {worst['text']} ({worst['name']})"
+        if worst["lower"]
+        else f"{worst['measure']} {worst['unchanged']} as they are, no change lowers it"
+        for worst in find_worst_shifts(metrics)
+    ]
+    return "; ".join(parts) or "not measured"
+
+
+def say_members(metrics: Facts, splits: Sequence[str], n_models: int) -> str:
+    """How far the result hangs on the seed."""
+    if n_models == 1:
+        return "one network was trained, so what another seed would have given is not known"
+    parts = []
+    for row in describe_members(metrics, splits):
+        said = ", ".join(
+            f"{MEASURE_NAMES[name]} not measured: {value['reason']}"
+            if value["text"] is None
+            else f"{MEASURE_NAMES[name]} {value['text']} (SD {value['spread']})"
+            for name, value in row["alone"].items()
+        )
+        parts.append(f"{row['name'].lower()} {said}")
+    return f"means of the {n_models} networks alone, " + ("; ".join(parts) or "not measured")

@@ -1,0 +1,331 @@
+"""Runs in a bucket: each has a working copy on this machine, and finished work a cache that machines share.
+
+Machines that work on a run at ``s3://bucket/prefix/run`` share nothing but that address. A flow makes the working copy
+what the bucket holds when it starts (``fetch_run``); what a stage places in it goes to the bucket at once (``send``).
+Beside the runs, ``s3://bucket/prefix/cache/`` holds what the cache of a machine holds: shards of packed pixels and
+masks under the same names, and each finished stage as one archive. For a run on this machine all of it does nothing.
+"""
+
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+from uuid import uuid4
+
+from tasks.errors import OutsideError, RunError
+from tasks.records import Facts
+from tasks.runs.files import inside, is_held, locked, make_once, read_json, read_record, sha256_of_file, write_json
+from tasks.runs.run import SEAL, address_of, cache_folder, is_in_bucket, run_folder, runs_address
+from tasks.runs.s3_client import BucketFolder, open_bucket
+from tasks.runs.shards import read_index
+from tasks.settings import Settings
+
+KNOWN = ".bucket.json"
+"""In a working copy: name -> ``[etag, sha256]`` of what is the same here and in the bucket."""
+OWNER = ".owner.json"
+"""In the bucket, beside the files of a run: whoever began to work on it last."""
+INDICES = ("arrays/index.json", "masks/index.json")
+TRIES = 100
+"""A change of a shared file is tried again while others change it; each time one of them gets on."""
+
+owned: dict[str, str] = {}
+"""Runs that this process works on: address -> ETag of what ``OWNER`` is while nobody else has begun."""
+
+Result = TypeVar("Result")
+
+
+# -- the working copy --------------------------------------------------------------------------------------------------
+
+
+def fetch_run(settings: Settings) -> None:
+    """Makes the working copy of a run what the bucket holds, and brings the shards that it names.
+
+    Raises:
+        RunError: If the bucket cannot be used.
+        OutsideError: If the server fails or cannot be reached.
+    """
+    if not is_in_bucket(settings):
+        return
+    run, bucket = run_folder(settings), _open_run(settings)
+    run.mkdir(parents=True, exist_ok=True)
+    with locked(run.parent / f".{run.name}.copy.lock"):
+        there = {name: etag for name, etag in bucket.entries().items() if name != OWNER}
+        known = {name: said for name, said in _read_known(run).items() if name in there}
+        changed = [name for name, etag in there.items() if not _is_same(inside(run, name), known.get(name), etag)]
+        for name, found in _each(lambda name: bucket.get(name, run / name), changed, settings):
+            if found:  # else it was removed since it was listed
+                known[name] = [there[name], sha256_of_file(run / name)]
+        others = str(settings.run_dir) not in owned and is_held(run / f".{run.name}.lock")
+        for path in () if others else run.rglob("*"):  # what left the bucket, or was placed here and never sent
+            name = path.relative_to(run).as_posix()
+            if path.is_file() and name not in known and not path.name.startswith("."):
+                path.unlink()
+        write_json(run / KNOWN, known)
+    if changed:
+        print(f"fetched {len(changed):,} files of the run from {bucket.address}")
+    fetch_shards(settings, run)
+
+
+def send(settings: Settings, names: Iterable[str], gone: Iterable[str] = ()) -> None:
+    """Sends files of the working copy that the bucket does not hold as they are, and removes those that are gone.
+
+    Args:
+        settings: Name the run.
+        names: Of files in the run folder; shards that an index among them names go first.
+        gone: Names that left the run folder.
+
+    Raises:
+        RunError: If the bucket cannot be used, or another process has begun to work on the run.
+        OutsideError: If the server fails or cannot be reached.
+    """
+    if not is_in_bucket(settings):
+        return
+    run, bucket = run_folder(settings), _open_run(settings)
+    _require_owned(settings, bucket)
+    names = sorted(names)
+    for index in set(INDICES) & set(names):
+        keep_files(settings, _shards(run / index))
+    with locked(run.parent / f".{run.name}.copy.lock"):
+        known = _read_known(run)
+        left = [name for name in sorted(gone) if known.pop(name, None)]
+        bucket.remove(left)
+        new = [name for name in names if name not in known or known[name][1] != sha256_of_file(run / name)]
+        for name, etag in _each(lambda name: bucket.put(run / name, name), [n for n in new if n != SEAL], settings):
+            known[name] = [etag, sha256_of_file(run / name)]
+        if SEAL in new:
+            sealed = bucket.put_instead(run / SEAL, SEAL, known.get(SEAL, [""])[0])
+            if sealed is None:
+                raise _taken_over(settings)
+            known[SEAL] = [sealed, sha256_of_file(run / SEAL)]
+        write_json(run / KNOWN, known)
+
+
+@contextmanager
+def claim_run(settings: Settings, is_part: bool) -> Iterator[None]:
+    """Works on a run in a bucket; whoever began before, and was silent or cut off, can send nothing any more.
+
+    Args:
+        settings: Name the run.
+        is_part: Whether this process does a part of what another one leads, and works beside it.
+    """
+    address, bucket = str(settings.run_dir), _open_run(settings)
+    with TemporaryDirectory() as folder:
+        write_json(Path(folder, OWNER), {"machine": os.uname().nodename, "process": os.getpid(), "key": uuid4().hex})
+        owned[address] = bucket.etag(OWNER) if is_part else bucket.put(Path(folder, OWNER), OWNER)
+    try:
+        yield
+    finally:
+        del owned[address]
+
+
+def read_seal(settings: Settings) -> Facts | None:
+    """``run.json`` of a run as it is where the run is kept; ``None`` while it is not finished."""
+    if is_in_bucket(settings):
+        _open_run(settings)  # refuses the folder of runs
+    with files_of(address_of(settings), [SEAL], settings) as folder:
+        return read_record(folder / SEAL) if (folder / SEAL).exists() else None
+
+
+# -- the cache that machines share -------------------------------------------------------------------------------------
+
+
+def fetch_entry(settings: Settings, name: str, is_whole: Callable[[Path], bool]) -> None:
+    """Brings a folder of finished work from the shared cache to this machine's, unless that has it.
+
+    One that cannot be unpacked is said and left out: it is made again.
+    """
+    target = cache_folder(settings) / name
+    if not is_in_bucket(settings) or (target.exists() and is_whole(target)):
+        return
+    bucket = _open_cache(settings)
+    with TemporaryDirectory() as folder:
+        archive = Path(folder, "entry.tar")
+        if not bucket.get(f"{name}.tar", archive):
+            return
+        try:
+            make_once(target, lambda out: shutil.unpack_archive(archive, out, "tar", filter="data"), is_valid=is_whole)
+        except (shutil.ReadError, tarfile.TarError):
+            print(f"{bucket.address}/{name}.tar is damaged; it is made again here; remove it there")
+
+
+def keep_entry(settings: Settings, name: str) -> None:
+    """Sends a folder of finished work in this machine's cache to the shared one, whole, unless that has it."""
+    if not is_in_bucket(settings) or (bucket := _open_cache(settings)).etag(f"{name}.tar"):
+        return
+    with TemporaryDirectory() as folder:
+        archive = shutil.make_archive(f"{folder}/entry", "tar", cache_folder(settings) / name)
+        bucket.put_instead(Path(archive), f"{name}.tar", "")  # of two at once the first one stays
+
+
+def fetch_files(settings: Settings, names: Iterable[str], *, anew: bool = False) -> None:
+    """Brings files that the shared cache holds and this machine's does not; ``anew`` those, too, that it does."""
+    here = cache_folder(settings)
+    missing = [name for name in names if anew or not (here / name).exists()]
+    if missing and is_in_bucket(settings):
+        bucket = _open_cache(settings)
+        _each(lambda name: bucket.get(name, here / name), missing, settings)
+
+
+def keep_files(settings: Settings, names: Iterable[str], *, anew: bool = False) -> None:
+    """Sends files of this machine's cache that the shared one does not hold; ``anew`` those, too, that it does."""
+    names = list(names)
+    if not names or not is_in_bucket(settings):
+        return
+    bucket, here = _open_cache(settings), cache_folder(settings)
+    there = {} if anew else _names_beside(bucket, names)
+    _each(lambda name: bucket.put(here / name, name), [name for name in names if name not in there], settings)
+
+
+def fetch_lists(settings: Settings, below: str) -> None:
+    """Brings the JSON files that lie directly below a name in the shared cache, and not in this machine's."""
+    if is_in_bucket(settings):
+        fetch_files(settings, [name for name in _open_cache(settings).entries(below) if name.endswith(".json")])
+
+
+def fetch_shards(settings: Settings, folder: Path) -> None:
+    """Brings the shards that the indices in a folder name and this machine's cache does not hold."""
+    if is_in_bucket(settings):
+        fetch_files(settings, [name for index in INDICES for name in _shards(folder / index)])
+
+
+# -- beside the runs ---------------------------------------------------------------------------------------------------
+
+
+def runs_of(settings: Settings) -> str:
+    """The folder of runs that the run lies in: ``s3://bucket/prefix``, or an absolute path."""
+    return runs_address(settings) if is_in_bucket(settings) else str(run_folder(settings).resolve().parent)
+
+
+@contextmanager
+def files_of(address: str, names: Iterable[str], settings: Settings) -> Iterator[Path]:
+    """A folder here with those of the named files that are there: the folder itself, or copies out of a bucket.
+
+    Args:
+        address: A folder here, or ``s3://bucket/prefix``.
+        names: Relative to it.
+        settings: How to reach the bucket.
+    """
+    if not address.startswith("s3://"):
+        yield Path(address)
+        return
+    with TemporaryDirectory() as folder:
+        for name in names:
+            open_bucket(address, settings).get(name, Path(folder, name))
+        yield Path(folder)
+
+
+def checksum_at(address: str, name: str, settings: Settings) -> str | None:
+    """The sha256 of a file as it is where it is kept; ``None`` where there is none."""
+    with files_of(address, [name], settings) as folder:
+        return sha256_of_file(folder / name) if (folder / name).is_file() else None
+
+
+def read_shared(address: str, name: str, settings: Settings) -> Facts | None:
+    """A JSON file beside the runs; ``None`` where there is none.
+
+    Raises:
+        RunError: If it is no JSON object.
+    """
+    with files_of(address, [name], settings) as folder:
+        return _read_object(folder / name, f"{address}/{name}") if (folder / name).exists() else None
+
+
+def change_shared(address: str, name: str, settings: Settings, change: Callable[[Facts | None], Facts | None]) -> None:
+    """Changes a JSON file beside the runs, so that of two that do it at once neither loses the other's step.
+
+    Args:
+        address: The folder of runs.
+        name: Of the file.
+        settings: How to reach the bucket.
+        change: From what is there, ``None`` for nothing, to what shall be, ``None`` for what is there. It is asked
+            again where somebody else was faster.
+
+    Raises:
+        RunError: If the file is no JSON object.
+        OutsideError: If others never stop changing it.
+    """
+    if not address.startswith("s3://"):
+        path = Path(address, name)
+        with locked(path.with_name(f".{name}.lock")):
+            wanted = change(_read_object(path, str(path)) if path.exists() else None)
+            if wanted is not None:
+                write_json(path, wanted)
+        return
+    bucket = open_bucket(address, settings)
+    with TemporaryDirectory() as folder:
+        for _ in range(TRIES):
+            etag = bucket.etag(name)
+            wanted = change(read_shared(address, name, settings))
+            if wanted is None:
+                return
+            write_json(Path(folder, name), wanted)
+            if bucket.put_instead(Path(folder, name), name, etag) is not None:
+                return
+    raise OutsideError(f"run_dir: {address}/{name} is changed by others all the time; run again later")
+
+
+# -- small parts -------------------------------------------------------------------------------------------------------
+
+
+def _require_owned(settings: Settings, bucket: BucketFolder) -> None:
+    etag = owned.get(str(settings.run_dir))
+    if etag is not None and bucket.etag(OWNER) != etag:
+        raise _taken_over(settings)
+
+
+def _taken_over(settings: Settings) -> RunError:
+    return RunError(
+        f"run_dir: {settings.run_dir} was taken over by another process, which began to work on it meanwhile; let that "
+        "one end, or give another folder"
+    )
+
+
+def _shards(index: Path) -> list[str]:
+    """The shards that an index names, if there is one, each before the list of its files where it has one."""
+    shards = read_index(index)[0] if index.exists() else []
+    lists = {name: [str(Path(name).with_suffix(".json"))] if name.endswith(".npy") else [] for name in shards}
+    return [part for name in shards for part in (name, *lists[name])]
+
+
+def _each(do: Callable[[str], Result], names: Iterable[str], settings: Settings) -> list[tuple[str, Result]]:
+    names = list(names)
+    with ThreadPoolExecutor(settings.ingestion.n_connections) as pool:
+        return list(zip(names, pool.map(do, names), strict=True))
+
+
+def _read_known(run: Path) -> dict[str, list[str]]:
+    return read_record(run / KNOWN) if (run / KNOWN).exists() else {}
+
+
+def _is_same(path: Path, known: list[str] | None, etag: str) -> bool:
+    return known is not None and known[0] == etag and path.exists() and known[1] == sha256_of_file(path)
+
+
+def _names_beside(bucket: BucketFolder, names: Iterable[str]) -> set[str]:
+    folders = sorted({name.rpartition("/")[0] + "/" for name in names})
+    return {name for folder in folders for name in bucket.entries(folder)}
+
+
+def _read_object(path: Path, said: str) -> Facts:
+    try:
+        found = read_json(path)
+    except RunError:
+        found = None
+    if not isinstance(found, dict):
+        raise RunError(f"{said} is no JSON object; put back a whole copy, or remove it to begin anew")
+    return found
+
+
+def _open_run(settings: Settings) -> BucketFolder:
+    if str(settings.run_dir).endswith("/"):
+        raise RunError(f"run_dir: {settings.run_dir} names the folder of runs; name one of the runs in it")
+    return open_bucket(str(settings.run_dir), settings)
+
+
+def _open_cache(settings: Settings) -> BucketFolder:
+    return open_bucket(f"{runs_address(settings)}/cache", settings)

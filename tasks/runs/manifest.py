@@ -1,0 +1,68 @@
+"""The manifest of a run: a row per image, which each stage reads and writes back with more columns."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from tasks.errors import RunError
+
+# Nullable dtypes throughout: missing means unknown, never 0.
+MANIFEST_DTYPES: dict[str, str] = {
+    "image_id": "string",
+    "path": "string",
+    "sha256": "string",
+    "width_px": "Int32",
+    "height_px": "Int32",
+    "label": "Int8",
+    "subtype": "string",
+    "patient_id": "string",
+    "patient_known": "boolean",
+    "source_split": "string",
+    "split": "string",
+    "duplicate_of": "string",
+    "device_score": "Float32",
+    "has_device": "boolean",
+    "device_reviewed": "boolean",
+    "excluded": "string",
+}
+
+
+def image_id(path: str) -> str:
+    """The first 16 hex digits of the sha256 of an image's path."""
+    return hashlib.sha256(path.encode()).hexdigest()[:16]
+
+
+# -- the manifest ------------------------------------------------------------------------------------------------------
+
+
+def read_manifest(folder: Path) -> pd.DataFrame:
+    """Reads ``manifest.parquet``: a row per image, nullable dtypes, sorted by path.
+
+    Raises:
+        RunError: If the folder has none, or another file under its name.
+    """
+    path = folder / "manifest.parquet"
+    if not path.exists():
+        raise RunError(f"{path} is missing: run the prepare flow on this run folder first")
+    try:
+        manifest = pd.read_parquet(path, dtype_backend="numpy_nullable")
+    except Exception:  # pyarrow raises many kinds for bytes that are wrong
+        manifest = pd.DataFrame()
+    if not set(MANIFEST_DTYPES) <= set(manifest.columns):
+        raise RunError(f"{path} is not what the prepare flow wrote: remove it and run that flow on this run folder")
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: pd.DataFrame) -> None:
+    """Writes ``manifest.parquet`` with the fixed columns first, in their dtypes; columns not known yet are added."""
+    columns = {
+        name: manifest[name].astype(dtype) if name in manifest else pd.array([pd.NA] * len(manifest), dtype=dtype)
+        for name, dtype in MANIFEST_DTYPES.items()
+    }
+    table = pd.DataFrame(columns).sort_values("path", ignore_index=True)
+    path = folder / "manifest.parquet"
+    beside = path.with_name(path.name + ".partial")
+    table.to_parquet(beside, index=False)
+    os.replace(beside, path)

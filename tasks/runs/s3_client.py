@@ -1,0 +1,282 @@
+"""The client for S3 that all use, a folder in a bucket, and what boto3's errors mean, in one sentence."""
+
+import mimetypes
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from botocore import UNSIGNED  # type: ignore[import-untyped]
+from botocore import exceptions as boto  # type: ignore[import-untyped]
+from botocore.credentials import Credentials  # type: ignore[import-untyped]
+from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
+from urllib3.exceptions import HTTPError
+
+from tasks.errors import OutsideError, RunError, SourceError
+from tasks.settings import IngestionSettings, Settings
+
+EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "InvalidToken", "400")
+"""What a server says to credentials that were good once; to a HEAD it gives no more than a number."""
+
+BROKEN_OFF = (
+    boto.HTTPClientError,
+    boto.IncompleteReadError,
+    boto.ResponseStreamingError,
+    boto.FlexibleChecksumError,
+    ResponseParserError,
+    HTTPError,  # of urllib3: an error of the server, the text of which broke off
+)
+"""What comes of an answer that broke off while it was read, which boto3 does not ask for again."""
+
+ANOTHER_VERSION = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
+"""What a server says to a conditional write where not the expected version is there, or none."""
+
+MOST_REMOVED = 1_000
+"""Objects that one request can remove."""
+
+PASSING_CODES = ("SlowDown", "RequestTimeout", "Throttling", "RequestLimitExceeded", "InternalError")
+
+WAYS_OUT = {
+    "NoSuchBucket": "there is no such bucket; make it, or correct the address or the endpoint (AWS_ENDPOINT_URL)",
+    "AccessDenied": "access is denied; the credentials need s3:ListBucket and s3:GetObject there, and for runs "
+    "s3:PutObject and s3:DeleteObject",
+    "InvalidAccessKeyId": "the access key is not known there; correct the credentials or the endpoint",
+    "SignatureDoesNotMatch": "the secret key does not fit the access key; correct the credentials",
+    "InvalidToken": "the session token is not accepted; renew the credentials",
+    "ExpiredToken": "the AWS credentials have expired; renew them and run again, what is finished is kept",
+    "400": "the AWS credentials may have expired; renew them and run again, what is finished is kept",
+    "403": "access is denied; look at the credentials",
+    "RequestTimeTooSkewed": "this machine's clock is wrong; set it and run again, what is finished is kept",
+    "PermanentRedirect": "the bucket is in another region; set AWS_DEFAULT_REGION to it",
+    "AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_DEFAULT_REGION to it",
+    "InvalidObjectState": "an object lies in an archive storage class; restore it first",
+}
+
+
+@contextmanager
+def s3_explained(place: str, error_type: type[Exception]) -> Iterator[None]:
+    """One sentence for what boto3 raises; never boto3's own text, which may hold keys.
+
+    Args:
+        place: The setting and the address, ``run_dir: s3://bucket/prefix``.
+        error_type: What a failure is that only the user can mend, such as a refused key.
+
+    Raises:
+        OutsideError: If another try may help.
+    """
+    try:
+        yield
+    except boto.ClientError as error:
+        code = code_of(error)
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400) >= 500 or code in PASSING_CODES:
+            raise OutsideError(f"{place} keeps failing ({code}); try again later, what is finished is kept") from None
+        way_out = WAYS_OUT.get(code, f"the server refuses ({code}); look at the address and credentials")
+        raise error_type(f"{place}: {way_out}") from None
+    except (boto.BotoCoreError, *BROKEN_OFF) as error:
+        kind = type(error).__name__
+        raise OutsideError(
+            f"{place} cannot be reached ({kind}); look at the network, the AWS_… variables and the endpoint "
+            "(AWS_ENDPOINT_URL), and run again; what is finished is kept"
+        ) from None
+
+
+def code_of(error: Any) -> str:
+    """What the server calls the failure, ``NoSuchKey``."""
+    return str(error.response.get("Error", {}).get("Code", "unknown"))
+
+
+class BucketFolder:
+    """The objects below ``s3://bucket/prefix/``, by their names relative to it; boto3 does the work and the retries.
+
+    Raises:
+        RunError: From every method, if the bucket cannot be used.
+        OutsideError: From every method, if the server fails or cannot be reached.
+    """
+
+    def __init__(self, address: str, settings: IngestionSettings) -> None:
+        self.address = address.rstrip("/")
+        bucket, _, prefix = self.address.removeprefix("s3://").partition("/")
+        self.bucket, self.prefix = bucket, f"{prefix}/" if prefix else ""
+        self.said = f"run_dir: {self.address}"
+        try:
+            self.client = make_client(settings, "run_dir")
+        except SourceError as error:
+            raise RunError(str(error)) from None
+
+    def entries(self, below: str = "") -> dict[str, str]:
+        """The ETags of all objects whose name begins so, by name."""
+        with s3_explained(self.said, RunError):
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self.prefix + below
+            )
+            found = {entry["Key"]: str(entry["ETag"]) for page in pages for entry in page.get("Contents", ())}
+        return {key.removeprefix(self.prefix): etag for key, etag in found.items()}
+
+    def etag(self, name: str) -> str:
+        """The ETag of an object; empty where there is none."""
+        return self.entries(name).get(name, "")
+
+    def get(self, name: str, path: Path) -> bool:
+        """Brings an object to a file, whole or not at all; whether there is one.
+
+        Raises:
+            RunError: As all methods, and if the name would lead out of the folder it is brought to.
+        """
+        if name.startswith("/") or ".." in name.split("/"):
+            raise RunError(f"run_dir: {self.address} holds the name {name!r}, which leads out of its folder; remove it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with s3_explained(self.said, RunError):
+            try:
+                self.client.download_file(self.bucket, self.prefix + name, str(path))
+            except boto.ClientError as error:
+                if code_of(error) in ("404", "NoSuchKey"):
+                    return False
+                raise
+        return True
+
+    def put(self, path: Path, name: str) -> str:
+        """Writes a file as an object with its type for a browser; its ETag."""
+        with s3_explained(self.said, RunError):
+            return self._upload(path, name)
+
+    def put_instead(self, path: Path, name: str, etag: str) -> str | None:
+        """The same, but only in place of the version with this ETag, of none if it is empty; else ``None``."""
+        with s3_explained(self.said, RunError):
+            try:
+                return self._upload(path, name, **({"IfMatch": etag} if etag else {"IfNoneMatch": "*"}))
+            except boto.ClientError as error:
+                if code_of(error) not in ANOTHER_VERSION:
+                    raise
+        with TemporaryDirectory() as folder:  # it may be ours, where only the answer got lost
+            copy = Path(folder, "copy")
+            return self.etag(name) if self.get(name, copy) and copy.read_bytes() == path.read_bytes() else None
+
+    def _upload(self, path: Path, name: str, **condition: str) -> str:
+        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        kind = f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
+        place = {"Bucket": self.bucket, "Key": self.prefix + name}
+        with path.open("rb") as stream:
+            return str(self.client.put_object(**place, Body=stream, ContentType=kind, **condition)["ETag"])
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes objects; one that is not there is no error.
+
+        Raises:
+            RunError: As all methods, and if the server keeps one.
+        """
+        waiting = [{"Key": self.prefix + name} for name in sorted(names)]
+        with s3_explained(self.said, RunError):
+            for start in range(0, len(waiting), MOST_REMOVED):
+                some = waiting[start : start + MOST_REMOVED]
+                answer = self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": some, "Quiet": True})
+                for kept in answer.get("Errors", ()):  # with the status of a success
+                    raise boto.ClientError({"Error": {"Code": kept.get("Code", "unknown")}}, "DeleteObjects")
+
+
+def make_client(settings: IngestionSettings, about: str) -> Any:
+    """A boto3 client for S3; endpoint and credentials by boto3's standard chain or from a prefect-aws block.
+
+    Args:
+        settings: ``aws_block`` names the block; ``tries``, ``timeout_s`` and ``n_connections`` shape the client.
+        about: The setting that an error names.
+
+    Raises:
+        SourceError: If there are no credentials, or the block or the AWS settings cannot be used.
+    """
+    from botocore.config import Config  # type: ignore[import-untyped]
+
+    shape = Config(
+        retries={"mode": "standard", "total_max_attempts": settings.tries},
+        connect_timeout=settings.timeout_s,
+        read_timeout=settings.timeout_s,
+        max_pool_connections=settings.n_connections,
+    )
+    try:
+        session, options = _open_session(settings.aws_block)
+        config = options.pop("config", Config()).merge(shape)
+        if config.signature_version is UNSIGNED:
+            return session.client("s3", config=config, **options)
+        # Looked at now: boto3 itself would complain at the first request only, and in other words.
+        found = session.get_credentials()
+        if found is None:
+            raise SourceError(
+                f"{about}: there are no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
+                "AWS_PROFILE, or name a prefect-aws block with ingestion.aws_block"
+            )
+        credentials = _RenewedCredentials(found, lambda: _open_session(settings.aws_block)[0].get_credentials())
+        session._session._credentials = credentials  # boto3 has no other way to bring a provider of one's own
+        client = session.client("s3", config=config, **options)
+        client.meta.events.register_first("needs-retry.s3", credentials.renew_expired)
+        return client
+    except (boto.BotoCoreError, boto.ClientError, ValueError) as error:  # only its kind: the text may hold a secret
+        raise SourceError(
+            f"{about}: the AWS settings cannot be used ({type(error).__name__}); look at the AWS_… variables, the "
+            "profile, or the block that ingestion.aws_block names"
+        ) from None
+
+
+class _RenewedCredentials(Credentials):  # type: ignore[misc]
+    """Credentials that are looked up anew when the server says that they have expired.
+
+    boto3 renews those of roles and processes by their own date, which the server need not share; a file or block that
+    somebody else keeps fresh, such as a login for some hours, it reads once.
+    """
+
+    def __init__(self, found: Any, look_up: Callable[[], Any]) -> None:
+        first = found.get_frozen_credentials()
+        super().__init__(first.access_key, first.secret_key, first.token, found.method)
+        self._found, self._look_up, self._lock = found, look_up, threading.Lock()
+        self._found_at = time.monotonic()
+
+    def get_frozen_credentials(self) -> Any:
+        """What a request is signed with."""
+        return self._found.get_frozen_credentials()
+
+    def renew_expired(self, response: Any, request_dict: Any, **_: Any) -> float | None:
+        """Botocore's question whether to try a request again: once more with what is found now, at once."""
+        code = response[1].get("Error", {}).get("Code") if response else None
+        if code not in EXPIRED or request_dict["context"].get("renewed"):
+            return None
+        request_dict["context"]["renewed"] = True
+        with self._lock:
+            if time.monotonic() - self._found_at > 1.0:  # else another thread has just done so
+                self._found = self._look_up() or self._found
+                self._found_at = time.monotonic()
+        return 0.0
+
+
+def _open_session(aws_block: str | None) -> tuple[Any, dict[str, Any]]:
+    import boto3  # type: ignore[import-untyped]
+
+    return _open_block(aws_block) if aws_block else (boto3.Session(), {})
+
+
+def _open_block(name: str) -> tuple[Any, dict[str, Any]]:
+    from prefect_aws import AwsCredentials
+
+    load: Callable[[str], Any] = AwsCredentials.load
+    try:
+        block = load(name)
+    except ValueError:
+        raise SourceError(
+            f"ingestion.aws_block: there is no usable AwsCredentials block {name!r}; create it in Prefect, or leave "
+            "the setting out and use the AWS_… variables"
+        ) from None
+    return block.get_boto3_session(), block.aws_client_parameters.get_params_override()
+
+
+def open_bucket(address: str, settings: Settings) -> BucketFolder:
+    """A folder in a bucket, with one client for all that this process does there."""
+    # What boto3 reads when a client is made: another endpoint or key, another client.
+    surroundings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    return _open(address.rstrip("/"), settings.ingestion, surroundings)
+
+
+@cache
+def _open(address: str, settings: IngestionSettings, surroundings: tuple[tuple[str, str], ...]) -> BucketFolder:
+    return BucketFolder(address, settings)

@@ -1,0 +1,1 @@
+"""Tables about loose images: device scores, and answers of a trained run."""

@@ -1,0 +1,144 @@
+"""Tables about loose images: flags, where they may go, how a cell is written, and batches that are always full.
+
+What ``flows.screen`` and ``flows.score`` share, so that both refuse the same places and give an image the same score.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+
+from tasks.errors import SettingsError, SourceError
+from tasks.pixels.decoding import SIDE_PX, SUFFIXES
+from tasks.records import Facts
+from tasks.runs.artifacts import Progress
+from tasks.runs.manifest import image_id
+from tasks.scoring.loose_images import BATCH_IMAGES, LooseBatch, LooseImages, open_loose_images
+from tasks.settings import Settings
+
+SECONDS_BETWEEN_SHOWS = 2.0
+
+
+class TableFlags(BaseModel):
+    """Flags that each flow about loose images has."""
+
+    images: str = Field(
+        min_length=1, description="Folder or .zip file of X-rays (.jpeg, .jpg, .png), in any structure."
+    )
+    strict: bool = Field(
+        False, description="End with exit code 2 when an image was refused; the CSV is written anyway."
+    )
+
+
+def demand_all(counts: Facts, out: str) -> None:
+    """What ``strict`` asks for: raises SourceError when an image was refused, by the counts of the table ``out``."""
+    if counts["n_refused"]:
+        raise SourceError(
+            f"strict: {counts['n_refused']:,} of {counts['n_images']:,} images were refused; {out} names them and why: "
+            "put them right or take them out, or leave --strict out"
+        )
+
+
+def refuse_places(images: str, out: str, masks: str | None) -> None:
+    """Refuses places that the table or the masks cannot go to, or should not; touches nothing.
+
+    Raises:
+        SettingsError: If one is an address, of the wrong kind, below a file, or would overwrite or mix with the input.
+    """
+    table, source = Path(out), Path(images)
+    for name, value in (("out", out), ("masks", masks)):
+        if value is not None and ("://" in value or "\x00" in value or not value):
+            raise SettingsError(f"{name}: {value!r} is no path on this machine; give one")
+    try:
+        if table.is_dir():
+            raise SettingsError(f"out: {out} is a folder; name a .csv file in it")
+        if table.suffix.lower() in (*SUFFIXES, ".zip") or (
+            table.exists() and source.exists() and table.samefile(source)
+        ):
+            raise SettingsError(f"out: {out} is named like an image or archive; name a .csv file")
+        folders = [("out", table.parent)] + ([("masks", Path(masks))] if masks is not None else [])
+        for name, folder in folders:
+            for part in (folder, *folder.parents):
+                if part.exists() and not part.is_dir():
+                    raise SettingsError(f"{name}: {part} is a file; name a folder, or one that does not exist yet")
+        if masks is not None and source.is_dir() and Path(masks).resolve().is_relative_to(source.resolve()):
+            raise SettingsError(
+                f"masks: {masks} lies in the folder of the images, where the next run would screen the masks; "
+                "name another folder"
+            )
+    except OSError as error:
+        raise SettingsError(f"out or masks: {error.filename} cannot be used ({error.strerror}); name another") from None
+
+
+def prepare_places(out: str, masks: str | None) -> None:
+    """Makes the folders of the table and the masks, and tries whether files can be written there.
+
+    Raises:
+        SettingsError: If not.
+    """
+    table = Path(out)
+    tries = [("out", table.parent, table.name)] + ([("masks", Path(masks), image_id(""))] if masks is not None else [])
+    for name, folder, file in tries:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{file}.", suffix=".partial"):
+                pass
+        except OSError as error:
+            reason = error.strerror or error
+            raise SettingsError(
+                f"{name}: {folder / file if name == 'out' else folder} cannot be written ({reason}); name another place"
+            ) from None
+
+
+def list_loose_images(images: str, out: str, masks: str | None, settings: Settings) -> Facts:
+    """Counts the images of a folder or zip; see `refuse_places` and `open_loose_images` for what is refused."""
+    refuse_places(images, out, masks)
+    with open_loose_images(images, settings) as found:
+        facts = {"n_images": len(found.paths), "n_left_out": found.n_left_out}
+    print(f"{facts['n_images']:,} images in {images}; left out {facts['n_left_out']:,} other files")
+    return facts
+
+
+def watch_batches(found: LooseImages, key: str, description: str) -> Iterator[LooseBatch]:
+    """All batches in order; progress is shown every few seconds, and when the last one is done."""
+    progress = Progress(key, description)
+    n_done, shown = 0, time.monotonic()
+    for batch in found.read_batches():
+        yield batch
+        n_done += len(batch.paths)
+        if time.monotonic() - shown > SECONDS_BETWEEN_SHOWS or n_done == len(found.paths):
+            shown = time.monotonic()
+            progress.show(n_done, len(found.paths))
+
+
+def screen_batch(model: Any, pixels: NDArray[np.uint8]) -> tuple[list[float], NDArray[np.uint8]]:
+    """Scores, as the table shows them, and masks uint8 ``(n, 224, 224)`` of at most a batch of packed images.
+
+    An image's score does not depend on how many others came with it.
+    """
+    from tasks.devices.screener import screen_pixels
+
+    if not len(pixels):
+        return [], pixels
+    said = next(screen_pixels(model, fill_batch(pixels), BATCH_IMAGES))
+    return [round(float(score), 6) for score in said.scores[: len(pixels)]], said.masks[: len(pixels)]
+
+
+def fill_batch(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """At most a batch of packed images, uint8 ``(n, 224, 224)``, with black ones behind: ``(BATCH_IMAGES, 224, 224)``.
+
+    A network always sees a full batch: another shape may take another path through its arithmetic.
+    """
+    full = np.zeros((BATCH_IMAGES, SIDE_PX, SIDE_PX), np.uint8)
+    full[: len(pixels)] = pixels
+    return full
+
+
+def write_cell(text: str) -> str:
+    """A cell of a CSV; unlike ``csv.writer``'s, one with a carriage return is quoted too. The text stays as it is."""
+    return '"' + text.replace('"', '""') + '"' if any(sign in text for sign in ',"\r\n') else text

@@ -1,0 +1,223 @@
+"""Score loose images with the network of a run: probability, decision and device score, or why there is none.
+
+Reads a folder or zip of X-rays, and of the run folder ``model.keras``, ``metrics.json`` (the threshold) and
+``familiar.npz``; writes a CSV ``path,probability,decision,device_score,refused``. Nothing in the run folder changes.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from prefect import task
+
+from tasks.devices.files import find_screener
+from tasks.errors import RunError, SettingsError
+from tasks.networks.familiarity import Familiarity, load_familiarity
+from tasks.networks.files import check_network, load_network
+from tasks.pixels.decoding import SIDE_PX
+from tasks.records import Facts
+from tasks.runs.files import open_whole, read_json
+from tasks.runs.run import run_folder
+from tasks.runs.stages import STAGES_FOLDER, read_stage
+from tasks.scoring.batches import (
+    fill_batch,
+    list_loose_images,
+    prepare_places,
+    screen_batch,
+    watch_batches,
+    write_cell,
+)
+from tasks.scoring.loose_images import LooseBatch, open_loose_images
+from tasks.settings import Settings
+
+HEADER = "path,probability,decision,device_score,refused\n"
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What it takes to score an image: the network of a run, its threshold, what is familiar to it, and a screener."""
+
+    network: Any
+    threshold: float
+    familiarity: Familiarity
+    screener: Any
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """What a network says of an image that was read; ``refused`` is empty or why its decision is left out."""
+
+    probability: float
+    device_score: float
+    refused: str
+
+
+@task(name="find images to score")
+def find_scored_images(images: str, out: str, settings: Settings) -> Facts:
+    """Lists the images; refuses, before anything is written, what cannot be read, written or scored with."""
+    run = run_folder(settings)
+    refuse_run_files(run, out)
+    read_threshold(run)
+    if not math.isfinite(load_familiarity(run).bound):
+        print(f"{run} was trained on too few images to tell what looks unlike them: nothing is refused for its looks")
+    find_screener(settings.screening.screener)
+    return list_loose_images(images, out, None, settings)
+
+
+@task(name="score images")
+def score_images(images: str, out: str, settings: Settings) -> Facts:
+    """Scores the images, batch after batch, and writes the table when all are done; counts for log and exit code."""
+    run = run_folder(settings)
+    scorer = load_scorer(run, settings)
+    counts = {"n_images": 0, "n_pneumonia": 0, "n_unlike": 0, "n_refused": 0}
+    with open_loose_images(images, as_packed(run, settings)) as found:
+        prepare_places(out, None)
+        start = time.monotonic()
+        with open_whole(Path(out)) as table:
+            table.write(HEADER.encode())
+            for batch in watch_batches(found, "score-images", f"Scoring {len(found.paths):,} images"):
+                scored = score_batch(scorer, batch.pixels)
+                table.write("".join(table_rows(batch, scored, scorer.threshold)).encode())
+                unlike = sum(bool(image.refused) for image in scored)
+                counts["n_images"] += len(batch.paths)
+                counts["n_pneumonia"] += sum(decide(image, scorer.threshold) == "1" for image in scored)
+                counts["n_unlike"] += unlike
+                counts["n_refused"] += len(batch.paths) - len(scored) + unlike
+        per_second = counts["n_images"] / max(time.monotonic() - start, 1e-9)
+        print(
+            f"scored {counts['n_images']:,} images: {counts['n_pneumonia']:,} count as pneumonia at the threshold "
+            f"{scorer.threshold:g}, {counts['n_refused']:,} were refused, {counts['n_unlike']:,} of them as unlike the "
+            f"training images; {found.n_left_out:,} other files left out; {per_second:,.1f} images/s"
+        )
+    return counts
+
+
+def refuse_run_files(run: Path, out: str) -> None:
+    """Refuses a run folder that is none, and a table that would overwrite a file of the run.
+
+    Raises:
+        RunError: If there is no such folder.
+        SettingsError: If ``out`` names a file of the run folder that is no table of scores.
+    """
+    if not run.is_dir():
+        raise RunError(f"run_dir: {run} does not exist; name the folder of a finished run")
+    table = Path(out)
+    if table.is_file() and table.resolve().is_relative_to(run.resolve()):
+        with table.open("rb") as stream:
+            if stream.read(len(HEADER)) != HEADER.encode():
+                raise SettingsError(f"out: {out} is a file of the run; name another one")
+
+
+def read_threshold(run: Path) -> float:
+    """The probability from which on an image counts as pneumonia, of the ``metrics.json`` of a run.
+
+    Raises:
+        RunError: If the network, its checksum or the metrics are missing or changed, the metrics name no threshold, or
+            they are those of an earlier network.
+    """
+    sha256, metrics = check_network(run), run / "metrics.json"
+    if not metrics.is_file():
+        raise RunError(f"{metrics} is missing: run the train flow on this run folder first")
+    known = read_json(metrics)
+    threshold = known.get("threshold") if isinstance(known, dict) else None
+    if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not 0 <= threshold <= 1:
+        raise RunError(f"{metrics} names no threshold: run the train flow on this run folder again")
+    if stage_inputs(run, "evaluate").get("model", sha256) != sha256:
+        raise RunError(f"{metrics} was measured on another network: run the train flow on this run folder again")
+    return float(threshold)
+
+
+def load_scorer(run: Path, settings: Settings) -> Scorer:
+    """Loads all that scoring needs.
+
+    Raises:
+        RunError: If a file of the run, or the screener, is missing, changed or does not load.
+    """
+    from tasks.devices.screener import load_screener
+    from tasks.networks.classifier import OUTPUTS
+
+    threshold, familiarity = read_threshold(run), load_familiarity(run)
+    screener = find_screener(settings.screening.screener)
+    network = load_network(run)
+    outputs = set(network.output) if isinstance(network.output, dict) else set()
+    if network.input_shape != (None, SIDE_PX, SIDE_PX, 1) or not outputs >= {*OUTPUTS, "members"}:
+        raise RunError(f"{run / 'model.keras'} is no network of a run: run the train flow on this run folder again")
+    return Scorer(network, threshold, familiarity, load_screener(screener.folder))
+
+
+def as_packed(run: Path, settings: Settings) -> Settings:
+    """The settings, with images made into pixels as those of the run were: with padding, or stretched."""
+    padding = stage_inputs(run, "pack").get("padding", settings.packing.padding)
+    return settings.model_copy(update={"packing": settings.packing.model_copy(update={"padding": bool(padding)})})
+
+
+def stage_inputs(run: Path, stage: str) -> Facts:
+    """What a stage of a run was made from; empty where the run folder does not say.
+
+    Raises:
+        RunError: If the stage was cut off while its files were placed.
+    """
+    there = (run / STAGES_FOLDER / f"{stage}.json").is_file()
+    parts = read_stage(run, stage).get("parts") if there else None
+    inputs = parts.get("inputs") if isinstance(parts, dict) else None
+    return inputs if isinstance(inputs, dict) else {}
+
+
+def score_batch(scorer: Scorer, pixels: NDArray[np.uint8]) -> list[ScoredImage]:
+    """Scores at most a batch of packed images, uint8 ``(n, 224, 224)``; numbers as the table shows them.
+
+    An image's scores do not depend on how many others came with it.
+
+    Raises:
+        RunError: If a network gives no number for an image.
+    """
+    from tasks.networks.classifier import predict
+
+    if not len(pixels):
+        return []
+    probabilities = predict(scorer.network, fill_batch(pixels))[: len(pixels)]
+    device_scores = screen_batch(scorer.screener, pixels)[0]
+    if not np.isfinite(probabilities).all():
+        raise RunError("run_dir: the network gives no number for an image; train again")
+    if not np.isfinite(device_scores).all():
+        raise RunError("screening.screener: the network gives no number for an image; use another one")
+    return [
+        ScoredImage(round(float(probability), 6), device_score, describe_distance(distance, scorer.familiarity.bound))
+        for probability, device_score, distance in zip(
+            probabilities, device_scores, scorer.familiarity.distances(pixels), strict=True
+        )
+    ]
+
+
+def describe_distance(distance: float, bound: float) -> str:
+    """Why an image is refused that lies beyond the bound, in one short sentence; else ``""``."""
+    if distance <= bound:
+        return ""
+    return (
+        "does not look like a chest X-ray of the kind this network was trained on "
+        f"(distance {math.ceil(distance * 100) / 100:.2f}, bound {math.floor(bound * 100) / 100:.2f})"
+    )
+
+
+def decide(image: ScoredImage, threshold: float) -> str:
+    """``1`` from the threshold on, ``0`` below it, ``""`` for an image that is refused."""
+    return "" if image.refused else str(int(image.probability >= threshold))
+
+
+def table_rows(batch: LooseBatch, scored: Sequence[ScoredImage], threshold: float) -> list[str]:
+    """Lines of the table for a batch; ``scored`` has one for each image that could be read."""
+    remaining = iter(scored)
+    rows = []
+    for path, reason in zip(batch.paths, batch.refused, strict=True):
+        if reason:
+            rows.append(f"{write_cell(path)},,,,{write_cell(reason)}\n")
+            continue
+        image = next(remaining)
+        numbers = f"{image.probability:.6f},{decide(image, threshold)},{image.device_score:.6f}"
+        rows.append(f"{write_cell(path)},{numbers},{write_cell(image.refused)}\n")
+    return rows

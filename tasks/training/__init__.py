@@ -1,0 +1,1 @@
+"""The stages of flows/train, and the training of the screener."""

@@ -1,0 +1,224 @@
+"""Evaluate: how good the network is, on whom, and with what uncertainty.
+
+Reads ``model.keras``, ``shifts.csv``, the packed arrays and ``manifest.parquet``; writes ``predictions.csv`` and
+``metrics.json``. Thresholds are chosen on validation and its shifts alone; splits that ``evaluation.splits`` leaves out
+are not read at all.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tasks.measures import (
+    MEASURES,
+    choose_sensitive_threshold,
+    choose_threshold,
+    draw_patients,
+    format_value,
+    measure_calibration,
+    measure_group,
+    summarise,
+    weighted_measures,
+)
+from tasks.pixels.packed import PackedImages
+from tasks.records import Facts
+from tasks.runs.artifacts import show_table
+from tasks.runs.files import sha256_of_file, write_json, write_whole
+from tasks.runs.manifest import read_manifest
+from tasks.runs.run import cache_folder, run_folder
+from tasks.runs.stages import run_stage, stage_task
+from tasks.settings import EvaluationSettings, Settings
+
+GROUPS = ("val", "test", "test_device_free", "test_with_device", "val_device_free", "val_with_device")
+DECISIONS = ("accuracy", "sensitivity", "specificity")
+SUBTYPE_THRESHOLD = 0.5
+
+
+@stage_task("evaluate")
+def evaluate(settings: Settings) -> Facts:
+    """Scores the evaluated splits and measures AUC, accuracy, sensitivity and specificity with intervals."""
+    run = run_folder(settings)
+
+    def make(out: Path) -> Facts:
+        from tasks.networks.classifier import answer, predict
+        from tasks.networks.files import load_network
+        from tasks.pixels.shifts import keep_border, remove_border
+
+        manifest = read_manifest(run)
+        rows = evaluated_rows(manifest, settings.evaluation.splits)
+        model, packed = load_network(run), PackedImages(run, cache_folder(settings)).read(list(rows["image_id"]))
+        said = answer(model, packed)
+        table = rows.assign(probability=said.probability, bacteria=said.bacteria)
+        columns = ["path", "split", "label", "subtype", "has_device", "probability", "bacteria"]
+        write_whole(out / "predictions.csv", table[columns].to_csv(index=False, float_format="%.6f"))
+        main = (rows["split"] == ("test" if (rows["split"] == "test").any() else "val")).to_numpy()
+        only, removed = (predict(model, change(packed[main])) for change in (keep_border, remove_border))
+        shifts = pd.read_csv(run / "shifts.csv")
+        shifts["patient_id"] = shifts["image_id"].map(manifest.set_index("image_id")["patient_id"])
+        metrics = measure(table, shifts, settings.evaluation, settings.seed)
+        metrics |= measure_border(table[main], only, removed, settings.evaluation, settings.seed)
+        metrics["members"] = {
+            split: measure_members(table[at], said.members[at], metrics["threshold"])
+            for split in settings.evaluation.splits
+            if (at := (rows["split"] == split).to_numpy()).any()
+        }
+        write_json(out / "metrics.json", metrics)
+        return {"metrics": metrics}
+
+    inputs = {
+        "model": sha256_of_file(run / "model.keras"),
+        "shifts": sha256_of_file(run / "shifts.csv"),
+        "manifest": sha256_of_file(run / "manifest.parquet"),
+        "evaluation": settings.evaluation.model_dump(),
+        "seed": settings.seed,
+    }
+    facts = run_stage(settings, "evaluate", module=__name__, inputs=inputs, make=make)
+    metrics = facts["metrics"]
+    for name in settings.evaluation.splits:
+        print(describe_group(name, metrics[name]) + (" (taken from the cache)" if facts["reused"] else ""))
+    show_table("metrics", metrics_rows(metrics), f"Metrics at the threshold {metrics['threshold']:.3f}")
+    return facts
+
+
+def evaluated_rows(manifest: pd.DataFrame, splits: tuple[str, ...]) -> pd.DataFrame:
+    """Rows of the evaluated splits that have pixels; of validation without its copies."""
+    reasons = manifest["excluded"].fillna("")
+    wanted = (manifest["split"] == "val") & (reasons == "") & ("val" in splits)
+    if "test" in splits:
+        wanted |= (manifest["split"] == "test") & ~reasons.str.startswith("undecodable")
+    return manifest[wanted].reset_index(drop=True)
+
+
+def measure(table: pd.DataFrame, shifts: pd.DataFrame, settings: EvaluationSettings, seed: int) -> Facts:
+    """``metrics.json`` but for what needs the network again.
+
+    Args:
+        table: ``split, label, subtype, patient_id, has_device`` (missing where unknown), ``probability``, ``bacteria``.
+        shifts: Validation as it is and under shifts: ``shift, label, patient_id, probability``.
+        settings: The evaluated splits, the draws behind each interval, the least sensitivity.
+        seed: Seed of the draws.
+    """
+    labels, probabilities = shifts["label"].to_numpy(float), shifts["probability"].to_numpy(float)
+    balanced = choose_threshold(labels, probabilities)
+    sensitive = choose_sensitive_threshold(shifts, settings.min_sensitivity, balanced)
+    n_bootstrap = settings.n_bootstrap
+    metrics: Facts = {"threshold": balanced, "subtypes": {}, "calibration": {}, "bacteria": {}}
+    measured = {}
+    for name in GROUPS:
+        split = name.split("_")[0]
+        rows = table[table["split"] == split]
+        if split not in settings.splits:
+            metrics[name] = {"n": 0, "reason": f"evaluation.splits leaves {split} out"}
+            continue
+        if not len(rows):
+            metrics[name] = {"n": 0, "reason": f"no image is in the {split} split"}
+            continue
+        if name != split:
+            known = rows["has_device"].notna()
+            if not known.any():
+                metrics[name] = {"n": 0, "reason": "no image was screened"}
+                continue
+            rows = rows[known & (rows["has_device"].fillna(False).astype(bool) == name.endswith("with_device"))]
+        metrics[name], measured[name] = measure_group(rows, balanced, n_bootstrap, seed), rows
+    parts = {split: table[table["split"] == split] for split in settings.splits}
+    for split, rows in parts.items():
+        metrics["subtypes"][split] = {
+            subtype: measure_group(rows[rows["subtype"] == subtype], balanced, n_bootstrap, seed, ("sensitivity",))
+            for subtype in ("bacteria", "virus")
+        }
+        metrics["calibration"][split] = measure_calibration(rows, n_bootstrap, seed)
+        metrics["bacteria"][split] = measure_bacteria(rows, n_bootstrap, seed)
+    metrics["operating_points"] = {
+        name: {
+            "threshold": threshold,
+            **{group: measure_group(rows, threshold, n_bootstrap, seed, DECISIONS) for group, rows in measured.items()},
+        }
+        for name, threshold in (("balanced", balanced), ("high_sensitivity", sensitive))
+    }
+    metrics["shifts"] = {
+        str(name): measure_group(rows, balanced, n_bootstrap, seed)
+        for name, rows in shifts.groupby("shift", sort=False)
+    }
+    return metrics
+
+
+def measure_bacteria(rows: pd.DataFrame, n_bootstrap: int, seed: int) -> Facts:
+    """How well bacteria are told from virus among pneumonia images of known subtype; bacteria count as positive."""
+    known = rows[rows["subtype"].isin(["bacteria", "virus"])]
+    asked = known.assign(label=(known["subtype"] == "bacteria").astype(int), probability=known["bacteria"])
+    return measure_group(asked, SUBTYPE_THRESHOLD, n_bootstrap, seed)
+
+
+def measure_border(
+    rows: pd.DataFrame,
+    only: NDArray[np.float64],
+    removed: NDArray[np.float64],
+    settings: EvaluationSettings,
+    seed: int,
+) -> Facts:
+    """AUC on images of which the border alone is left, or all but the border, and what leaving it out costs.
+
+    Args:
+        rows: ``label, patient_id, probability`` of the test images as they are, or of validation where test is unread.
+        only: P(label = 1) where only the border is left.
+        removed: P(label = 1) where the border is blanked.
+        settings: The draws behind each interval.
+        seed: Seed of the draws.
+
+    Returns:
+        ``border_only``, ``border_removed`` and ``border_loss`` (AUC as it is less AUC without the border), each
+        ``{"value", "low", "high"}``.
+    """
+    if not len(rows):
+        nothing = {"value": None, "low": None, "high": None, "reason": "no image is in this group"}
+        return dict.fromkeys(("border_only", "border_removed", "border_loss"), nothing)
+    weights = draw_patients(rows["patient_id"], settings.n_bootstrap, seed)
+    labels, whole = rows["label"].to_numpy(float), rows["probability"].to_numpy(float)
+    aucs = [weighted_measures(labels, values, 0.5, weights)["auc"] for values in (only, removed, whole)]
+    values = {"border_only": aucs[0], "border_removed": aucs[1], "border_loss": aucs[2] - aucs[1]}
+    return {name: summarise(drawn, "a class is missing in this group") for name, drawn in values.items()}
+
+
+def measure_members(rows: pd.DataFrame, members: NDArray[np.float64], threshold: float) -> Facts:
+    """Each member alone at the model's threshold: ``{measure: {"values", "mean", "deviation"}}``.
+
+    Args:
+        rows: ``label``.
+        members: P(label = 1) by each member, ``(n, n_models)``.
+        threshold: The balanced threshold.
+    """
+    labels, ones = rows["label"].to_numpy(float), np.ones((1, len(rows)))
+    alone = [weighted_measures(labels, column, threshold, ones) for column in members.T]
+    facts: Facts = {}
+    for name in MEASURES:
+        values = np.array([float(measures[name][0]) for measures in alone])
+        if not np.isfinite(values).all():
+            facts[name] = {"values": None, "mean": None, "deviation": None, "reason": "a class is missing"}
+            continue
+        spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        said = {"values": [round(v, 4) for v in values.tolist()], "mean": round(float(values.mean()), 4)}
+        facts[name] = {**said, "deviation": round(spread, 4)}
+    return facts
+
+
+def describe_group(name: str, group: Facts) -> str:
+    """One line for the log."""
+    if not group["n"]:
+        return f"{name}: not measured, {group['reason']}"
+    parts = [f"{m} {format_value(group[m])}" for m in MEASURES if m in group]
+    return f"{name} ({group['n']:,} images): " + ", ".join(parts)
+
+
+def metrics_rows(metrics: Facts) -> list[Facts]:
+    """A row per group, for people."""
+    return [
+        {"group": name, "images": metrics[name]["n"]}
+        | (
+            {m: format_value(metrics[name][m]) for m in MEASURES}
+            if metrics[name]["n"]
+            else {"auc": f"not measured: {metrics[name]['reason']}"}
+        )
+        for name in GROUPS
+    ]

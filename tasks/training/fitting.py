@@ -1,0 +1,126 @@
+"""Train: fits the members of a network on its training rows.
+
+Reads ``manifest.parquet`` and the packed arrays; writes ``members/member_1.keras`` and so on, and ``history.csv`` with
+a row per member and epoch; those of the unscreened twin into ``unfiltered/``. A killed training goes on from its last
+whole epoch.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from tasks.errors import RunError
+from tasks.networks.twin import stage_name, used_rows, work_folder
+from tasks.pixels.packed import PackedImages
+from tasks.records import MODEL, TITLES, Facts
+from tasks.runs.artifacts import Progress
+from tasks.runs.files import read_record
+from tasks.runs.manifest import read_manifest
+from tasks.runs.provenance import BACKENDS, checksum_of_weights, find_backend
+from tasks.runs.retries import outside_failed
+from tasks.runs.run import cache_folder, run_folder
+from tasks.runs.stages import run_stage, stage_task
+from tasks.settings import Settings, TrainingSettings
+
+
+@stage_task("fit", task_run_name="fit {name}", retries=1, retry_condition_fn=outside_failed)
+def fit(settings: Settings, name: str = MODEL) -> Facts:
+    """Trains the members of the model, or of its twin, on the usable training images."""
+    run = run_folder(settings)
+    rows = used_rows(read_manifest(run), name, settings.seed)
+    backend = find_backend()
+
+    def make(out: Path) -> Facts:
+        return train_network(
+            rows,
+            PackedImages(run, cache_folder(settings)),
+            settings.training,
+            settings.seed,
+            work_folder(out, name),
+        )
+
+    inputs = {
+        "rows": rows.to_csv(index=False),
+        "arrays": read_record(run / "arrays" / "index.json", shards=list)["shards"],
+        "training": settings.training.model_dump(),
+        "weights": checksum_of_weights(settings.training),
+        "seed": settings.seed,
+        "backend": backend,
+    }
+    facts = run_stage(
+        settings,
+        stage_name("fit", name),
+        module=__name__,
+        inputs=inputs,
+        make=make,
+        packages=("keras", BACKENDS[backend]),
+        resumable=True,
+    )
+    aucs = facts["val_aucs"]
+    networks = "1 network" if len(aucs) == 1 else f"{len(aucs)} networks"
+    print(
+        f"trained {networks} of {TITLES[name]} on {facts['n_train']:,} images for {facts['epochs']} epochs; validation "
+        "AUC " + ", ".join(f"{auc:.4f}" for auc in aucs) + (" (taken from the cache)" if facts["reused"] else "")
+    )
+    return facts
+
+
+def train_network(
+    rows: pd.DataFrame, images: PackedImages, settings: TrainingSettings, seed: int, folder: Path
+) -> Facts:
+    """Trains what ``folder`` does not hold yet, and writes the files of the stage there.
+
+    Args:
+        rows: As from ``tasks.networks.twin.used_rows``.
+        images: Their pixels.
+        settings: The recipe.
+        seed: Seed of the first member.
+        folder: Made if needed.
+
+    Raises:
+        RunError: If train or val lacks a class.
+    """
+    from tasks.networks.keras_backend import keras
+    from tasks.training.members import Lesson, compile_trainer, shrink_packed, train_member
+
+    folder.mkdir(exist_ok=True)
+    lessons = {}
+    for split in ("train", "val"):
+        part = rows[rows["split"] == split]
+        if part["label"].nunique() < 2:
+            raise RunError(f"manifest: the {split} split has images of one class only; bring more patients")
+        pixels = shrink_packed(images.read(list(part["image_id"])), settings.side_px)
+        bacteria = part["subtype"].map({"bacteria": 1.0, "virus": 0.0}).to_numpy(np.float32)
+        lessons[split] = Lesson(pixels, part["label"].to_numpy(np.float32), bacteria)
+    train, val = lessons["train"], lessons["val"]
+
+    n_epochs = settings.n_models * settings.epochs
+    progress = Progress("training", f"Training, {n_epochs} epochs")
+    trainer = compile_trainer(settings, len(train.labels))
+    history: list[Facts] = []
+    for number in range(1, settings.n_models + 1):
+        said = f"member {number} of {settings.n_models}, epoch"
+
+        def show(entry: Facts, said: str = said, before: int = len(history)) -> None:
+            progress.show(before + entry["epoch"], n_epochs)
+            print(
+                f"{said} {entry['epoch']} of {settings.epochs}: loss {entry['loss']:.4f}, validation AUC "
+                f"{entry['val_auc']:.4f}, {entry['seconds']:.1f} s"
+            )
+
+        # Far apart: layers of a member take the numbers that follow its seed.
+        member_seed = (seed + 1_000 * (number - 1)) % 2**31
+        epochs = train_member(trainer, train, val, settings, member_seed, folder / "members", f"member_{number}", show)
+        history += [{"member": number, **entry} for entry in epochs]
+    pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
+    return {
+        "n_train": len(train.labels),
+        "n_train_pneumonia": int(train.labels.sum()),
+        "n_train_subtype_known": int(np.isfinite(train.bacteria).sum()),
+        "n_val": len(val.labels),
+        "n_models": settings.n_models,
+        "epochs": settings.epochs,
+        "val_aucs": [entry["val_auc"] for entry in history if entry["epoch"] == settings.epochs],
+        "backend": keras.backend.backend(),
+    }

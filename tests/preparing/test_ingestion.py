@@ -1,0 +1,342 @@
+"""From names, bytes and index.csv to the manifest: labels, patients, copies, contradictions."""
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from stage_steps import ingest_all
+
+from tasks.errors import SourceError, TableError
+from tasks.preparing.ingestion import describe_path, exclude_copies, patient_of, read_file, read_index, subtype_of
+from tasks.runs.manifest import MANIFEST_DTYPES, image_id, read_manifest
+from tasks.settings import Settings
+
+FOUR = ["train/NORMAL/a.jpeg", "train/PNEUMONIA/b.jpeg", "test/NORMAL/c.jpeg", "test/PNEUMONIA/d.jpeg"]
+
+
+def picture(seed: int) -> bytes:
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (70, 90), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def write_set(folder: Path, files: dict[str, bytes | str]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+def four() -> dict[str, bytes | str]:
+    return {name: picture(seed) for seed, name in enumerate(FOUR)}
+
+
+def settings(tmp_path: Path, source: Path, **others: Any) -> Settings:
+    storage = {"raw": str(tmp_path / "raw"), "cache": str(tmp_path / "cache")}
+    run = str(tmp_path / "run")
+    return Settings.model_validate({"source": str(source), "run_dir": run, "storage": storage, **others})
+
+
+def ingested(tmp_path: Path, source: Path, **others: Any) -> tuple[dict[str, Any], pd.DataFrame]:
+    facts = ingest_all(settings(tmp_path, source, **others))
+    return facts, read_manifest(tmp_path / "run").set_index("path")
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "patient"),
+    [
+        ("train/PNEUMONIA/person12_virus_3.jpeg", ("person12", True)),
+        ("train/PNEUMONIA/person1_bacteria_1.jpeg", ("person1", True)),
+        ("test/PNEUMONIA/person1000_virus_1681.jpeg", ("person1000", True)),
+        ("train/NORMAL/IM-0115-0001.jpeg", ("IM-0115", True)),
+        ("train/NORMAL/IM-0115-0001-0002.jpeg", ("IM-0115", True)),
+        ("train/NORMAL/NORMAL2-IM-0115-0001.jpeg", ("NORMAL2-IM-0115", True)),
+        ("train/NORMAL/chest 7.jpeg", ("chest 7", False)),
+        ("train/NORMAL/person.jpeg", ("person", False)),
+        ("train/NORMAL/a.b.jpeg", ("a.b", False)),
+    ],
+)
+def test_the_file_name_tells_the_patient_or_stands_for_one_of_its_own(path: str, patient: tuple[str, bool]) -> None:
+    assert patient_of(path) == patient
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "subtype"),
+    [
+        ("person1_bacteria_1.jpeg", 1, "bacteria"),
+        ("person1_VIRUS_1.jpeg", 1, "virus"),
+        ("person1.jpeg", 1, "unknown"),
+        ("bacteria_or_virus.jpeg", 1, "unknown"),
+        ("person1_bacteria_1.jpeg", 0, "normal"),
+    ],
+)
+def test_the_subtype_of_a_pneumonia_is_in_its_file_name(name: str, label: int, subtype: str) -> None:
+    assert subtype_of(f"virus/{name}", label) == subtype
+
+
+def test_a_path_tells_split_label_subtype_and_patient() -> None:
+    assert describe_path("val/PNEUMONIA/person5_virus_1.png") == {
+        "path": "val/PNEUMONIA/person5_virus_1.png",
+        "source_split": "val",
+        "label": 1,
+        "subtype": "virus",
+        "patient_id": "person5",
+        "patient_known": True,
+    }
+
+
+def test_an_image_id_is_the_start_of_the_sha256_of_its_path() -> None:
+    assert image_id("train/NORMAL/IM-0115-0001.jpeg") == "1c18062092ca69fc"
+
+
+# -- index.csv ---------------------------------------------------------------------------------------------------------
+
+
+def index(tmp_path: Path, text: str, images: tuple[str, ...] = ("a.jpeg", "test/b.jpeg", "val/c.jpeg")) -> pd.DataFrame:
+    (tmp_path / "index.csv").write_text(text, encoding="utf-8")
+    return read_index(tmp_path / "index.csv", images).set_index("path")
+
+
+def test_an_index_overrides_what_the_names_say(tmp_path: Path) -> None:
+    row = index(tmp_path, "path,label,patient_id,subtype,split\ntest/b.jpeg,1,p7,virus,train\n", ("test/b.jpeg",)).loc[
+        "test/b.jpeg"
+    ]
+    assert row.to_dict() == {
+        "source_split": "train",
+        "label": 1,
+        "subtype": "virus",
+        "patient_id": "p7",
+        "patient_known": True,
+    }
+
+
+def test_without_a_split_the_top_folder_says_it_and_else_it_is_train(tmp_path: Path) -> None:
+    table = index(tmp_path, "path,label,patient_id\na.jpeg,0,p\ntest/b.jpeg,0,p\nval/c.jpeg,0,p\n")
+    assert table["source_split"].to_dict() == {"a.jpeg": "train", "test/b.jpeg": "test", "val/c.jpeg": "val"}
+
+
+def test_labels_may_be_words_or_digits_and_only_images_that_are_listed_count(tmp_path: Path) -> None:
+    table = index(tmp_path, "path,label,patient_id\na.jpeg,Normal,p\ntest/b.jpeg,PNEUMONIA,q\n")
+    assert table["label"].to_dict() == {"a.jpeg": 0, "test/b.jpeg": 1}
+
+
+def test_an_empty_patient_is_unknown_and_stands_for_itself(tmp_path: Path) -> None:
+    table = index(tmp_path, "path,label,patient_id\na.jpeg,0,\ntest/b.jpeg,1, \nval/c.jpeg,1,c\n")
+    assert table["patient_id"].tolist() == ["a", "test/b", "c"], "the path tells p1/a.png from p2/a.png"
+    assert table["patient_known"].tolist() == [False, False, True]
+
+
+def test_a_byte_order_mark_and_more_columns_do_not_matter(tmp_path: Path) -> None:
+    assert index(tmp_path, "\ufeffpath,age,label,patient_id,sha256\na.jpeg,7,0,p,xyz\n").index.tolist() == ["a.jpeg"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("path,label\na.jpeg,0\n", "lacks the column patient_id"),
+        ("label,patient\n0,1\n", "lacks the column path, patient_id"),
+        ("path,label,patient_id\n", "lists no image"),
+        ("path,label,patient_id\na.jpeg,0,p\na.jpeg,0,p\n", "lists 'a.jpeg' twice"),
+        ("path,label,patient_id\na.jpeg,0,p\na.jpeg,1,p\n", "lists 'a.jpeg' twice"),
+        ("path,label,patient_id\na.jpeg,0,p\ngone.jpeg,0,p\n", "'gone.jpeg', which is no JPEG or PNG"),
+        ("path,label,patient_id\n/etc/passwd,0,p\n", "'/etc/passwd', which is no JPEG or PNG"),
+        ("path,label,patient_id\n../a.jpeg,0,p\n", "'../a.jpeg', which is no JPEG or PNG"),
+        ("path,label,patient_id\na.jpeg,2,p\n", "line 2 has label = '2'"),
+        ("path,label,patient_id\na.jpeg,,p\n", "line 2 has label = ''"),
+        ("path,label,patient_id,split\na.jpeg,0,p,training\n", "line 2 has split = 'training'"),
+        ("path,label,patient_id,subtype\na.jpeg,1,p,fungus\n", "line 2 has subtype = 'fungus'"),
+    ],
+)
+def test_an_index_that_does_not_fit_is_refused_in_a_sentence(text: str, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(TableError) as caught:
+        index(tmp_path, text)
+    assert str(caught.value).startswith("index.csv: ")
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# -- copies and contradictions -----------------------------------------------------------------------------------------
+
+
+def judged(*rows: tuple[str, str, int], splits: dict[str, str] | None = None) -> dict[str, tuple[str, str | None]]:
+    """path -> (excluded, duplicate_of) for rows (path, content, label); the split is the path's first part."""
+    table = pd.DataFrame(rows, columns=["path", "sha256", "label"]).assign(excluded="").sort_values("path")
+    table["source_split"] = [(splits or {}).get(path, path.split("/")[0]) for path in table["path"]]
+    out = exclude_copies(table.reset_index(drop=True))
+    return {
+        str(path): (str(reason), None if pd.isna(of) else str(of))
+        for path, reason, of in zip(out["path"], out["excluded"], out["duplicate_of"], strict=True)
+    }
+
+
+def test_files_that_differ_are_left_alone() -> None:
+    assert judged(("train/a", "1", 0), ("train/b", "2", 1)) == {"train/a": ("", None), "train/b": ("", None)}
+
+
+def test_of_copies_in_train_the_first_by_path_stays() -> None:
+    found = judged(("train/c", "1", 0), ("train/a", "1", 0), ("train/b", "1", 0))
+    assert found["train/a"] == ("", None)
+    assert found["train/b"] == found["train/c"] == ("duplicate of train/a", "train/a")
+
+
+def test_of_copies_in_train_and_val_one_stays() -> None:
+    found = judged(("train/a", "1", 1), ("val/a", "1", 1))
+    assert sorted(reason for reason, _ in found.values()) == ["", "duplicate of train/a"]
+
+
+def test_a_copy_of_a_test_image_leaves_train_and_val() -> None:
+    found = judged(("train/a", "1", 0), ("val/a", "1", 0), ("test/z", "1", 0))
+    assert found["test/z"] == ("", None)
+    assert found["train/a"] == found["val/a"] == ("duplicate of test/z", "test/z")
+
+
+def test_a_copy_of_a_test_image_leaves_train_whatever_the_files_are_called() -> None:
+    found = judged(("a.png", "1", 0), ("b.png", "1", 0), splits={"a.png": "train", "b.png": "test"})
+    assert found == {"a.png": ("duplicate of b.png", "b.png"), "b.png": ("", None)}
+
+
+def test_test_keeps_all_its_copies_and_names_them() -> None:
+    found = judged(("test/a", "1", 0), ("test/b", "1", 0), ("test/c", "1", 0))
+    assert [reason for reason, _ in found.values()] == ["", "", ""]
+    assert [of for _, of in found.values()] == [None, "test/a", "test/a"]
+
+
+def test_identical_files_with_opposite_labels_all_leave_train_and_val() -> None:
+    found = judged(("train/a", "1", 0), ("train/b", "1", 1), ("val/c", "1", 1))
+    assert found["train/a"][0] == "conflict: the same file as train/b, which has the other label"
+    assert found["train/b"][0] == found["val/c"][0] == "conflict: the same file as train/a, which has the other label"
+
+
+def test_a_train_file_that_contradicts_a_test_file_leaves_and_the_test_file_stays() -> None:
+    found = judged(("train/a", "1", 0), ("test/a", "1", 1))
+    assert found["test/a"][0] == ""
+    assert found["train/a"][0] == "conflict: the same file as test/a, which has the other label"
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_no_image_is_excluded_by_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "x.jpeg").write_text("I am text")
+    facts = read_file(tmp_path / "x.jpeg", 1_000)
+    assert facts["excluded"] == "undecodable: is no JPEG or PNG (unknown format)"
+    assert facts["width_px"] is pd.NA
+    assert len(facts["sha256"]) == 64
+
+
+# -- the whole stage ---------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_becomes_a_manifest_with_a_row_per_image(tmp_path: Path) -> None:
+    broken: dict[str, bytes | str] = {
+        "train/NORMAL/copy.jpeg": picture(0),
+        "train/PNEUMONIA/conflict.jpeg": picture(9),
+        "train/NORMAL/conflict.jpeg": picture(9),
+        "test/NORMAL/copy.jpeg": picture(2),
+        "train/NORMAL/text.jpeg": "no image",
+        "val/NORMAL/person8_virus_1.png": picture(7),
+        "val/PNEUMONIA/person8_virus_2.png": picture(8),
+    }
+    source = write_set(tmp_path / "mine", {**four(), **broken})
+    facts, manifest = ingested(tmp_path, source)
+    assert {"path", *manifest.columns} == set(MANIFEST_DTYPES)
+    assert len(manifest) == facts["n_images"] == 11
+    other = "has the other label"
+    assert manifest["excluded"][manifest["excluded"] != ""].to_dict() == {
+        "train/NORMAL/copy.jpeg": "duplicate of train/NORMAL/a.jpeg",
+        "train/NORMAL/conflict.jpeg": f"conflict: the same file as train/PNEUMONIA/conflict.jpeg, which {other}",
+        "train/PNEUMONIA/conflict.jpeg": f"conflict: the same file as train/NORMAL/conflict.jpeg, which {other}",
+        "train/NORMAL/text.jpeg": "undecodable: is no JPEG or PNG (unknown format)",
+    }
+    counted = {key: facts[key] for key in ("n_distinct", "n_duplicates_excluded", "n_test_copies", "n_conflicts")}
+    assert counted == {"n_distinct": 8, "n_duplicates_excluded": 1, "n_test_copies": 1, "n_conflicts": 2}
+    assert facts["n_undecodable"] == 1
+    row = manifest.loc["val/PNEUMONIA/person8_virus_2.png"]
+    assert (row["width_px"], row["height_px"], row["patient_id"], row["subtype"]) == (90, 70, "person8", "virus")
+    assert manifest[["split", "has_device", "device_score"]].isna().all(axis=None)
+
+
+def test_broken_files_with_the_same_bytes_are_named_broken_and_not_contradictions(tmp_path: Path) -> None:
+    empty: dict[str, bytes | str] = {"train/NORMAL/x.jpeg": "", "train/PNEUMONIA/y.jpeg": "", "test/NORMAL/z.jpeg": ""}
+    facts, manifest = ingested(tmp_path, write_set(tmp_path / "mine", {**four(), **empty}))
+    assert (facts["n_undecodable"], facts["n_conflicts"]) == (3, 0)
+    assert manifest.loc[list(empty), "excluded"].str.startswith("undecodable: ").all()
+
+
+def test_a_truncated_image_is_listed_with_its_size(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60), dtype=np.uint8)).save(stream, "PNG")
+    cut: dict[str, bytes | str] = {
+        "train/NORMAL/cut.png": stream.getvalue()[:1500],
+        "train/NORMAL/cut.jpeg": picture(5)[:-900],
+    }
+    _, manifest = ingested(tmp_path, write_set(tmp_path / "mine", {**four(), **cut}))
+    assert manifest.loc["train/NORMAL/cut.png", ["width_px", "height_px"]].tolist() == [60, 50]
+    assert manifest.loc["train/NORMAL/cut.jpeg", ["width_px", "height_px"]].tolist() == [90, 70]
+
+
+def test_an_image_with_too_long_a_side_is_excluded_by_name(tmp_path: Path) -> None:
+    source = write_set(tmp_path / "mine", four())
+    _, manifest = ingested(tmp_path, source, ingestion={"max_side_px": 80})
+    assert manifest.loc[FOUR[0], "excluded"] == "undecodable: is 90 x 70 px, longer than 80 px"
+
+
+def test_a_data_set_with_an_index_and_names_of_its_own_is_read_by_it(tmp_path: Path) -> None:
+    table = "path,label,patient_id,split\nscans/1.png,0,x,\nscans/2.jpg,1,y,test\n"
+    files: dict[str, bytes | str] = {"scans/1.png": picture(1), "scans/2.jpg": picture(2), "scans/3.jpg": picture(3)}
+    facts, manifest = ingested(tmp_path, write_set(tmp_path / "mine", {**files, "index.csv": table}))
+    assert manifest["label"].to_dict() == {"scans/1.png": 0, "scans/2.jpg": 1}
+    assert manifest["source_split"].to_dict() == {"scans/1.png": "train", "scans/2.jpg": "test"}
+    assert facts["n_clutter"] == 1
+
+
+def test_a_zip_and_its_folder_have_the_same_manifest(tmp_path: Path) -> None:
+    source = write_set(tmp_path / "mine", four())
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        for name in FOUR:
+            archive.write(source / name, "some/folder/" + name)
+    from_folder, by_folder = ingested(tmp_path, source)
+    from_zip, by_zip = ingested(tmp_path, tmp_path / "mine.zip")
+    pd.testing.assert_frame_equal(by_folder, by_zip)
+    assert (from_folder["kind"], from_zip["kind"]) == ("folder", "zip")
+
+
+def test_the_listing_is_reused_until_a_file_or_a_limit_changes(tmp_path: Path) -> None:
+    source = write_set(tmp_path / "mine", four())
+    assert [ingested(tmp_path, source)[0]["reused"] for _ in range(2)] == [False, True]
+    write_set(source, {FOUR[0]: picture(50)})
+    assert ingested(tmp_path, source)[0]["reused"] is False
+    assert ingested(tmp_path, source, ingestion={"max_side_px": 100})[0]["reused"] is False
+
+
+def test_clutter_that_comes_or_goes_changes_the_counts_only(tmp_path: Path) -> None:
+    source = write_set(tmp_path / "mine", four())
+    first, before = ingested(tmp_path, source)
+    write_set(source, {"readme.txt": "hello"})
+    second, after = ingested(tmp_path, source)
+    assert (first["n_clutter"], second["n_clutter"]) == (0, 1)
+    pd.testing.assert_frame_equal(before, after)
+
+
+def test_a_link_that_leads_nowhere_ends_in_a_sentence_and_leaves_no_run_folder(tmp_path: Path) -> None:
+    source = write_set(tmp_path / "mine", four())
+    (source / "train/NORMAL/gone.jpeg").symlink_to("nowhere.jpeg")
+    with pytest.raises(SourceError, match=r"gone\.jpeg cannot be read \(No such file or directory\)"):
+        ingest_all(settings(tmp_path, source))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_index_that_does_not_fit_leaves_no_run_folder(tmp_path: Path) -> None:
+    source = write_set(tmp_path / "mine", {**four(), "index.csv": "path,label\n"})
+    with pytest.raises(TableError, match="lacks the column patient_id"):
+        ingest_all(settings(tmp_path, source))
+    assert not (tmp_path / "run").exists()

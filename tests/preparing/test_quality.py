@@ -1,0 +1,223 @@
+"""Each data check can fail, alone; a warning is shown, a critical failure stops with the sentence."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tasks.errors import DataCheckError
+from tasks.preparing.quality import Checkpoint, add_facts, build_suite, check, name_patients, run_checkpoint
+from tasks.runs.files import read_json
+from tasks.runs.manifest import MANIFEST_DTYPES, write_manifest
+from tasks.settings import QualitySettings, Settings
+
+BOUNDS = QualitySettings()
+Break = Callable[[pd.DataFrame], pd.DataFrame]
+
+
+def sound(n: int = 5) -> pd.DataFrame:
+    """A manifest of which every expectation holds: n images of each class in each split, a patient each."""
+    rows = [
+        {
+            "path": f"{split}/{label}/{i}",
+            "image_id": f"{split}{label}{i}",
+            "sha256": f"{split}{label}{i}",
+            "patient_id": f"{split}{label}{i}",
+            "width_px": 100,
+            "height_px": 100,
+            "label": label,
+            "subtype": ("normal", "virus")[label],
+            "source_split": split,
+            "split": split,
+            "excluded": "",
+            "has_device": False,
+        }
+        for split in ("train", "val", "test")
+        for label in (0, 1)
+        for i in range(n)
+    ]
+    return typed(pd.DataFrame(rows))
+
+
+def typed(manifest: pd.DataFrame) -> pd.DataFrame:
+    return manifest.astype({name: dtype for name, dtype in MANIFEST_DTYPES.items() if name in manifest})
+
+
+def changed(path: str, **values: Any) -> Break:
+    """Sets cells of one row; a source split is a split as well."""
+    if "split" in values:
+        values["source_split"] = values["split"]
+
+    def apply(manifest: pd.DataFrame) -> pd.DataFrame:
+        for name, value in values.items():
+            manifest.loc[manifest["path"] == path, name] = value
+        return manifest
+
+    return apply
+
+
+def without(start: str) -> Break:
+    return lambda manifest: manifest[~manifest["path"].str.startswith(start)].reset_index(drop=True)
+
+
+def both(first: Break, second: Break) -> Break:
+    return lambda manifest: second(first(manifest))
+
+
+# The sentence of each expectation, and what breaks it and nothing else.
+BREAKS: dict[str, Break] = {
+    "every label is 0 or 1": changed("val/1/0", label=2),
+    "every image has a label": changed("val/1/0", label=pd.NA),
+    "every split is train, val or test": both(changed("val/1/0", split="later"), changed("val/0/0", split="later")),
+    "every image has a split": changed("val/1/0", split=pd.NA),
+    "every subtype is known": changed("val/1/0", subtype="fungus"),
+    "label agrees with subtype": changed("val/1/0", subtype="normal"),
+    "image ids are unique": changed("val/1/0", image_id="val11"),
+    "no file content is in two splits": changed("val/1/0", sha256="test10"),
+    "each split that exists has both classes": without("val/1"),
+    "each class has 4 or more usable images in train and 1 in each other split": both(
+        changed("train/1/0", excluded="duplicate of x"), changed("train/1/1", excluded="duplicate of y")
+    ),
+    "at most 1 % of the files do not decode": changed("val/1/0", excluded="undecodable: is no JPEG or PNG"),
+    "identical files have one label": changed("val/1/0", excluded="conflict: the same file as x"),
+    "width is 64 to 8,000 px": changed("val/1/0", width_px=63),
+    "height is 64 to 8,000 px": changed("val/1/0", height_px=8001),
+}
+PREPARED_BREAKS: dict[str, Break] = {
+    "train and val have usable images": without("val/"),
+    "no patient is in both train and val": changed("val/1/0", patient_id="train10"),
+    "no patient is in both train and test (the public set uses ids twice)": changed("test/1/0", patient_id="train10"),
+    "no training image is known to show a device": changed("train/1/0", has_device=True),
+}
+WARNINGS = {
+    "identical files have one label",
+    "width is 64 to 8,000 px",
+    "height is 64 to 8,000 px",
+    "no patient is in both train and test (the public set uses ids twice)",
+}
+
+
+def failing(manifest: pd.DataFrame, checkpoint: Checkpoint, out: Path) -> dict[str, dict[str, Any]]:
+    results = run_checkpoint(add_facts(manifest, checkpoint, BOUNDS), checkpoint, BOUNDS, out)
+    return {item["says"]: item for item in results if not item["success"]}
+
+
+def says(checkpoint: Checkpoint) -> list[str]:
+    return [expectation.meta["says"] for expectation in build_suite(checkpoint, BOUNDS)]
+
+
+def test_every_expectation_of_both_checkpoints_has_a_way_to_fail_below() -> None:
+    assert sorted(says("source")) == sorted(BREAKS)
+    assert sorted(says("prepared")) == sorted({**BREAKS, **PREPARED_BREAKS})
+
+
+@pytest.mark.parametrize("checkpoint", ["source", "prepared"])
+def test_a_sound_manifest_fails_nothing(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    assert failing(sound(), checkpoint, tmp_path) == {}
+
+
+@pytest.mark.parametrize("sentence", list(BREAKS))
+def test_each_expectation_of_the_source_checkpoint_fails_alone(sentence: str, tmp_path: Path) -> None:
+    found = failing(BREAKS[sentence](sound()), "source", tmp_path)
+    assert list(found) == [sentence]
+    assert found[sentence]["severity"] == ("warning" if sentence in WARNINGS else "critical")
+    assert found[sentence]["n_unexpected"] >= 1
+
+
+@pytest.mark.parametrize("sentence", list(PREPARED_BREAKS))
+def test_each_expectation_of_the_prepared_checkpoint_alone_fails_alone(sentence: str, tmp_path: Path) -> None:
+    found = failing(PREPARED_BREAKS[sentence](sound()), "prepared", tmp_path)
+    assert list(found) == [sentence]
+    assert found[sentence]["severity"] == ("warning" if sentence in WARNINGS else "critical")
+
+
+def test_a_failure_counts_rows_and_names_some_of_them(tmp_path: Path) -> None:
+    manifest = sound()
+    manifest.loc[manifest["path"].str.startswith("test/1"), "width_px"] = 10
+    found = failing(manifest, "source", tmp_path)["width is 64 to 8,000 px"]
+    assert (found["n"], found["n_unexpected"]) == (30, 5)
+    named = dict(zip(manifest["image_id"], name_patients(manifest), strict=True))
+    assert found["examples"] == [f"image test1{i} of {named[f'test1{i}']}" for i in range(3)]
+
+
+def test_results_and_data_docs_are_written(tmp_path: Path) -> None:
+    failing(sound(), "source", tmp_path)
+    assert read_json(tmp_path / "result.json")["success"] is True
+    assert (tmp_path / "data_docs" / "index.html").is_file()
+
+
+def test_rows_that_are_not_usable_count_for_no_class_split_or_patient() -> None:
+    table = add_facts(changed("train/1/0", excluded="duplicate of x")(sound()), "prepared", BOUNDS).set_index(
+        "image_id"
+    )
+    assert table.loc["train10", ["n_of_class", "n_classes", "n_splits_of_file", "n_splits_train_val"]].isna().all()
+    assert table.loc["train11", "n_of_class"] == 4
+
+
+def test_the_source_checkpoint_looks_at_the_splits_as_they_came() -> None:
+    manifest = sound()
+    manifest["split"] = pd.NA
+    assert add_facts(manifest, "source", BOUNDS)["split"].tolist() == sound()["source_split"].tolist()
+    assert add_facts(manifest, "prepared", BOUNDS)["split"].isna().all()
+
+
+def test_a_training_split_of_which_all_images_are_excluded_fails_the_prepared_checkpoint(tmp_path: Path) -> None:
+    manifest = sound()
+    manifest.loc[manifest["split"] == "train", "excluded"] = "shows a medical device (reviewed)"
+    assert list(failing(manifest, "prepared", tmp_path)) == ["train and val have usable images"]
+
+
+# -- the stage ---------------------------------------------------------------------------------------------------------
+
+
+def checked(tmp_path: Path, manifest: pd.DataFrame, checkpoint: Checkpoint = "source") -> dict[str, Any]:
+    run = tmp_path / "run"
+    run.mkdir(exist_ok=True)
+    write_manifest(run, manifest)
+    return check.fn(
+        Settings.model_validate({"run_dir": str(run), "storage": {"cache": str(tmp_path / "cache")}}), checkpoint
+    )
+
+
+def test_a_warning_is_shown_and_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = checked(tmp_path, BREAKS["identical files have one label"](sound()))
+    assert [item["says"] for item in facts["checks"] if not item["success"]] == ["identical files have one label"]
+    shown = capsys.readouterr().out
+    assert "warning: identical files have one label fails in 1 of 30 rows, such as image val10 of P-" in shown
+    assert "13 of 14 expectations hold" in shown
+
+
+def test_a_critical_failure_stops_with_the_sentence_and_leaves_its_results(tmp_path: Path) -> None:
+    manifest = BREAKS["every label is 0 or 1"](sound())
+    for _ in range(2):  # taken from the cache, it stops as well
+        with pytest.raises(DataCheckError) as caught:
+            checked(tmp_path, manifest)
+        assert "every label is 0 or 1 fails in 1 of 30 rows, such as image val10 of P-" in str(caught.value)
+        assert "checkpoint source" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    summary = read_json(tmp_path / "run" / "checks" / "source" / "summary.json")
+    assert [item["says"] for item in summary if not item["success"]] == ["every label is 0 or 1"]
+    assert (tmp_path / "run" / "checks" / "source" / "result.json").is_file()
+    assert (tmp_path / "run" / "checks" / "source" / "data_docs" / "index.html").is_file()
+
+
+def test_the_two_checkpoints_of_a_run_keep_their_results_apart(tmp_path: Path) -> None:
+    checked(tmp_path, sound(), "source")
+    checked(tmp_path, sound(), "prepared")
+    assert sorted(p.name for p in (tmp_path / "run" / "checks").iterdir()) == ["prepared", "source"]
+
+
+def test_a_contradiction_within_test_is_warned_of_although_both_files_stay(tmp_path: Path) -> None:
+    manifest = changed("test/1/0", sha256="test00")(sound())
+    assert list(failing(manifest, "source", tmp_path)) == ["identical files have one label"]
+
+
+@pytest.mark.parametrize(("own_patients", "severity"), [(False, "warning"), (True, "critical")])
+def test_a_patient_in_train_and_test_is_critical_where_an_index_names_patients(
+    own_patients: bool, severity: str, tmp_path: Path
+) -> None:
+    manifest = changed("test/1/0", patient_id="train10")(sound())
+    results = run_checkpoint(add_facts(manifest, "prepared", BOUNDS), "prepared", BOUNDS, tmp_path, own_patients)
+    assert [item["severity"] for item in results if not item["success"]] == [severity]

@@ -1,0 +1,141 @@
+"""What the report says of the audit, and that its page works in a real browser."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_run import Page, build_run, compare_networks, settings_for
+
+from tasks.errors import RunError
+from tasks.reporting.audit import say_comparison
+from tasks.reporting.report import write_report
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was compared with its twin, with its report."""
+    folder = tmp_path_factory.mktemp("runs") / "compared"
+    build_run(folder)
+    write_report.fn(compare_networks(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Page:
+    return Page((run / "report" / "index.html").read_text())
+
+
+@pytest.fixture
+def opened(browser: Any, run: Path) -> Iterator[Any]:
+    """The report in a fresh browser; it has to fetch nothing and complain about nothing."""
+    context = browser.new_context(viewport={"width": 1300, "height": 820})
+    tab = context.new_page()
+    loaded: list[str] = []
+    complaints: list[str] = []
+    tab.on("request", lambda request: loaded.append(request.url))
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    address = (run / "report" / "index.html").as_uri()
+    tab.goto(address)
+    yield tab
+    context.close()
+    assert {url for url in loaded if not url.startswith("data:")} == {address}
+    assert complaints == []
+
+
+def test_the_verdict_comes_first_and_says_what_screening_changed(page: Page) -> None:
+    start = page.text.index("What the network looks at", page.text.index("Under other conditions", 900))
+    said = page.text[start : start + 700]
+    assert "The model passed the audit: none of 11 rules is broken" in said
+    assert "Better with screening: " in said
+    assert "shift of normal images by drawn devices" in said
+
+
+def test_model_and_twin_stand_side_by_side_in_every_table(page: Page) -> None:
+    assert page.text.count("This model Without screening") >= 4
+    assert (page.errors, page.open) == ([], [])
+    assert len(page.all("table")) == len(page.all("caption"))
+
+
+def test_the_pair_of_maps_that_differ_most_says_how_much_lies_on_the_device(page: Page) -> None:
+    assert "41% of the twin’s weight for pneumonia lie on it, 4% of this model’s" in page.text
+
+
+def test_a_run_without_a_device_says_why_nothing_could_be_computed(tmp_path: Path) -> None:
+    build_run(tmp_path)
+    made = Page(Path(write_report.fn(settings_for(tmp_path))).read_text())
+    assert "The audit came to no verdict" in made.text
+    assert "Not computed: no image of the audited split is known to show no device" in made.text
+    assert "Not computed: no image was screened" in made.text
+    assert "Not computed: no explained image has a map with positive weight" in made.text
+    assert "Without screening" not in made.text
+
+
+def test_a_run_without_an_audit_is_refused_by_name(tmp_path: Path) -> None:
+    build_run(tmp_path)
+    (tmp_path / "audit.json").unlink()
+    with pytest.raises(RunError, match=r"audit\.json is missing: run the explain flow"):
+        write_report.fn(settings_for(tmp_path))
+
+
+def test_a_difference_counts_only_where_the_intervals_are_apart() -> None:
+    def rule(low: float, high: float, at_most: bool = True) -> dict[str, Any]:
+        return {"says": "a figure", "value": (low + high) / 2, "low": low, "high": high, "at_most": at_most}
+
+    def compare(own: dict[str, Any], twin: dict[str, Any]) -> str:
+        verdicts = {"model": {"rules": [own]}, "unfiltered": {"passed": None, "failed": [], "rules": [twin]}}
+        return say_comparison(verdicts)
+
+    start = "Its twin, trained without screening, came to no verdict. "
+
+    assert compare(rule(0.0, 0.1), rule(0.2, 0.3)).startswith(f"{start}Better with screening: a figure.")
+    assert compare(rule(0.2, 0.3), rule(0.0, 0.1)).startswith(f"{start}Worse with screening: a figure.")
+    assert compare(rule(0.0, 0.2), rule(0.1, 0.3)).startswith(f"{start}Screening made no difference")
+    assert compare(rule(0.8, 0.9, False), rule(0.6, 0.7, False)).startswith(f"{start}Better with screening: a figure.")
+
+
+def test_the_gallery_is_filtered_by_what_its_cards_differ_in(opened: Any) -> None:
+    from playwright.sync_api import expect
+
+    cards = opened.locator(".card:visible")
+    expect(cards).to_have_count(4)
+    opened.locator("select[name=answer]").select_option("wrong")
+    expect(cards).to_have_count(2)
+    expect(opened.locator("#filter output")).to_have_text("2 of 4 shown")
+    opened.locator("select[name=class]").select_option("normal")
+    expect(cards).to_have_count(1)
+    assert opened.locator(".group:visible").count() == 1
+    opened.get_by_role("button", name="Show all").click()
+    expect(cards).to_have_count(4)
+    assert opened.locator("select[name=device]").count() == 0, "all cards are alike in it"
+
+
+def test_a_picture_is_enlarged_with_its_words_and_the_arrows_go_on_among_those_shown(opened: Any) -> None:
+    opened.locator("select[name=answer]").select_option("right")
+    opened.locator(".card:visible .zoom").first.click()
+    viewer = opened.locator("#viewer")
+    assert viewer.is_visible()
+    first = viewer.locator("p").inner_text()
+    assert first.startswith("Image ") and "the map of the unscreened twin" in first
+    opened.keyboard.press("ArrowRight")
+    second = viewer.locator("p").inner_text()
+    assert second != first
+    opened.keyboard.press("ArrowRight")
+    assert viewer.locator("p").inner_text() == first, "two are shown, so the third is the first again"
+    assert viewer.locator("img").evaluate("image => image.naturalWidth") > 100
+    opened.keyboard.press("Escape")
+    assert not viewer.is_visible()
+
+
+@pytest.mark.parametrize("width", [390, 768, 1300])
+def test_the_report_fits_its_screen_without_scrolling_sideways(opened: Any, width: int) -> None:
+    opened.set_viewport_size({"width": width, "height": 844})
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_on_paper_every_card_is_there_whatever_was_filtered(opened: Any) -> None:
+    opened.locator("select[name=answer]").select_option("wrong")
+    opened.emulate_media(media="print")
+    assert opened.locator(".card:visible").count() == 4
+    assert not opened.locator("#filter").is_visible()
