@@ -28,7 +28,7 @@ from tasks.devices.answers import (
 from tasks.devices.contact_sheet import SHEET, count_doubtful
 from tasks.errors import PipelineError, SettingsError, TableError
 from tasks.runs.manifest import read_manifest
-from tasks.runs.run import address_of, run_folder
+from tasks.runs.places import address_of, run_folder
 from tasks.settings import Settings
 
 

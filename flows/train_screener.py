@@ -14,7 +14,7 @@ from flows.prepare import pack_images
 from tasks.preparing.ingestion import ingest
 from tasks.preparing.quality import check
 from tasks.preparing.splitting import split
-from tasks.runs.run import run_folder
+from tasks.runs.places import run_folder
 from tasks.settings import Settings
 from tasks.sources.fetching import fetch
 from tasks.training.screener import ScreenerRecipe, fit_screener

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
-from tasks.runs.files import REPOSITORY
+from tasks.files import REPOSITORY
 
 LOCKS = ("requirements-cpu.lock", "requirements-gpu.lock")
 CONNECTION_S, LONGEST_S = 10, 180

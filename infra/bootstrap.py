@@ -24,7 +24,7 @@ from flows.engine.labels import shorten_commit
 from infra.automations import ensure_automation, ensure_notification, mark_crashed, restart_crashed
 from infra.pools import POOLS, PoolType, ensure_pool
 from tasks.errors import PipelineError, SettingsError
-from tasks.runs.files import REPOSITORY
+from tasks.files import REPOSITORY
 
 UNCHANGED = ("there already", "none")
 

@@ -18,9 +18,9 @@ from pydantic import BaseModel, Field
 
 from flows.engine.command_line import run_command
 from tasks.errors import SettingsError
+from tasks.files import digest, is_held, read_json
 from tasks.publishing.published import read_published
-from tasks.runs.files import digest, is_held, read_json
-from tasks.runs.run import SEAL, cache_folder
+from tasks.runs.places import SEAL, cache_folder
 from tasks.runs.stages import STAGES_FOLDER
 from tasks.settings import Settings
 

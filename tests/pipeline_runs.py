@@ -22,7 +22,7 @@ from fault_table import Attempt
 from recipe import FLAGS
 from s3_server import running_s3, set_aws
 
-from tasks.runs.files import REPOSITORY
+from tasks.files import REPOSITORY
 from tasks.runs.manifest import read_manifest
 
 BUCKET = "plain-run"  # a session's, beside those of modules

@@ -20,7 +20,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from prefect_server import PrefectServer
 from recipe import adapt
 
-from tasks.runs.files import REPOSITORY
+from tasks.files import REPOSITORY
 
 
 @dataclass

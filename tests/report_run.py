@@ -15,9 +15,9 @@ from PIL import Image
 from tasks.explaining.auditing import Scene, audit_networks
 from tasks.explaining.baselines import ask_baselines
 from tasks.explaining.subjects import Subject
+from tasks.files import read_json, write_json
 from tasks.pixels.shifts import SHIFTS
 from tasks.records import Facts
-from tasks.runs.files import read_json, write_json
 from tasks.runs.manifest import write_manifest
 from tasks.settings import AuditingSettings, EvaluationSettings, Settings
 from tasks.training.evaluation import measure, measure_border, measure_members

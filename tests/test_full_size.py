@@ -6,7 +6,7 @@ import numpy as np
 from benchmarks.full_size import HEIGHT_PX, WIDTH_PX, read_as_keras_does, write_full_size
 from PIL import Image
 
-from tasks.runs.files import sha256_of_file
+from tasks.files import sha256_of_file
 
 
 def test_files_are_full_size_grey_jpegs_and_copies_differ_in_their_bytes_alone(tmp_path: Path) -> None:

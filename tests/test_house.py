@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from tasks.runs.files import REPOSITORY
-from tasks.runs.stages import imported_modules
+from tasks.files import REPOSITORY
+from tasks.runs.keys import imported_modules
 from tasks.settings import Section, Settings
 
 ROOMS = (

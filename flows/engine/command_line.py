@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as CommandLineError
 
 from tasks.errors import PipelineError, SettingsError
-from tasks.runs.files import free_bytes, is_full, say_full
+from tasks.files import free_bytes, is_full, say_full
 from tasks.runs.retries import DISK_ERRORS
 from tasks.settings import Settings
 

@@ -12,10 +12,10 @@ from prefect.context import FlowRunContext
 
 from tasks.addresses import source_name
 from tasks.devices.answers import share_answers
+from tasks.files import locked
 from tasks.runs.bucket import claim_run, fetch_run
-from tasks.runs.files import locked
+from tasks.runs.places import is_in_bucket, run_folder
 from tasks.runs.retries import retries_of
-from tasks.runs.run import is_in_bucket, run_folder
 from tasks.settings import Settings
 
 HELD: ContextVar[frozenset[Path]] = ContextVar("HELD", default=frozenset())

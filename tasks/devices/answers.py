@@ -22,9 +22,9 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.errors import SettingsError, TableError
+from tasks.files import write_whole
 from tasks.records import Facts
-from tasks.runs.files import write_whole
-from tasks.runs.run import is_in_bucket, run_folder, runs_address
+from tasks.runs.places import is_in_bucket, run_folder, runs_address
 from tasks.runs.s3_client import open_bucket
 from tasks.settings import Settings
 from tasks.tables import Device, read_rows

@@ -16,14 +16,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks.devices.answers import safe_path
+from tasks.files import write_whole
 from tasks.pixels.decoding import SIDE_PX
 from tasks.pixels.masks import DeviceMasks
 from tasks.pixels.outlines import draw_outline, encode_jpeg
 from tasks.pixels.packed import PackedImages
 from tasks.runs.artifacts import show_markdown
-from tasks.runs.files import write_whole
 from tasks.runs.manifest import read_manifest
-from tasks.runs.run import address_of, run_folder
+from tasks.runs.places import address_of, run_folder
 from tasks.settings import ScreeningSettings, Settings
 
 TEMPLATE = Path(__file__).with_name("contact_sheet.html.j2")

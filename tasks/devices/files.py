@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.errors import RunError
-from tasks.runs.files import REPOSITORY, sha256_of_file
+from tasks.files import REPOSITORY, sha256_of_file
 
 SHIPPED_SCREENER = REPOSITORY / "data" / "screener"
 LEARNT_FROM = ("fit", "tune")

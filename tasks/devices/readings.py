@@ -7,7 +7,7 @@ import pandas as pd
 from pydantic.dataclasses import dataclass
 
 from tasks.errors import TableError
-from tasks.runs.files import (
+from tasks.files import (
     REPOSITORY,
 )
 from tasks.tables import Device, read_rows

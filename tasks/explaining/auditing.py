@@ -30,6 +30,7 @@ from tasks.explaining.probes import (
 )
 from tasks.explaining.subjects import Subject, load_subject
 from tasks.explaining.verdict import judge
+from tasks.files import read_json, sha256_of_file, write_json
 from tasks.measures import draw_patients, measure_group, summarise
 from tasks.networks.twin import used_rows
 from tasks.pixels.masks import DeviceMasks
@@ -37,9 +38,8 @@ from tasks.pixels.packed import PackedImages
 from tasks.pixels.window import window_place
 from tasks.records import MODEL, TITLES, Facts
 from tasks.runs.artifacts import show_table
-from tasks.runs.files import read_json, sha256_of_file, write_json
 from tasks.runs.manifest import read_manifest
-from tasks.runs.run import address_of, cache_folder, run_folder
+from tasks.runs.places import address_of, cache_folder, run_folder
 from tasks.runs.stages import run_stage, stage_task
 from tasks.settings import AuditingSettings, Settings, name_suspects
 

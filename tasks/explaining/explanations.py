@@ -18,16 +18,17 @@ from prefect import task
 
 from tasks.errors import RunError
 from tasks.explaining.subjects import Network, load_for_lime, read_threshold_of
+from tasks.files import digest, make_once, read_json, sha256_of_file, write_json
 from tasks.pixels.decoding import to_float
 from tasks.pixels.masks import DeviceMasks
 from tasks.pixels.packed import PackedImages
+from tasks.pixels.shards import LOST_SHARDS
 from tasks.records import MODEL, Facts
 from tasks.runs.bucket import fetch_entry, fetch_run, keep_entry
-from tasks.runs.files import digest, make_once, read_json, sha256_of_file, write_json
+from tasks.runs.keys import code_version, package_versions
 from tasks.runs.manifest import read_manifest
-from tasks.runs.run import cache_folder, run_folder
-from tasks.runs.shards import LOST_SHARDS
-from tasks.runs.stages import code_version, package_versions, run_stage, stage_task
+from tasks.runs.places import cache_folder, run_folder
+from tasks.runs.stages import run_stage, stage_task
 from tasks.settings import ExplanationSettings, Settings, name_suspects
 
 SHARD_IMAGES = 4

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tasks.files import read_record
 from tasks.measures import choose_threshold
 from tasks.networks.twin import work_folder
 from tasks.records import MODEL
-from tasks.runs.files import read_record
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 """X-rays, float32 ``(n, height, width)``, 0.0 to 1.0, to P(label = 1), ``(n,)``."""

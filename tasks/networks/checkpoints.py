@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tasks.errors import RunError
+from tasks.files import digest, inside, read_record, room_in, sha256_of_file, write_whole
 from tasks.networks.files import load_checked
 from tasks.networks.keras_backend import keras
 from tasks.records import Facts
-from tasks.runs.files import digest, inside, read_record, room_in, sha256_of_file, write_whole
 
 CHECKPOINT = "checkpoint.json"
 

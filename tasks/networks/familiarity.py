@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import RunError
+from tasks.files import BROKEN, open_whole
 from tasks.pixels.decoding import SIDE_PX
-from tasks.runs.files import BROKEN, open_whole
 
 FILE = "familiar.npz"
 SMALL_PX = 56

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import RunError
-from tasks.runs.files import BROKEN, sha256_of_file
+from tasks.files import BROKEN, sha256_of_file
 
 MAX_RATIO, SMALL = 10, 20_000_000
 """What may come out of a network's file: so many times its bytes, and so many more."""

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import RunError
-from tasks.runs.files import BROKEN, write_whole
-from tasks.runs.shards import read_index
+from tasks.files import BROKEN, write_whole
+from tasks.pixels.shards import read_index
 
 MASK_SIDE_PX = 224
 

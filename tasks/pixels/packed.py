@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import RunError
+from tasks.files import BROKEN, read_record, sha256_of_file
 from tasks.pixels.decoding import SIDE_PX
-from tasks.runs.files import BROKEN, read_record, sha256_of_file
-from tasks.runs.shards import read_index
+from tasks.pixels.shards import read_index
 
 
 class PackedImages:

@@ -16,10 +16,10 @@ from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
 from tasks.errors import SourceError, TableError
+from tasks.files import open_source
 from tasks.pixels.decoding import MAX_FILE_BYTES, UndecodableError, in_turn, read_size
 from tasks.records import CLASS_FOLDERS, SPLITS, Facts
 from tasks.runs.artifacts import show_table
-from tasks.runs.files import open_source
 from tasks.runs.manifest import image_id, write_manifest
 from tasks.runs.stages import run_stage, stage_task
 from tasks.settings import Settings

@@ -20,14 +20,15 @@ from numpy.typing import NDArray
 from prefect import task
 
 from tasks.errors import RunError, SourceError
+from tasks.files import digest, locked, open_source, read_record, sha256_of_file, write_json, write_whole
 from tasks.pixels.decoding import MAX_FILE_BYTES, SIDE_PX, UndecodableError, decode, in_turn
+from tasks.pixels.shards import LOST_SHARDS, shards_exist
 from tasks.records import Facts
 from tasks.runs.bucket import fetch_files, fetch_lists, keep_files
-from tasks.runs.files import digest, locked, open_source, read_record, sha256_of_file, write_json, write_whole
+from tasks.runs.keys import code_version
 from tasks.runs.manifest import read_manifest, write_manifest
-from tasks.runs.run import cache_folder, run_folder
-from tasks.runs.shards import LOST_SHARDS, shards_exist
-from tasks.runs.stages import code_version, run_stage, stage_task
+from tasks.runs.places import cache_folder, run_folder
+from tasks.runs.stages import run_stage, stage_task
 from tasks.settings import Settings
 from tasks.sources.fetching import fetch
 

@@ -15,11 +15,11 @@ from typing import Any, Literal
 import pandas as pd
 
 from tasks.errors import DataCheckError
+from tasks.files import digest, sha256_of_file, write_json
 from tasks.records import SPLITS, SUBTYPES, Facts
 from tasks.runs.artifacts import show_table
-from tasks.runs.files import digest, sha256_of_file, write_json
 from tasks.runs.manifest import read_manifest
-from tasks.runs.run import run_folder
+from tasks.runs.places import run_folder
 from tasks.runs.stages import STAGES_FOLDER, read_stage, run_stage, stage_task
 from tasks.settings import QualitySettings, Settings
 

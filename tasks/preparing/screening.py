@@ -24,19 +24,20 @@ from tasks.devices.files import ScreenerFiles, find_screener, known_readings
 from tasks.devices.quality import judge_screener
 from tasks.devices.readings import find_review
 from tasks.errors import RunError, SourceError
+from tasks.files import digest, locked, read_record, sha256_of_file, write_json, write_whole
 from tasks.measures import format_value
 from tasks.pixels.decoding import SIDE_PX
 from tasks.pixels.masks import DeviceMasks, read_scores, write_shard
 from tasks.pixels.packed import PackedImages, open_shard
+from tasks.pixels.shards import LOST_SHARDS, shards_exist
 from tasks.records import CLASS_NAMES, DEVICE_REASONS, DOUBTFUL_DEVICE, READ_DEVICE, SCORED_DEVICE, Facts
 from tasks.runs.artifacts import show_table
 from tasks.runs.bucket import fetch_files, keep_files
-from tasks.runs.files import digest, locked, read_record, sha256_of_file, write_json, write_whole
+from tasks.runs.keys import code_version
 from tasks.runs.manifest import read_manifest, write_manifest
+from tasks.runs.places import cache_folder, run_folder
 from tasks.runs.provenance import BACKENDS, find_backend
-from tasks.runs.run import cache_folder, run_folder
-from tasks.runs.shards import LOST_SHARDS, shards_exist
-from tasks.runs.stages import STAGES_FOLDER, code_version, read_stage, run_stage, stage_task
+from tasks.runs.stages import STAGES_FOLDER, read_stage, run_stage, stage_task
 from tasks.settings import ScreeningSettings, Settings
 
 N_BOOTSTRAP = 1_000

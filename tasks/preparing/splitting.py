@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from tasks.files import sha256_of_file
 from tasks.records import Facts
 from tasks.runs.artifacts import show_table
-from tasks.runs.files import sha256_of_file
 from tasks.runs.manifest import read_manifest, write_manifest
-from tasks.runs.run import run_folder
+from tasks.runs.places import run_folder
 from tasks.runs.stages import run_stage, stage_task
 from tasks.settings import Settings, SplittingSettings
 

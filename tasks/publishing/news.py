@@ -9,12 +9,12 @@ from prefect import task
 from tasks.devices.answers import read_answered, share_answers
 from tasks.devices.files import find_screener, known_readings
 from tasks.devices.readings import SHIPPED_REVIEW
+from tasks.files import REPOSITORY, digest, read_record, sha256_of_file, write_json
 from tasks.runs.bucket import fetch_files, keep_files, read_seal
-from tasks.runs.files import REPOSITORY, digest, read_record, sha256_of_file, write_json
 from tasks.runs.manifest import read_manifest
+from tasks.runs.places import SEAL, address_of, cache_folder, run_folder
 from tasks.runs.provenance import PACKAGES, checksum_of_weights
 from tasks.runs.retries import AGAIN
-from tasks.runs.run import SEAL, address_of, cache_folder, run_folder
 from tasks.runs.stages import read_stage
 from tasks.settings import Settings
 

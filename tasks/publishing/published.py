@@ -13,13 +13,13 @@ from prefect import task
 from pydantic import ValidationError
 
 from tasks.errors import RunError, SettingsError
+from tasks.files import digest, read_json, sha256_of_file, write_json
 from tasks.publishing.rules import GROUPS, Candidate, Entry, Published, decide, say_decision, succeed
 from tasks.records import Facts
 from tasks.runs.artifacts import show_markdown
 from tasks.runs.bucket import change_shared, checksum_at, files_of, read_seal, read_shared, runs_of, send
-from tasks.runs.files import digest, read_json, sha256_of_file, write_json
+from tasks.runs.places import SEAL, address_of, is_in_bucket, run_folder, runs_address
 from tasks.runs.retries import AGAIN
-from tasks.runs.run import SEAL, address_of, is_in_bucket, run_folder, runs_address
 from tasks.runs.stages import STAGES_FOLDER
 from tasks.settings import Settings
 

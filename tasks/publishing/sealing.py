@@ -5,13 +5,13 @@ from pathlib import Path
 
 from prefect import task
 
+from tasks.files import write_json
 from tasks.publishing.news import _finished_path
 from tasks.records import Facts
 from tasks.runs.bucket import send
-from tasks.runs.files import write_json
+from tasks.runs.places import SEAL, is_in_bucket, run_folder
 from tasks.runs.provenance import describe_run
 from tasks.runs.retries import AGAIN
-from tasks.runs.run import SEAL, is_in_bucket, run_folder
 from tasks.settings import Settings
 
 

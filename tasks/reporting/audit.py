@@ -8,11 +8,11 @@ import numpy as np
 from tasks.errors import RunError
 from tasks.explaining.baselines import SAYS
 from tasks.explaining.pictures import FAINTEST
+from tasks.files import read_json
 from tasks.measures import describe_value
 from tasks.pixels.window import WINDOW
 from tasks.records import MODEL, TWIN, Facts
 from tasks.reporting.inputs import SPLIT_NAMES
-from tasks.runs.files import read_json
 
 HEADS = {MODEL: "This model", TWIN: "Without screening"}
 VARIANTS = {

@@ -10,7 +10,7 @@ from tasks.pixels.masks import DeviceMasks
 from tasks.pixels.outlines import draw_outline, encode_jpeg
 from tasks.pixels.packed import PackedImages
 from tasks.records import CLASS_NAMES, Facts
-from tasks.runs.run import cache_folder
+from tasks.runs.places import cache_folder
 from tasks.runs.stages import read_stage
 from tasks.settings import Settings
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from tasks.files import read_json
 from tasks.records import CLASS_NAMES, TWIN, Facts
 from tasks.reporting.inputs import SPLIT_NAMES
-from tasks.runs.files import read_json
 from tasks.runs.stages import read_stage
 from tasks.settings import ExplanationSettings
 

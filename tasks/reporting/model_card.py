@@ -15,6 +15,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 from prefect import task
 
+from tasks.files import read_json, write_whole
 from tasks.measures import describe_value
 from tasks.records import PNEUMONIA, TWIN, Facts
 from tasks.reporting.audit import say_audit, say_comparison
@@ -37,11 +38,10 @@ from tasks.reporting.results import (
 from tasks.reporting.words import say_provenance, say_settings
 from tasks.runs.artifacts import show_markdown
 from tasks.runs.bucket import send
-from tasks.runs.files import read_json, write_whole
 from tasks.runs.manifest import read_manifest
+from tasks.runs.places import address_of, run_folder
 from tasks.runs.provenance import describe_run
 from tasks.runs.retries import AGAIN
-from tasks.runs.run import address_of, run_folder
 from tasks.runs.stages import read_stage
 from tasks.settings import Settings
 

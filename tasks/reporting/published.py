@@ -3,9 +3,9 @@
 from datetime import datetime
 from pathlib import Path
 
+from tasks.files import read_json
 from tasks.measures import describe_value
 from tasks.records import Facts
-from tasks.runs.files import read_json
 from tasks.settings import Settings
 
 GROUPS = {"val": "AUC, validation", "val_device_free": "AUC, validation without a device"}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from prefect import task
 
+from tasks.files import read_json, write_whole
 from tasks.records import Facts
 from tasks.reporting.audit import describe_audit
 from tasks.reporting.devices import describe_devices
@@ -23,11 +24,10 @@ from tasks.reporting.results import choose_splits, describe_results, describe_tr
 from tasks.reporting.words import say_provenance, say_settings
 from tasks.runs.artifacts import show_link, show_markdown, show_table
 from tasks.runs.bucket import send
-from tasks.runs.files import read_json, write_whole
 from tasks.runs.manifest import read_manifest
+from tasks.runs.places import address_of, run_folder
 from tasks.runs.provenance import describe_run
 from tasks.runs.retries import AGAIN
-from tasks.runs.run import address_of, run_folder
 from tasks.settings import Settings
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"

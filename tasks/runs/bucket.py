@@ -18,11 +18,11 @@ from typing import TypeVar
 from uuid import uuid4
 
 from tasks.errors import OutsideError, RunError
+from tasks.files import inside, is_held, locked, make_once, read_json, read_record, sha256_of_file, write_json
+from tasks.pixels.shards import read_index
 from tasks.records import Facts
-from tasks.runs.files import inside, is_held, locked, make_once, read_json, read_record, sha256_of_file, write_json
-from tasks.runs.run import SEAL, address_of, cache_folder, is_in_bucket, run_folder, runs_address
+from tasks.runs.places import SEAL, address_of, cache_folder, is_in_bucket, run_folder, runs_address
 from tasks.runs.s3_client import BucketFolder, open_bucket
-from tasks.runs.shards import read_index
 from tasks.settings import Settings
 
 KNOWN = ".bucket.json"

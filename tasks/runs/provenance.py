@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks.errors import SettingsError
+from tasks.files import REPOSITORY, sha256_of_file
 from tasks.records import Facts
-from tasks.runs.files import REPOSITORY, sha256_of_file
-from tasks.runs.run import run_folder
+from tasks.runs.places import run_folder
 from tasks.runs.stages import STAGES_FOLDER, read_stage
 from tasks.settings import Settings, TrainingSettings
 

@@ -4,7 +4,7 @@ import errno
 from typing import Any
 
 from tasks.errors import OutsideError, PipelineError
-from tasks.runs.files import FULL
+from tasks.files import FULL
 from tasks.settings import IngestionSettings
 
 DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, *FULL)

@@ -5,15 +5,12 @@ entry holds the files that the stage made, and copies of them are placed in the 
 is not done again, in the same run folder or another one.
 """
 
-import ast
 import filecmp
-import importlib.metadata
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -21,31 +18,17 @@ from prefect import Task, task
 from prefect.states import Completed
 
 from tasks.errors import RunError
+from tasks.files import digest, inside, make_once, read_json, read_record, room_in, write_json
 from tasks.records import Facts
 from tasks.runs.artifacts import in_run
 from tasks.runs.bucket import fetch_entry, fetch_shards, keep_entry, send
-from tasks.runs.files import REPOSITORY, digest, inside, make_once, read_json, read_record, room_in, write_json
+from tasks.runs.keys import code_version, package_versions
+from tasks.runs.places import SEAL, cache_folder, run_folder
 from tasks.runs.retries import AGAIN
-from tasks.runs.run import SEAL, cache_folder, run_folder
 from tasks.settings import Settings
 
 P = ParamSpec("P")
 STAGES_FOLDER = "stages"
-PARSING = threading.Lock()
-"""Python 3.11 parses in one thread at a time without failing now and then."""
-
-SHAPES_NOTHING = (
-    "tasks.settings",
-    "tasks.addresses",
-    "tasks.errors",
-    "tasks.runs",
-    "tasks.sources",
-    "tasks.devices.contact_sheet",
-    "tasks.devices.answers",
-)
-"""Rooms and modules that carry, keep, show or explain, and change no result: what matters of them is in a stage's
-inputs. ``SHAPES_RESULTS`` names the exceptions in these rooms."""
-SHAPES_RESULTS = ("tasks.runs.manifest", "tasks.sources.layout")
 
 
 def run_stage(
@@ -165,79 +148,3 @@ def read_stage(run: Path, stage: str) -> Facts:
         RunError: If there is none.
     """
     return read_record(run / STAGES_FOLDER / f"{stage}.json", facts=dict)
-
-
-def package_versions(packages: Sequence[str]) -> dict[str, str]:
-    """Installed versions of distributions."""
-    return {name: importlib.metadata.version(name) for name in packages}
-
-
-def code_version(module: str) -> str:
-    """A hash of what a module does, with all modules of this repository that it imports and that shape its result.
-
-    Those that shape nothing, and what only they import, are left out, as are words: see ``strip_words``.
-    """
-    return digest({name: strip_words(source_of(name)) for name in sorted(imported_modules(module))})
-
-
-@cache
-def source_of(module: str) -> str:
-    """The text of a module or package of this repository; empty for anything else, such as a name in a module."""
-    path = REPOSITORY.joinpath(*module.split("."))
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    return path.read_text() if path.exists() else ""
-
-
-def shapes_results(module: str) -> bool:
-    """Whether the code of a module belongs to the key of a stage that imports it."""
-    carried = any(module == name or module.startswith(f"{name}.") for name in SHAPES_NOTHING)
-    return module.startswith("tasks.") and (module in SHAPES_RESULTS or not carried)
-
-
-def imported_modules(module: str) -> set[str]:
-    """The module, and those under ``tasks`` that it imports, directly or through others, and that shape its result."""
-    found: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += [n for n in names_imported(source_of(name)) if shapes_results(n) and source_of(n)]
-    return found
-
-
-@cache
-def names_imported(text: str) -> frozenset[str]:
-    """What a module's text imports, anywhere in it, as ``module`` and ``module.name``."""
-    found: set[str] = set()
-    for node in ast.walk(_parse(text)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return frozenset(found)
-
-
-@cache
-def strip_words(text: str) -> str:
-    """What a module does, without what it says: no comments, docstrings, texts of errors, log lines and artifacts."""
-    return ast.dump(_Silence().visit(_parse(text)))
-
-
-class _Silence(ast.NodeTransformer):
-    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        call = node.value.func if isinstance(node.value, ast.Call) else None
-        says = isinstance(call, ast.Name) and (call.id == "print" or call.id.startswith("show_"))
-        return None if says or isinstance(node.value, ast.Constant) else node
-
-    def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        return ast.Raise(node.exc.func if isinstance(node.exc, ast.Call) else node.exc, None)
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
-        ours = str(node.module).startswith("tasks.")
-        return None if ours and not shapes_results(str(node.module)) else node
-
-
-def _parse(text: str) -> ast.Module:
-    with PARSING:
-        return ast.parse(text)

@@ -15,8 +15,8 @@ from prefect import task
 
 from tasks.devices.files import find_screener
 from tasks.errors import RunError
+from tasks.files import open_whole, write_whole
 from tasks.records import Facts
-from tasks.runs.files import open_whole, write_whole
 from tasks.runs.manifest import image_id
 from tasks.scoring.batches import list_loose_images, prepare_places, screen_batch, watch_batches, write_cell
 from tasks.scoring.loose_images import LooseBatch, open_loose_images

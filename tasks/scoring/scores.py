@@ -17,12 +17,12 @@ from prefect import task
 
 from tasks.devices.files import find_screener
 from tasks.errors import RunError, SettingsError
+from tasks.files import open_whole, read_json
 from tasks.networks.familiarity import Familiarity, load_familiarity
 from tasks.networks.files import check_network, load_network
 from tasks.pixels.decoding import SIDE_PX
 from tasks.records import Facts
-from tasks.runs.files import open_whole, read_json
-from tasks.runs.run import run_folder
+from tasks.runs.places import run_folder
 from tasks.runs.stages import STAGES_FOLDER, read_stage
 from tasks.scoring.batches import (
     fill_batch,

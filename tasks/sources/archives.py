@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from tasks.errors import ArchiveError
+from tasks.files import FULL
 from tasks.pixels.decoding import UndecodableError
-from tasks.runs.files import FULL
 from tasks.settings import IngestionSettings
 
 PIECE = 1 << 20

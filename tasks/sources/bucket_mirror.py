@@ -21,7 +21,7 @@ from botocore import exceptions as boto
 from s3transfer.exceptions import S3DownloadFailedError  # type: ignore[import-untyped]
 
 from tasks.errors import SourceError
-from tasks.runs.files import locked, room_in, write_whole
+from tasks.files import locked, room_in, write_whole
 from tasks.runs.s3_client import code_of, make_client, s3_explained
 from tasks.settings import IngestionSettings
 

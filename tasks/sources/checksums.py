@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tasks.errors import RunError
-from tasks.runs.files import open_source, read_json, write_whole
+from tasks.files import open_source, read_json, write_whole
 
 READERS = 4
 FRESH_NS = 2 * 10**9

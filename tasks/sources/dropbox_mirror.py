@@ -24,8 +24,8 @@ from dropbox.stone_validators import ValidationError  # type: ignore[import-unty
 from urllib3.util import Retry
 
 from tasks.errors import OutsideError, RunError, SourceError
+from tasks.files import locked, read_json, room_in, write_json
 from tasks.runs.artifacts import show_bytes
-from tasks.runs.files import locked, read_json, room_in, write_json
 from tasks.runs.manifest import image_id
 from tasks.settings import IngestionSettings
 from tasks.sources.share_link import kept_in, refuse_size, tls_context

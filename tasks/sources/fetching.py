@@ -15,10 +15,10 @@ from prefect.context import TaskRunContext
 
 from tasks.addresses import holds_keys, source_name
 from tasks.errors import OutsideError, SourceError
+from tasks.files import digest, make_once, read_json, room_in, write_json
 from tasks.runs.artifacts import show_bytes
-from tasks.runs.files import digest, make_once, read_json, room_in, write_json
+from tasks.runs.keys import code_version
 from tasks.runs.retries import retries_of
-from tasks.runs.stages import code_version
 from tasks.settings import Settings
 from tasks.sources.archives import list_members, open_archive, unpack_members
 from tasks.sources.checksums import keep_sums, read_sums, sum_file, sum_files, sum_stream

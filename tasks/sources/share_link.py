@@ -23,8 +23,8 @@ import httpx
 
 from tasks.addresses import hide_keys
 from tasks.errors import OutsideError, SourceError
+from tasks.files import is_full, locked, room_in, sha256_of_file, write_json
 from tasks.runs.artifacts import show_bytes
-from tasks.runs.files import is_full, locked, room_in, sha256_of_file, write_json
 from tasks.settings import IngestionSettings
 
 PROGRESS = 1_000_000

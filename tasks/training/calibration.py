@@ -13,15 +13,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tasks.files import sha256_of_file, write_whole
 from tasks.measures import to_logit
 from tasks.networks.files import check_network, load_network, save_network
 from tasks.networks.twin import stage_name, used_rows, work_folder
 from tasks.pixels.packed import PackedImages
 from tasks.records import MODEL, TITLES, Facts
 from tasks.runs.artifacts import Progress
-from tasks.runs.files import sha256_of_file, write_whole
 from tasks.runs.manifest import read_manifest
-from tasks.runs.run import cache_folder, run_folder
+from tasks.runs.places import cache_folder, run_folder
 from tasks.runs.stages import run_stage, stage_task
 from tasks.settings import Settings
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tasks.files import sha256_of_file, write_json, write_whole
 from tasks.measures import (
     MEASURES,
     choose_sensitive_threshold,
@@ -25,9 +26,8 @@ from tasks.measures import (
 from tasks.pixels.packed import PackedImages
 from tasks.records import Facts
 from tasks.runs.artifacts import show_table
-from tasks.runs.files import sha256_of_file, write_json, write_whole
 from tasks.runs.manifest import read_manifest
-from tasks.runs.run import cache_folder, run_folder
+from tasks.runs.places import cache_folder, run_folder
 from tasks.runs.stages import run_stage, stage_task
 from tasks.settings import EvaluationSettings, Settings
 

@@ -11,15 +11,15 @@ import numpy as np
 import pandas as pd
 
 from tasks.errors import RunError
+from tasks.files import read_record
 from tasks.networks.twin import stage_name, used_rows, work_folder
 from tasks.pixels.packed import PackedImages
 from tasks.records import MODEL, TITLES, Facts
 from tasks.runs.artifacts import Progress
-from tasks.runs.files import read_record
 from tasks.runs.manifest import read_manifest
+from tasks.runs.places import cache_folder, run_folder
 from tasks.runs.provenance import BACKENDS, checksum_of_weights, find_backend
 from tasks.runs.retries import outside_failed
-from tasks.runs.run import cache_folder, run_folder
 from tasks.runs.stages import run_stage, stage_task
 from tasks.settings import Settings, TrainingSettings
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from tasks.errors import RunError
+from tasks.files import digest, read_record, write_whole
 from tasks.networks.augmentation import BorderBlank, DetailShift, ExposureShift, FramingShift
 from tasks.networks.checkpoints import (
     build_optimizer,
@@ -36,7 +37,6 @@ from tasks.networks.files import check_network, save_network
 from tasks.networks.keras_backend import keras
 from tasks.pixels.decoding import to_float
 from tasks.records import Facts
-from tasks.runs.files import digest, read_record, write_whole
 from tasks.settings import TrainingSettings
 
 ops = keras.ops

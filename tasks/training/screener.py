@@ -22,15 +22,15 @@ from tasks.devices.files import find_screener
 from tasks.devices.quality import judge_screener
 from tasks.devices.readings import Reading, find_review
 from tasks.errors import SettingsError, TableError
+from tasks.files import digest, sha256_of_file, write_json
 from tasks.measures import format_value
 from tasks.pixels.decoding import to_float
 from tasks.pixels.packed import PackedImages
 from tasks.records import CLASS_NAMES, Facts
 from tasks.runs.artifacts import Progress
-from tasks.runs.files import digest, sha256_of_file, write_json
 from tasks.runs.manifest import read_manifest
+from tasks.runs.places import cache_folder, run_folder
 from tasks.runs.provenance import BACKENDS, describe_hardware, find_backend
-from tasks.runs.run import cache_folder, run_folder
 from tasks.runs.stages import run_stage, stage_task
 from tasks.settings import (
     ScreeningSettings,

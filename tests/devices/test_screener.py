@@ -18,9 +18,9 @@ from tasks.devices.screener import (
     screen_pixels,
 )
 from tasks.errors import RunError
+from tasks.files import sha256_of_file
 from tasks.networks.files import save_network
 from tasks.pixels.decoding import decode, to_float
-from tasks.runs.files import sha256_of_file
 from tasks.settings import ScreeningSettings
 from tasks.training.screener_lessons import Lesson, draw_chests
 from tasks.training.screener_losses import BoxArea, build_trainer

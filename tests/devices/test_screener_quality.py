@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from tasks.devices.quality import judge_screener
-from tasks.runs.files import digest
+from tasks.files import digest
 
 
 def readings(*rows: tuple[int, int, float], n_unread: int = 0) -> pd.DataFrame:

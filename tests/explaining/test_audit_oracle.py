@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.runs.files import REPOSITORY
+from tasks.files import REPOSITORY
 
 
 @pytest.mark.slow

@@ -43,9 +43,9 @@ from tasks.explaining.auditing import (
 from tasks.explaining.baselines import Baseline, ask_baselines
 from tasks.explaining.probes import Change
 from tasks.explaining.subjects import Subject
+from tasks.files import write_json
 from tasks.pixels.packed import PackedImages
 from tasks.records import NORMAL, PNEUMONIA, Facts
-from tasks.runs.files import write_json
 from tasks.settings import Settings
 
 

@@ -27,9 +27,9 @@ from tasks.explaining.explanations import (
     sum_up,
 )
 from tasks.explaining.lime_arrays import Network, PieceHider, cut_pieces, weigh_pieces
+from tasks.files import write_json
 from tasks.records import Facts
-from tasks.runs.files import write_json
-from tasks.runs.run import cache_folder
+from tasks.runs.places import cache_folder
 from tasks.settings import ExplanationSettings, Settings
 
 HOW = ExplanationSettings(n_samples=200, n_segments=20, batch_size=64)

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from recipe import FLAGS
 
-from tasks.runs.files import REPOSITORY
+from tasks.files import REPOSITORY
 
 EXPLAINED, UNEXPLAINED = (), ("--explanation.n-images", "0")
 """Explaining is left out where it does not matter."""

@@ -33,8 +33,8 @@ from s3_server import running_s3, set_aws
 
 from flows.engine.command_line import run_command
 from tasks.errors import DiskError
+from tasks.files import free_bytes, sha256_of_file, write_whole
 from tasks.preparing.packing import pack_shard
-from tasks.runs.files import free_bytes, sha256_of_file, write_whole
 from tasks.settings import Settings
 from tasks.sources.fetching import fetch_source
 
@@ -217,7 +217,7 @@ def test_a_full_disk_leaves_no_part_of_a_shard_and_keeps_those_that_are_packed(
 
 
 def test_a_disk_that_fills_up_while_a_file_is_written_keeps_the_earlier_file(faults: FaultTable, disk: Path) -> None:
-    from tasks.runs.files import open_whole
+    from tasks.files import open_whole
 
     page = disk / "report" / "index.html"
     write_whole(page, "<html>earlier</html>")

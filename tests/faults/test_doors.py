@@ -21,8 +21,8 @@ from s3_server import running_s3, set_aws
 
 from infra.pools import POOLS, PoolType, job_template
 from tasks.addresses import hide_keys
+from tasks.files import REPOSITORY
 from tasks.runs.bucket import fetch_run
-from tasks.runs.files import REPOSITORY
 from tasks.settings import Settings, StorageSettings
 
 CODE = sorted(path for folder in ("flows", "tasks", "infra") for path in (REPOSITORY / folder).rglob("*.py"))

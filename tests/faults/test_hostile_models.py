@@ -19,19 +19,19 @@ from small_run import write_run
 
 from tasks.devices.files import SHIPPED_SCREENER, find_screener, known_readings
 from tasks.errors import PipelineError, RunError
+from tasks.files import digest, inside, sha256_of_file
 from tasks.networks.checkpoints import load_checkpoint
 from tasks.networks.familiarity import FILE as FAMILIAR
 from tasks.networks.familiarity import fit_familiarity, load_familiarity, save_familiarity
 from tasks.networks.files import load_network, save_network
 from tasks.pixels.masks import DeviceMasks, read_scores, write_shard
 from tasks.pixels.packed import PackedImages
+from tasks.pixels.shards import shards_exist
 from tasks.preparing.packing import known_files, pack_shard
 from tasks.publishing.published import describe_candidate, read_published
 from tasks.publishing.rules import Candidate, Published, decide
 from tasks.runs.bucket import read_seal
-from tasks.runs.files import digest, inside, sha256_of_file
 from tasks.runs.manifest import read_manifest
-from tasks.runs.shards import shards_exist
 from tasks.runs.stages import read_stage, run_stage
 from tasks.scoring.scores import as_packed, read_threshold
 from tasks.settings import PublishingSettings, ScreeningSettings, Settings, StorageSettings

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import RunError
+from tasks.files import sha256_of_file
 from tasks.networks.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
 from tasks.networks.files import load_checked, load_network, save_network
 from tasks.networks.keras_backend import keras
-from tasks.runs.files import sha256_of_file
 
 SEEDS = st.integers(0, 2**32 - 1)
 KINDS = st.sampled_from(DAMAGES)

@@ -20,8 +20,8 @@ from recipe import RECIPE, to_flags
 from flows.engine.command_line import describe_problem, read_flags
 from tasks.addresses import source_name
 from tasks.errors import SettingsError
-from tasks.runs.files import REPOSITORY
-from tasks.runs.run import cache_folder, is_in_bucket, run_folder
+from tasks.files import REPOSITORY
+from tasks.runs.places import cache_folder, is_in_bucket, run_folder
 from tasks.settings import Section, Settings
 from tasks.sources.fetching import fetch_source
 

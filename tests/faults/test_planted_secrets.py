@@ -19,7 +19,7 @@ from prefect_team import running_team
 from recipe import FLAGS
 from s3_server import AWS, running_s3
 
-from tasks.runs.files import REPOSITORY
+from tasks.files import REPOSITORY
 
 PLANTED = {
     "DROPBOX_TOKEN": "planted-dropbox-word-17",

@@ -18,10 +18,10 @@ from PIL import Image, PngImagePlugin
 from recipe import FLAGS
 
 from tasks.devices.answers import FORMULA
+from tasks.files import REPOSITORY
 from tasks.pixels.decoding import decode
 from tasks.preparing.quality import name_patients
 from tasks.preparing.screening import describe_excluded
-from tasks.runs.files import REPOSITORY
 from tasks.runs.manifest import MANIFEST_DTYPES
 
 MARK = "planted-patient-word-43"

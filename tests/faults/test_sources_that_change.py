@@ -23,9 +23,9 @@ from PIL import Image
 from stage_steps import ingest_all, pack_all, screen_all
 
 from tasks.errors import PipelineError, SourceError
+from tasks.files import REPOSITORY, digest, sha256_of_file
 from tasks.pixels.decoding import decode
 from tasks.pixels.packed import PackedImages
-from tasks.runs.files import REPOSITORY, digest, sha256_of_file
 from tasks.runs.manifest import read_manifest
 from tasks.runs.stages import read_stage
 from tasks.settings import Settings

@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline_runs import compare_runs
 
 from flows.engine.run_folders import own_run_folder
-from tasks.runs.files import REPOSITORY, sha256_of_file
+from tasks.files import REPOSITORY, sha256_of_file
 from tasks.settings import Settings
 
 SAME_RUN, SAME_CACHE = "two runs at once in one run folder", "two runs at once with one cache"
@@ -165,7 +165,7 @@ def test_a_shard_that_two_processes_want_to_pack_is_packed_by_one(faults: FaultT
         Image.fromarray(rng.integers(0, 256, (900, 900), dtype=np.uint8)).save(tmp_path / "set" / f"{i}.png")
     code = """
 from tasks.preparing.packing import pack_shard
-from tasks.runs.files import sha256_of_file
+from tasks.files import sha256_of_file
 files = {sha256_of_file(path): path.name for path in Path(sys.argv[3]).iterdir()}
 def do():
     pack_shard(Path(sys.argv[3]), files, Path(sys.argv[4]), padding=False, max_side_px=1_000)

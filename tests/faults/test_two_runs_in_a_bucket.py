@@ -15,9 +15,9 @@ from s3_server import faulty_proxy, running_s3, set_aws
 
 from flows.engine.run_folders import own_run_folder
 from tasks.errors import RunError
+from tasks.files import REPOSITORY
 from tasks.runs.bucket import fetch_run, read_seal, send
-from tasks.runs.files import REPOSITORY
-from tasks.runs.run import SEAL, run_folder
+from tasks.runs.places import SEAL, run_folder
 from tasks.settings import Settings
 
 BUCKET = "chest"
@@ -28,7 +28,7 @@ from flows.engine.run_folders import own_run_folder
 from tasks.records import RunError
 from tasks.runs.bucket import claim_run, fetch_run, send
 from tasks.settings import Settings
-from tasks.runs.files import run_folder
+from tasks.files import run_folder
 address, cache, me, is_part = sys.argv[1:]
 settings = Settings(run_dir=address, storage={"cache": cache})
 with claim_run(settings, True) if is_part else own_run_folder(settings):

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from flows.engine.command_line import read_flags, read_own_flags, run_command
 from flows.engine.run_folders import with_run_folder
 from tasks.errors import SettingsError
-from tasks.runs.files import REPOSITORY
+from tasks.files import REPOSITORY
 from tasks.settings import Section, Settings
 
 

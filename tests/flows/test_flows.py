@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline_runs import run_pipeline as run_process
 
 from flows.engine.command_line import read_flags, run_command
-from tasks.runs.files import sha256_of_file
+from tasks.files import sha256_of_file
 from tasks.runs.manifest import MANIFEST_DTYPES, read_manifest
 
 pytestmark = pytest.mark.usefixtures("prefect_engine")

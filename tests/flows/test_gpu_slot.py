@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows.engine.gpu_slot import LIMIT
-from tasks.runs.files import REPOSITORY
+from tasks.files import REPOSITORY
 
 
 @pytest.fixture

@@ -27,10 +27,10 @@ from flows.engine.run_folders import with_run_folder
 from flows.review import ReviewFlags, review
 from tasks.devices.answers import read_answered, read_kept
 from tasks.devices.contact_sheet import show_sheet
+from tasks.files import REPOSITORY
 from tasks.runs.bucket import send
-from tasks.runs.files import REPOSITORY
 from tasks.runs.manifest import read_manifest
-from tasks.runs.run import run_folder
+from tasks.runs.places import run_folder
 from tasks.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("prefect_engine")

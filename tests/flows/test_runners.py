@@ -13,9 +13,9 @@ from s3_server import running_s3, set_aws
 from flows.engine.command_line import read_flags
 from flows.engine.runners import deal_out, do_shards, open_runner
 from tasks.errors import RunError, SettingsError
+from tasks.files import REPOSITORY, sha256_of_file
 from tasks.runs.bucket import send
-from tasks.runs.files import REPOSITORY, sha256_of_file
-from tasks.runs.run import run_folder
+from tasks.runs.places import run_folder
 from tasks.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("prefect_engine")

@@ -17,9 +17,9 @@ from PIL import Image
 
 from flows.engine.command_line import read_own_flags, run_command
 from flows.score import ScoreFlags
+from tasks.files import REPOSITORY, write_json
 from tasks.networks.familiarity import fit_familiarity, load_familiarity, save_familiarity
 from tasks.pixels.decoding import decode
-from tasks.runs.files import REPOSITORY, write_json
 
 pytestmark = pytest.mark.usefixtures("prefect_engine")
 

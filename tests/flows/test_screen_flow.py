@@ -16,7 +16,7 @@ from PIL import Image
 
 from flows.engine.command_line import read_own_flags, run_command
 from flows.screen import ScreenFlags
-from tasks.runs.files import REPOSITORY
+from tasks.files import REPOSITORY
 from tasks.runs.manifest import image_id
 from tasks.settings import Settings
 

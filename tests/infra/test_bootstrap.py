@@ -15,7 +15,7 @@ from flows.engine.labels import shorten_commit
 from infra.automations import MARK, NOTIFY, RESTART
 from infra.bootstrap import read_deployments
 from infra.pools import job_template
-from tasks.runs.files import REPOSITORY
+from tasks.files import REPOSITORY
 
 BY_ITSELF = {"updated", "last_polled", "status", "active_slots", "denied_slots", "avg_slot_occupancy_seconds"}
 OUR_SETTINGS = ("GPU_SLOTS", "POOL_TYPE", "CODE_DIR", "HEARTBEAT_S", "WINDOW_S", "NOTIFY_WEBHOOK")

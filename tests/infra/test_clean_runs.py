@@ -11,7 +11,7 @@ import pytest
 
 from infra.clean_runs import DAY_S, CleanFlags, clean_runs
 from tasks.errors import RunError, SettingsError
-from tasks.runs.files import locked, write_json
+from tasks.files import locked, write_json
 from tasks.settings import Settings
 
 NOW = time.time()

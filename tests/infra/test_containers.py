@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from s3_server import AWS, running_s3
 
 from infra.bucket import main as make_bucket
-from tasks.runs.files import REPOSITORY
+from tasks.files import REPOSITORY
 
 DOCKERFILE = REPOSITORY / "infra" / "Dockerfile"
 COMPOSE = REPOSITORY / "infra" / "compose.yaml"

@@ -23,7 +23,7 @@ from prefect_server import running_server, stop_group
 from recipe import adapt
 from s3_server import running_s3, set_aws
 
-from tasks.runs.files import REPOSITORY
+from tasks.files import REPOSITORY
 
 pytestmark = pytest.mark.slow
 LOGIN = "admin:of-this-test"

@@ -13,7 +13,7 @@ from prefect.utilities.schema_tools.validation import ValidationError
 from prefect.workers.process import ProcessJobConfiguration
 
 from infra.pools import POOLS, job_template
-from tasks.runs.files import REPOSITORY
+from tasks.files import REPOSITORY
 
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
 

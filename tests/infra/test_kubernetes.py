@@ -12,7 +12,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect_kubernetes.worker import KubernetesWorker, KubernetesWorkerJobConfiguration
 
 from infra.pools import job_template
-from tasks.runs.files import REPOSITORY
+from tasks.files import REPOSITORY
 
 POOLS = ("cpu", "gpu")
 OTHER_VALUES: dict[str, Any] = {

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tasks.errors import SettingsError
+from tasks.files import REPOSITORY
 from tasks.networks.backbones import (
     IMAGENET_DEVIATION,
     IMAGENET_MEAN,
@@ -20,7 +21,6 @@ from tasks.networks.backbones import (
     network_names,
 )
 from tasks.networks.keras_backend import keras
-from tasks.runs.files import REPOSITORY
 
 SMALL = "MobileNetV3Small"
 SIDE_PX = 64

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from tasks.errors import RunError
+from tasks.files import sha256_of_file
 from tasks.networks.classifier import Calibrate, answer, build_member, join_members, predict, set_calibration
 from tasks.networks.files import load_checked, load_network, save_network
 from tasks.networks.keras_backend import keras
 from tasks.networks.normalisation import LocalContrast, Standardise
-from tasks.runs.files import sha256_of_file
 from tasks.settings import TrainingSettings
 
 TINY = TrainingSettings(side_px=32, width=4)

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from tasks.explaining.subjects import read_threshold_of
+from tasks.files import write_json
 from tasks.networks.twin import USED_COLUMNS, stage_name, used_rows, work_folder
 from tasks.records import DEVICE_REASONS, MODEL, READ_DEVICE, TITLES, TWIN
-from tasks.runs.files import write_json
 from tasks.settings import Settings, name_suspects
 
 OTHER_REASONS = ("duplicate of train/a.jpeg", "does not decode (truncated)", "not enough contrast")

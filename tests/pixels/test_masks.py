@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tasks.errors import RunError
+from tasks.files import write_json
 from tasks.pixels.masks import DeviceMasks, read_scores, write_shard
-from tasks.runs.files import write_json
 
 
 def write_run(run: Path) -> np.ndarray:

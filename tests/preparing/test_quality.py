@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from tasks.errors import DataCheckError
+from tasks.files import read_json
 from tasks.preparing.quality import Checkpoint, add_facts, build_suite, check, name_patients, run_checkpoint
-from tasks.runs.files import read_json
 from tasks.runs.manifest import MANIFEST_DTYPES, write_manifest
 from tasks.settings import QualitySettings, Settings
 

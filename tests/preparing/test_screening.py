@@ -10,11 +10,11 @@ from stage_steps import screen_all
 
 from tasks.devices.screener import build_screener
 from tasks.errors import RunError
+from tasks.files import digest, read_json, write_json
 from tasks.networks.files import save_network
 from tasks.preparing.packing import index_arrays
 from tasks.preparing.screening import add_readings, count_devices, decide, keep_fair_readings
 from tasks.records import DOUBTFUL_DEVICE, READ_DEVICE, SCORED_DEVICE, Facts
-from tasks.runs.files import digest, read_json, write_json
 from tasks.runs.manifest import read_manifest, write_manifest
 from tasks.settings import ScreeningSettings, Settings
 

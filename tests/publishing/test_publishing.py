@@ -16,14 +16,14 @@ from flows.engine.command_line import read_flags, run_command
 from flows.publish import PublishFlags
 from flows.publish import publish as publish_flow
 from tasks.errors import OutsideError, RunError
+from tasks.files import read_json, write_json
 from tasks.publishing import published as publishing
 from tasks.publishing.published import describe_candidate, publish, weigh
 from tasks.publishing.rules import MOST_KEPT, Candidate, Entry, Published, decide, succeed
 from tasks.records import Facts
 from tasks.runs import bucket as run_copies
 from tasks.runs.bucket import send
-from tasks.runs.files import read_json, write_json
-from tasks.runs.run import is_in_bucket, run_folder
+from tasks.runs.places import is_in_bucket, run_folder
 from tasks.settings import PublishingSettings, Settings
 
 BUCKET = "chest"

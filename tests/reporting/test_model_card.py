@@ -9,8 +9,8 @@ import pytest
 from report_run import HOSTILE, build_metrics, build_run, group, make_answers, measure_again, settings_for, value
 
 from tasks.errors import RunError
+from tasks.files import read_json, write_json
 from tasks.reporting.model_card import CARD, escape_markdown, find_failures, gather_card, render_card, write_card
-from tasks.runs.files import read_json, write_json
 from tasks.runs.manifest import read_manifest, write_manifest
 from tasks.settings import Settings, TrainingSettings
 

@@ -13,13 +13,13 @@ import pytest
 from report_run import HOSTILE, Page, build_run, settings_for
 
 from tasks.errors import RunError
+from tasks.files import write_json
 from tasks.reporting import gallery as report_gallery
 from tasks.reporting.figures import as_svg, draw_roc, roc_points
 from tasks.reporting.inputs import OTHER_REASON, plain_reason
 from tasks.reporting.report import gather_page, render_page, summarise_page, write_report
 from tasks.reporting.results import say_result
 from tasks.reporting.words import say_seconds, say_value
-from tasks.runs.files import write_json
 from tasks.settings import EvaluationSettings
 
 LINKS = ["../review/index.html", "../model_card.md"]

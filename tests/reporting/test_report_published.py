@@ -9,11 +9,11 @@ import pytest
 from prefect import flow
 from report_run import HOSTILE, Page, build_run, compare_networks, make_answers, measure_again
 
+from tasks.files import read_json, write_json
 from tasks.publishing.published import publish, weigh
 from tasks.records import Facts
 from tasks.reporting.published import say_weighed
 from tasks.reporting.report import gather_page, summarise_page, write_report
-from tasks.runs.files import read_json, write_json
 from tasks.settings import AuditingSettings, PublishingSettings, Settings
 
 GROUPS = ("val", "val_device_free")

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from report_run import Page, build_metrics, build_run, group, make_answers, measure_again, settings_for
 
+from tasks.files import write_json
 from tasks.records import Facts
 from tasks.reporting.figures import as_svg, draw_reliability, draw_training
 from tasks.reporting.report import gather_page, render_page, say_second_point
@@ -23,7 +24,6 @@ from tasks.reporting.results import (
     say_share,
     say_start,
 )
-from tasks.runs.files import write_json
 from tasks.settings import EvaluationSettings, Settings, TrainingSettings
 
 

@@ -21,11 +21,11 @@ from s3_server import faulty_proxy, running_s3, set_aws
 
 from tasks.devices.answers import Answer, answers_folder, keep_answers, read_kept, share_answers
 from tasks.errors import OutsideError, RunError
+from tasks.files import REPOSITORY, write_json
 from tasks.records import Facts
 from tasks.runs import stages
 from tasks.runs.bucket import fetch_run, read_seal, send
-from tasks.runs.files import REPOSITORY, write_json
-from tasks.runs.run import SEAL, address_of, run_folder
+from tasks.runs.places import SEAL, address_of, run_folder
 from tasks.runs.s3_client import BucketFolder
 from tasks.runs.stages import run_stage
 from tasks.settings import Settings

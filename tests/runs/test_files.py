@@ -15,10 +15,7 @@ import pytest
 
 from infra.clean_runs import name_used
 from tasks.errors import DiskError, RunError, SourceError
-from tasks.publishing.sealing import _lead_to
-from tasks.records import Facts
-from tasks.runs import stages
-from tasks.runs.files import (
+from tasks.files import (
     REPOSITORY,
     digest,
     locked,
@@ -29,9 +26,13 @@ from tasks.runs.files import (
     write_json,
     write_whole,
 )
+from tasks.publishing.sealing import _lead_to
+from tasks.records import Facts
+from tasks.runs import stages
+from tasks.runs.keys import code_version, imported_modules, names_imported
 from tasks.runs.manifest import MANIFEST_DTYPES, read_manifest, write_manifest
-from tasks.runs.run import run_folder
-from tasks.runs.stages import code_version, imported_modules, names_imported, read_stage, run_stage
+from tasks.runs.places import run_folder
+from tasks.runs.stages import read_stage, run_stage
 from tasks.settings import Settings
 
 
@@ -141,7 +142,7 @@ def test_a_resumable_folder_keeps_what_an_interrupted_attempt_left(tmp_path: Pat
 
 def test_two_processes_never_make_the_same_folder_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from tasks.runs.files import make_once\n"
+        "import sys, time; from pathlib import Path; from tasks.files import make_once\n"
         "place, me = Path(sys.argv[1]), sys.argv[2]\n"
         "def make(folder):\n"
         "    while len(list(place.parent.glob('*.ready'))) < 2: time.sleep(0.02)\n"

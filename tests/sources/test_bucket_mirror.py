@@ -18,7 +18,7 @@ from s3_server import AWS, FaultyProxy, faulty_proxy, running_s3, set_aws
 
 import tasks.sources.bucket_mirror
 from tasks.errors import OutsideError, SourceError
-from tasks.runs.files import REPOSITORY
+from tasks.files import REPOSITORY
 from tasks.runs.s3_client import make_client
 from tasks.settings import IngestionSettings
 from tasks.sources.bucket_mirror import BucketCopy, decide, fetch_bucket

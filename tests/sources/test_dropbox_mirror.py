@@ -11,7 +11,7 @@ from dropbox_server import TOKEN, DropboxServer, Fault, dropbox_hash, zip_bytes
 from pipeline_runs import wait_until
 
 from tasks.errors import OutsideError, SourceError
-from tasks.runs.files import REPOSITORY
+from tasks.files import REPOSITORY
 from tasks.runs.manifest import image_id
 from tasks.settings import IngestionSettings
 from tasks.sources.dropbox_mirror import RemoteFile, content_hash, fetch_dropbox_folder, plan_mirror

@@ -15,8 +15,8 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from tasks.addresses import hide_keys, source_name
 from tasks.errors import ArchiveError, OutsideError, SourceError
+from tasks.files import sha256_of_file
 from tasks.preparing.ingestion import list_images
-from tasks.runs.files import sha256_of_file
 from tasks.settings import Settings
 from tasks.sources.checksums import sum_files
 from tasks.sources.fetching import fetch, fetch_source

@@ -18,7 +18,7 @@ import pytest
 from dropbox_server import RLKEY, DropboxServer, Fault, zip_bytes
 
 from tasks.errors import OutsideError, PipelineError
-from tasks.runs.files import REPOSITORY
+from tasks.files import REPOSITORY
 from tasks.settings import IngestionSettings
 from tasks.sources.share_link import direct_link, fetch_link, is_allowed, retry_after_s
 

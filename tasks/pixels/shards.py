@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from tasks.errors import RunError
-from tasks.runs.files import read_record
+from tasks.files import read_record
 
 LOST_SHARDS = (
     "all workers need the same code and packages as this machine, and its folders (storage.cache) or a run in a bucket "

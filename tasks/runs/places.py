@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tasks.errors import RunError
-from tasks.runs.files import digest
+from tasks.files import digest
 from tasks.settings import Settings
 
 SEAL = "run.json"

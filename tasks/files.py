@@ -31,7 +31,7 @@ WAY_OUT = (
     "again; what is finished is kept"
 )
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
 BROKEN = (
     *(OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError, SyntaxError),
     *(zipfile.BadZipFile, zlib.error),
