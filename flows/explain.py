@@ -15,28 +15,30 @@ from tasks.publishing.published import publish, weigh
 from tasks.publishing.sealing import seal
 from tasks.reporting.model_card import write_card
 from tasks.reporting.report import write_report
+from tasks.runs.run import Run
 from tasks.settings import Settings
 
 
 @flow(name="explain", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def explain(settings: Settings) -> str:
     """Explains single answers, audits, reports, seals the run and may publish it; returns the report's address."""
-    with own_run_folder(settings):
-        bring_run(settings)
-        with open_runner(settings) as runner:
-            explain_images(runner, settings)
-        audit(settings)
-        weigh(settings)
-        report = write_report(settings)
-        write_card(settings)
-        require_passed(settings)
-        seal(settings)
-        publish(settings)
-        note_finished(settings)  # after publishing: a run killed before it is not taken for done
+    run = Run(settings)
+    with own_run_folder(run):
+        bring_run(run)
+        with open_runner(settings.scaling) as runner:
+            explain_images(runner, run)
+        audit(run)
+        weigh(run)
+        report = write_report(run)
+        write_card(run)
+        require_passed(run)
+        seal(run)
+        publish(run)
+        note_finished(run)  # after publishing: a run killed before it is not taken for done
         return report
 
 
-def explain_images(runner: TaskRunner[Any], settings: Settings) -> None:
+def explain_images(runner: TaskRunner[Any], run: Run) -> None:
     """Explains the chosen images that no run explained before."""
-    do_shards(runner, "explained", explain_shards, plan_explanations(settings), settings=settings)
-    gather_explanations(settings)
+    do_shards(runner, "explained", explain_shards, plan_explanations(run), run=run)
+    gather_explanations(run)

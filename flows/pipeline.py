@@ -19,6 +19,7 @@ from flows.train import train
 from tasks.devices.contact_sheet import count_doubtful
 from tasks.errors import SettingsError
 from tasks.publishing.news import find_finished
+from tasks.runs.run import Run
 from tasks.settings import Settings
 from tasks.sources.fetching import fetch
 
@@ -31,15 +32,16 @@ def pipeline(settings: Settings = Settings()) -> "str | State[str]":
             "screening.wait_for_review: only a deployed run can wait for a person; start a deployment, or leave the "
             "setting out, take answers with python -m flows.review and give the same command again"
         )
-    if settings.ingestion.skip_unchanged and (report := find_finished(settings, fetch(settings).sha256)):
+    if settings.ingestion.skip_unchanged and (report := find_finished(Run(settings), fetch(settings).sha256)):
         return Completed(name="Nothing new", message=f"nothing new since {report}", data=report)
     asked, settings = settings, with_run_folder(settings)
     if settings is not asked:
         print(f"the run folder is {settings.run_dir}")
-    with own_run_folder(settings):
+    run = Run(settings)
+    with own_run_folder(run):
         prepare(settings)
-        if settings.screening.wait_for_review and count_doubtful(settings):
-            wait_for_answers(settings)
+        if settings.screening.wait_for_review and count_doubtful(run):
+            wait_for_answers(run)
             prepare(settings)
         if settings.train_on:
             train_elsewhere(settings)

@@ -13,6 +13,7 @@ from tasks.preparing.packing import pack, pack_shards, plan_packing
 from tasks.preparing.quality import check
 from tasks.preparing.screening import plan_screening, screen, screen_shards
 from tasks.preparing.splitting import split
+from tasks.runs.run import Run
 from tasks.settings import Settings
 from tasks.sources.fetching import fetch
 
@@ -20,25 +21,26 @@ from tasks.sources.fetching import fetch
 @flow(name="prepare", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def prepare(settings: Settings) -> None:
     """Fetches the source, checks it, draws validation, packs pixels and keeps images with devices out of training."""
-    with own_run_folder(settings), open_runner(settings) as runner:
-        bring_run(settings)
+    run = Run(settings)
+    with own_run_folder(run), open_runner(settings.scaling) as runner:
+        bring_run(run)
         source = fetch(settings)
-        ingest(settings, source)
-        check(settings, "source")
-        split(settings)
-        pack_images(runner, settings, source.folder)
-        screen_images(runner, settings, source.folder)
-        check(settings, "prepared")
+        ingest(run, source)
+        check(run, "source")
+        split(run)
+        pack_images(runner, run, source.folder)
+        screen_images(runner, run, source.folder)
+        check(run, "prepared")
 
 
-def pack_images(runner: TaskRunner[Any], settings: Settings, folder: str) -> None:
+def pack_images(runner: TaskRunner[Any], run: Run, folder: str) -> None:
     """Packs the images of a source that no run packed before."""
-    shards = plan_packing(settings)
-    do_shards(runner, "packed", pack_shards, shards, settings=settings, folder=folder)
-    pack(settings, sum(len(files) for files in shards))
+    shards = plan_packing(run)
+    do_shards(runner, "packed", pack_shards, shards, run=run, folder=folder)
+    pack(run, sum(len(files) for files in shards))
 
 
-def screen_images(runner: TaskRunner[Any], settings: Settings, folder: str) -> None:
+def screen_images(runner: TaskRunner[Any], run: Run, folder: str) -> None:
     """Screens the packed images that no run screened before, and decides which leave training."""
-    do_shards(runner, "screened", screen_shards, plan_screening(settings), settings=settings)
-    screen(settings, folder)
+    do_shards(runner, "screened", screen_shards, plan_screening(run), run=run)
+    screen(run, folder)

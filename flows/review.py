@@ -27,8 +27,7 @@ from tasks.devices.answers import (
 )
 from tasks.devices.contact_sheet import SHEET, count_doubtful
 from tasks.errors import PipelineError, SettingsError, TableError
-from tasks.runs.manifest import read_manifest
-from tasks.runs.places import address_of, run_folder
+from tasks.runs.run import Run
 from tasks.settings import Settings
 
 
@@ -59,16 +58,17 @@ def review(settings: Settings = Settings(), answers: str | None = None, reviewer
         SettingsError: Without answers, if this run cannot wait for them.
         TableError: If the answers do not fit the run.
     """
-    bring_run(settings)
+    run = Run(settings)
+    bring_run(run)
     if answers is not None:
-        take_answers(Path(answers), settings, reviewer, datetime.now(UTC))
-        share_answers(settings)
+        take_answers(Path(answers), run, reviewer, datetime.now(UTC))
+        share_answers(run)
     elif can_wait():
-        wait_for_answers(settings)
+        wait_for_answers(run)
     else:
         raise SettingsError("answers: none are given; give --answers FILE, the CSV saved from the run's sheet")
     print(f"the same pipeline command with --run-dir {settings.run_dir} now uses them")
-    return str(answers_folder(settings))
+    return str(answers_folder(run))
 
 
 def can_wait() -> bool:
@@ -78,15 +78,15 @@ def can_wait() -> bool:
     return run is not None and run.deployment_id is not None and run.parent_task_run_id is None
 
 
-def wait_for_answers(settings: Settings) -> None:
+def wait_for_answers(run: Run) -> None:
     """Suspends the run until a person filled in the form, and takes what it says.
 
     A resumed run starts again from the top and comes here once more; Prefect then hands over the forms filled in so
     far, one after the other. One that is of no use costs a sentence in the log, not the run: it waits for the next.
     """
-    sheet = address_of(settings, SHEET)
+    sheet = run.address(SHEET)
     for turn in count(1):
-        n = count_doubtful(settings)
+        n = count_doubtful(run)
         waiting = "1 doubtful image waits" if n == 1 else f"{n:,} doubtful images wait"
         print(f"{waiting} for a person: open {sheet}, save the answers, and resume this run")
         asked = ReviewForm.with_initial_data(
@@ -95,26 +95,26 @@ def wait_for_answers(settings: Settings) -> None:
         )
         form = suspend_flow_run(wait_for_input=asked, key=f"review-{turn}")
         try:
-            take_form(form, settings, when_filled_in(form))
+            take_form(form, run, when_filled_in(form))
         except (PipelineError, OSError) as error:
             print(f"this form is of no use, the run waits for another one: {error}")
             continue
-        share_answers(settings)
+        share_answers(run)
         return
 
 
-def take_form(form: ReviewForm, settings: Settings, now: datetime) -> None:
+def take_form(form: ReviewForm, run: Run, now: datetime) -> None:
     """Takes the answers of a form, which may also say to go on without any.
 
     Raises:
         TableError: If they do not fit the run, or there are none and the form does not say to go on.
     """
-    named = name_images(form.with_device, form.without_device, read_manifest(run_folder(settings)))
+    named = name_images(form.with_device, form.without_device, run.manifest())
     file = form.answers.strip()
     if file and named:
         raise TableError("answers: the form names a CSV and image ids; give one of them")
     if file or named:
-        take_answers(Path(file).expanduser() if file else named, settings, form.reviewer, now)
+        take_answers(Path(file).expanduser() if file else named, run, form.reviewer, now)
     elif not form.go_on:
         raise TableError("answers: the form has none; name the CSV, list image ids, or tick go_on")
 
@@ -127,13 +127,13 @@ def when_filled_in(form: ReviewForm) -> datetime:
     return (filled or datetime.now(UTC)).astimezone(UTC)
 
 
-def take_answers(given: Path | list[Answer], settings: Settings, reviewer: str, now: datetime) -> None:
+def take_answers(given: Path | list[Answer], run: Run, reviewer: str, now: datetime) -> None:
     """Keeps the answers of a CSV or a form, and says in one line of the log how many.
 
     Raises:
         TableError: If they do not fit the run.
     """
-    manifest, folder = read_manifest(run_folder(settings)), answers_folder(settings)
+    manifest, folder = run.manifest(), answers_folder(run)
     place = f"answers: {given}" if isinstance(given, Path) else "the form"
     answers = read_answers(given, "answers") if isinstance(given, Path) else given
     facts = keep_answers(answers, manifest, folder, reviewer=reviewer or default_reviewer(), place=place, now=now)

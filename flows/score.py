@@ -11,6 +11,7 @@ from pydantic import Field
 from flows.engine.command_line import run_command
 from flows.engine.labels import label_run
 from flows.engine.run_folders import bring_run
+from tasks.runs.run import Run
 from tasks.scoring.batches import TableFlags, demand_all
 from tasks.scoring.scores import find_scored_images, score_images
 from tasks.settings import Settings
@@ -26,7 +27,7 @@ class ScoreFlags(TableFlags):
 def score(images: str, out: str, strict: bool = False, settings: Settings = Settings()) -> str:
     """Scores a folder or zip with the network of ``settings.run_dir``; returns the address of the table."""
     if settings.run_dir is not None:
-        bring_run(settings)
+        bring_run(Run(settings))
     find_scored_images(images, out, settings)
     counts = score_images(images, out, settings)
     if strict:

@@ -5,7 +5,8 @@ from prefect import flow
 from flows.engine.gpu_slot import gpu_slot
 from flows.engine.labels import label_run
 from flows.engine.run_folders import bring_run, own_run_folder
-from tasks.settings import Settings, name_suspects
+from tasks.runs.run import Run
+from tasks.settings import Settings
 from tasks.training.calibration import calibrate
 from tasks.training.evaluation import evaluate
 from tasks.training.fitting import fit
@@ -14,9 +15,10 @@ from tasks.training.fitting import fit
 @flow(name="train", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def train(settings: Settings) -> None:
     """Fits and calibrates the model, and its twin where the audit compares the two; measures the model."""
-    with own_run_folder(settings), gpu_slot():
-        bring_run(settings)
-        for name in name_suspects(settings):
-            fit(settings, name)
-            calibrate(settings, name)
-        evaluate(settings)
+    run = Run(settings)
+    with own_run_folder(run), gpu_slot():
+        bring_run(run)
+        for name in settings.networks:
+            fit(run, name)
+            calibrate(run, name)
+        evaluate(run)

@@ -14,7 +14,7 @@ from flows.prepare import pack_images
 from tasks.preparing.ingestion import ingest
 from tasks.preparing.quality import check
 from tasks.preparing.splitting import split
-from tasks.runs.places import run_folder
+from tasks.runs.run import Run
 from tasks.settings import Settings
 from tasks.sources.fetching import fetch
 from tasks.training.screener import ScreenerRecipe, fit_screener
@@ -36,17 +36,18 @@ def train_screener(
         screening = settings.screening.model_copy(update={"review": review})
         settings = settings.model_copy(update={"screening": screening})
     settings = with_run_folder(settings)
-    with own_run_folder(settings):
-        bring_run(settings)
-        with open_runner(settings) as runner:
+    run = Run(settings)
+    with own_run_folder(run):
+        bring_run(run)
+        with open_runner(settings.scaling) as runner:
             source = fetch(settings)
-            ingest(settings, source)
-            check(settings, "source")
-            split(settings)
-            pack_images(runner, settings, source.folder)
+            ingest(run, source)
+            check(run, "source")
+            split(run)
+            pack_images(runner, run, source.folder)
         with gpu_slot():
-            fit_screener(settings, source.folder, recipe)
-    return str(run_folder(settings) / "screener")
+            fit_screener(run, source.folder, recipe)
+    return str(run.folder / "screener")
 
 
 if __name__ == "__main__":

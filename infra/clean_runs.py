@@ -20,7 +20,7 @@ from flows.engine.command_line import run_command
 from tasks.errors import SettingsError
 from tasks.files import digest, is_held, read_json
 from tasks.publishing.published import read_published
-from tasks.runs.places import SEAL, cache_folder
+from tasks.runs.places import SEAL
 from tasks.runs.stages import STAGES_FOLDER
 from tasks.settings import Settings
 
@@ -54,7 +54,7 @@ def clean_runs(settings: Settings, keep: int, runs: str, dry_run: bool) -> str:
     """
     if "://" in runs:
         raise SettingsError(f"runs: {runs} is no folder on this machine; in a bucket, set a lifecycle rule instead")
-    folder, cache, now = Path(runs), cache_folder(settings), time.time()
+    folder, cache, now = Path(runs), Path(settings.storage.cache), time.time()
     there = find_runs(folder) if folder.is_dir() else []
     leaving = choose_leaving(there, keep, find_protected(folder), now)
     staying = [run for run in there if run not in leaving]

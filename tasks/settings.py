@@ -376,6 +376,11 @@ class Settings(Section):
     publishing: PublishingSettings = Field(PublishingSettings(), description=PublishingSettings.__doc__)
 
     @property
+    def networks(self) -> tuple[str, ...]:
+        """``model``, and ``unfiltered`` where the comparison is asked for; also the names of their files."""
+        return (MODEL, TWIN) if self.auditing.compare_unfiltered else (MODEL,)
+
+    @property
     def public_source(self) -> str:
         """The source as it may be shown; see ``hide_keys``."""
         return hide_keys(self.source)
@@ -389,8 +394,3 @@ class Settings(Section):
         """What ``repr`` and ``str`` show: the source as it may be shown."""
         for name, value in super().__repr_args__():
             yield name, self.public_source if name == "source" else value
-
-
-def name_suspects(settings: Settings) -> tuple[str, ...]:
-    """``model``, and ``unfiltered`` where the settings ask for the comparison; also the names of their files."""
-    return (MODEL, TWIN) if settings.auditing.compare_unfiltered else (MODEL,)

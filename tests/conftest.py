@@ -29,8 +29,8 @@ SESSION = pytest.StashKey[TemporaryDirectory[str]]()
 
 
 FIRST = (
-    *("test_flows.py", "test_training.py", "test_deployed.py", "test_audit_oracle.py", "test_shards.py"),
-    *("test_run_copies.py", "test_kills.py", "test_review_flow.py", "test_score_flow.py", "test_screen_flow.py"),
+    *("test_flows.py", "test_fitting.py", "test_deployed.py", "test_audit_oracle.py", "test_runners.py"),
+    *("test_bucket.py", "test_kills.py", "test_review_flow.py", "test_score_flow.py", "test_screen_flow.py"),
 )
 """Files that take longest, so that no process is left with one of them; the first makes what others wait for."""
 SLOW = {"browser", "guarded_server", "store"}

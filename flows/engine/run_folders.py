@@ -14,8 +14,8 @@ from tasks.addresses import source_name
 from tasks.devices.answers import share_answers
 from tasks.files import locked
 from tasks.runs.bucket import claim_run, fetch_run
-from tasks.runs.places import is_in_bucket, run_folder
 from tasks.runs.retries import retries_of
+from tasks.runs.run import Run
 from tasks.settings import Settings
 
 HELD: ContextVar[frozenset[Path]] = ContextVar("HELD", default=frozenset())
@@ -31,7 +31,7 @@ def with_run_folder(settings: Settings) -> Settings:
     answered, or restarted after its worker died.
     """
     runs = "data/runs/" if settings.run_dir is None else settings.run_dir
-    if not (settings.run_dir is None or (is_in_bucket(settings) and runs.endswith("/"))):
+    if not (settings.run_dir is None or (Run(settings).in_bucket and runs.endswith("/"))):
         return settings
     context = FlowRunContext.get()
     due = context.flow_run.expected_start_time if context and context.flow_run else None
@@ -40,7 +40,7 @@ def with_run_folder(settings: Settings) -> Settings:
 
 
 @contextmanager
-def own_run_folder(settings: Settings) -> Iterator[None]:
+def own_run_folder(run: Run) -> Iterator[None]:
     """Keeps other runs on this machine out of the run folder until the block ends; waits while one works there.
 
     What another run started works in the folder with it: subflows, and trainings that it waits for. Of two machines
@@ -51,7 +51,7 @@ def own_run_folder(settings: Settings) -> Iterator[None]:
     """
     context = FlowRunContext.get()
     is_part = bool(context and context.flow_run and context.flow_run.parent_task_run_id)
-    folder = Path(os.path.realpath(run_folder(settings)))  # the lock is the folder's, whatever name leads to it
+    folder = Path(os.path.realpath(run.folder))  # the lock is the folder's, whatever name leads to it
     if folder in HELD.get():
         yield
         return
@@ -60,8 +60,8 @@ def own_run_folder(settings: Settings) -> Iterator[None]:
         with ExitStack() as held:
             if not is_part:
                 held.enter_context(_lock_here(folder))
-            if is_in_bucket(settings):
-                held.enter_context(claim_run(settings, is_part))
+            if run.in_bucket:
+                held.enter_context(claim_run(run, is_part))
             yield
     finally:
         HELD.reset(before)
@@ -81,14 +81,14 @@ def _lock_here(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
-def bring_run(settings: Settings) -> None:
+def bring_run(run: Run) -> None:
     """Brings a run in a bucket, and the answers beside it, up to date here, in a task that Prefect tries again."""
-    if is_in_bucket(settings):
-        bring_here.with_options(**retries_of(settings.ingestion))(settings)
+    if run.in_bucket:
+        bring_here.with_options(**retries_of(run.settings.ingestion))(run)
 
 
 @task(name="fetch run")
-def bring_here(settings: Settings) -> None:
+def bring_here(run: Run) -> None:
     """See ``bring_run``; answers that came in meanwhile are news for the next run."""
-    fetch_run(settings)
-    share_answers(settings)
+    fetch_run(run)
+    share_answers(run)

@@ -18,7 +18,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from tasks.errors import RunError, SettingsError
 from tasks.runs.artifacts import Progress
-from tasks.settings import Settings
+from tasks.settings import ScalingSettings
 
 MOST_RUNS = 60
 """Task runs that one stage is spread over at most: each costs the server some milliseconds, and SQLite's patience."""
@@ -69,7 +69,7 @@ def deal_out(shards: Sequence[Any], most: int) -> list[list[Any]]:
 
 
 @contextmanager
-def open_runner(settings: Settings) -> Iterator[TaskRunner[Any]]:
+def open_runner(how: ScalingSettings) -> Iterator[TaskRunner[Any]]:
     """The task runner that ``scaling.runner`` names, ready for use; a Dask cluster of its own starts when first needed.
 
     Opened inside a flow, because a deployed flow would bring along the runner it was decorated with.
@@ -77,7 +77,6 @@ def open_runner(settings: Settings) -> Iterator[TaskRunner[Any]]:
     Raises:
         SettingsError: If prefect-dask is not installed, or no scheduler answers.
     """
-    how = settings.scaling
     n_workers = how.n_workers or os.cpu_count() or 1
     if how.runner == "threads":
         with ThreadPoolTaskRunner[Any](max_workers=n_workers) as runner:

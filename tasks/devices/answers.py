@@ -24,9 +24,8 @@ from pydantic.dataclasses import dataclass
 from tasks.errors import SettingsError, TableError
 from tasks.files import write_whole
 from tasks.records import Facts
-from tasks.runs.places import is_in_bucket, run_folder, runs_address
+from tasks.runs.run import Run
 from tasks.runs.s3_client import open_bucket
-from tasks.settings import Settings
 from tasks.tables import Device, read_rows
 
 ANSWERS = "device_answers"
@@ -76,16 +75,16 @@ class Answer:
     time: Annotated[datetime | None, BeforeValidator(_read_time)] = None
 
 
-def answers_folder(settings: Settings) -> Path:
+def answers_folder(run: Run) -> Path:
     """Where answers are kept: ``screening.answers`` without ``.csv``, else ``device_answers`` beside the run folder.
 
     Raises:
         SettingsError: If the setting names no folder on this machine.
     """
-    named = settings.screening.answers
+    named = run.settings.screening.answers
     if named is None:
-        run = Path("data/runs/run") if settings.run_dir is None else run_folder(settings)
-        return run.resolve().parent / ANSWERS
+        folder = Path("data/runs/run") if run.settings.run_dir is None else run.folder
+        return folder.resolve().parent / ANSWERS
     folder = Path(named.removesuffix(".csv"))
     if "://" in named:
         raise SettingsError(f"screening.answers: {named} is not on this machine; name a folder here")
@@ -94,7 +93,7 @@ def answers_folder(settings: Settings) -> Path:
     return folder
 
 
-def share_answers(settings: Settings) -> None:
+def share_answers(run: Run) -> None:
     """Copies what is kept here to the answers beside a run in a bucket, and those to here.
 
     Answers that could not be sent when they were given, because credentials had expired, go with the next run.
@@ -103,9 +102,9 @@ def share_answers(settings: Settings) -> None:
         TableError: If what comes from the bucket is no table of answers.
         RunError: If the bucket cannot be used.
     """
-    if settings.screening.answers is not None or not is_in_bucket(settings):
+    if run.settings.screening.answers is not None or not run.in_bucket:
         return
-    bucket, folder = open_bucket(runs_address(settings), settings), answers_folder(settings)
+    bucket, folder = open_bucket(run.runs, run.settings.ingestion), answers_folder(run)
     there = bucket.entries(f"{ANSWERS}/")
     for name in (TABLE, *(name for name in there if name.endswith(".csv"))):
         path = folder / Path(name).name
@@ -117,19 +116,19 @@ def share_answers(settings: Settings) -> None:
                 read_answers(path, "screening.answers")
         except TableError as error:
             path.unlink()
-            raise TableError(str(error).replace(str(path), f"{runs_address(settings)}/{name}")) from None
+            raise TableError(str(error).replace(str(path), f"{run.runs}/{name}")) from None
     for path in folder.glob("*.csv"):
         if f"{ANSWERS}/{path.name}" not in there:
             bucket.put(path, f"{ANSWERS}/{path.name}")
 
 
-def read_answered(settings: Settings) -> dict[str, int]:
+def read_answered(run: Run) -> dict[str, int]:
     """What is known of images by the answers that are kept: sha256 -> 0 or 1; empty while nobody answered.
 
     Raises:
         TableError: As ``read_kept``.
     """
-    return newest(read_kept(answers_folder(settings)))
+    return newest(read_kept(answers_folder(run)))
 
 
 def read_kept(folder: Path) -> list[Answer]:

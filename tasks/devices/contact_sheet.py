@@ -22,9 +22,8 @@ from tasks.pixels.masks import DeviceMasks
 from tasks.pixels.outlines import draw_outline, encode_jpeg
 from tasks.pixels.packed import PackedImages
 from tasks.runs.artifacts import show_markdown
-from tasks.runs.manifest import read_manifest
-from tasks.runs.places import address_of, run_folder
-from tasks.settings import ScreeningSettings, Settings
+from tasks.runs.run import Run
+from tasks.settings import ScreeningSettings
 
 TEMPLATE = Path(__file__).with_name("contact_sheet.html.j2")
 SHEET = "review/index.html"
@@ -70,9 +69,9 @@ def find_doubtful(manifest: pd.DataFrame, how: ScreeningSettings) -> pd.DataFram
     return rows.loc[distance.sort_values(kind="stable").index]
 
 
-def count_doubtful(settings: Settings) -> int:
+def count_doubtful(run: Run) -> int:
     """How many images of a prepared run wait for a person on its sheet."""
-    return len(doubtful_rows(read_manifest(run_folder(settings)), settings.screening))
+    return len(doubtful_rows(run.manifest(), run.settings.screening))
 
 
 def write_sheet(out: Path, rows: pd.DataFrame, images: PackedImages, masks: DeviceMasks, source_name: str) -> None:
@@ -122,16 +121,16 @@ def render_sheet(rows: Sequence[SheetRow], source_name: str) -> str:
     return page.render(cases=cases, source_name=source_name, side_px=SIDE_PX)
 
 
-def show_sheet(settings: Settings, n: int) -> None:
+def show_sheet(run: Run, n: int) -> None:
     """Shows in Prefect's web page where the sheet is and how many images wait for a person on it."""
     images = "1 doubtful image waits" if n == 1 else f"{n:,} doubtful images wait"
     lines = [
         f"**{images if n else 'No doubtful image waits'} for a person.**",
         "",
-        f"Sheet: `{address_of(settings, SHEET)}`",
+        f"Sheet: `{run.address(SHEET)}`",
         "",
         "Open it in a browser, save the answers, and give them back:",
         "",
-        f"```\n.venv/bin/python -m flows.review --run-dir {settings.run_dir} --answers answers.csv\n```",
+        f"```\n.venv/bin/python -m flows.review --run-dir {run.settings.run_dir} --answers answers.csv\n```",
     ]
     show_markdown("review sheet", "\n".join(lines[: None if n else 3]) + "\n", "Doubtful images for a person")

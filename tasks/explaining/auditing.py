@@ -33,15 +33,13 @@ from tasks.explaining.verdict import judge
 from tasks.files import read_json, sha256_of_file, write_json
 from tasks.measures import draw_patients, measure_group, summarise
 from tasks.networks.twin import used_rows
-from tasks.pixels.masks import DeviceMasks
 from tasks.pixels.packed import PackedImages
 from tasks.pixels.window import window_place
 from tasks.records import MODEL, TITLES, Facts
 from tasks.runs.artifacts import show_table
-from tasks.runs.manifest import read_manifest
-from tasks.runs.places import address_of, cache_folder, run_folder
-from tasks.runs.stages import run_stage, stage_task
-from tasks.settings import AuditingSettings, Settings, name_suspects
+from tasks.runs.run import Run
+from tasks.runs.stages import stage_task
+from tasks.settings import AuditingSettings, Settings
 
 Array = NDArray[np.float64]
 Packed = NDArray[np.uint8]
@@ -61,69 +59,63 @@ class Scene:
 
 
 @stage_task("audit")
-def audit(settings: Settings) -> Facts:
+def audit(run: Run) -> Facts:
     """Puts devices on and takes them off, blanks the lungs, and says whether the network minds."""
-    run = run_folder(settings)
-    names = name_suspects(settings)
+    names = run.settings.networks
 
     def make(out: Path) -> Facts:
-        manifest, images = read_manifest(run), PackedImages(run, cache_folder(settings))
-        scene = gather_scene(settings, manifest, images)
-        subjects = [load_subject(run, name, scene.packed) for name in names]
+        manifest, images = run.manifest(), run.images()
+        scene = gather_scene(run, manifest, images)
+        subjects = [load_subject(run.folder, name, scene.packed) for name in names]
         used = used_rows(manifest)
         train = manifest[manifest["image_id"].isin(used.loc[used["split"] == "train", "image_id"])]
         baselines = ask_baselines(train, images.read(list(train["image_id"])), scene.rows, scene.packed)
         patients = manifest.set_index("image_id")["patient_id"]
-        explained = [read_json(path) for path in sorted((run / "explanations").glob("*.json"))]
+        explained = [read_json(path) for path in sorted((run.folder / "explanations").glob("*.json"))]
         explained = [{**item, "patient_id": patients[item["image_id"]]} for item in explained]
-        found = audit_networks(scene, subjects, baselines, explained, settings)
+        found = audit_networks(scene, subjects, baselines, explained, run.settings)
         write_json(out / "audit.json", found)
         return {"verdict": found["verdict"], "n_images": found["n_images"]}
 
-    inputs = {
-        "networks": {name: sha256_of_file(run / f"{name}.keras") for name in names},
-        "predictions": sha256_of_file(run / "predictions.csv"),
-        "threshold": read_json(run / "metrics.json")["threshold"],
-        "manifest": sha256_of_file(run / "manifest.parquet"),
-        "masks": read_json(run / "masks" / "index.json"),
-        "explanations": {path.name: sha256_of_file(path) for path in sorted((run / "explanations").glob("*.json"))},
-        "auditing": settings.auditing.model_dump(exclude={"fail_on"}),
-        "n_bootstrap": settings.evaluation.n_bootstrap,
-        "seed": settings.seed,
+    explanations = sorted((run.folder / "explanations").glob("*.json"))
+    reads = [*(f"{name}.keras" for name in names), "predictions.csv", "manifest.parquet", "masks/index.json"]
+    given = {
+        "explanations": {path.name: sha256_of_file(path) for path in explanations},
+        "threshold": read_json(run.folder / "metrics.json")["threshold"],
+        "auditing": run.settings.auditing.model_dump(exclude={"fail_on"}),
+        "n_bootstrap": run.settings.evaluation.n_bootstrap,
+        "seed": run.settings.seed,
     }
-    facts = run_stage(
-        settings, "audit", module=__name__, inputs=inputs, make=make, packages=("scikit-image", "scikit-learn")
-    )
+    facts = run.stage("audit", reads=reads, given=given, make=make, packages=("scikit-image", "scikit-learn"))
     for name, verdict in facts["verdict"].items():
-        print(say_verdict(name, verdict) + (" (taken from the cache)" if facts["reused"] else ""))
+        print(say_verdict(name, verdict))
     show_table("audit", verdict_rows(facts["verdict"]), "Audit: rules and their outcome")
     return facts
 
 
 @task(name="require a passed audit")
-def require_passed(settings: Settings) -> None:
+def require_passed(run: Run) -> None:
     """Ends the run where the model failed a part that ``auditing.fail_on`` names.
 
     Raises:
         AuditError: If it did.
     """
-    verdict = read_json(run_folder(settings) / "audit.json")["verdict"]["model"]
-    failed = [part for part in verdict["failed"] if part in settings.auditing.fail_on]
+    verdict = read_json(run.folder / "audit.json")["verdict"]["model"]
+    failed = [part for part in verdict["failed"] if part in run.settings.auditing.fail_on]
     if failed:
         raise AuditError(
             f"auditing.fail_on: the model failed {' and '.join(failed)}; the report in "
-            f"{address_of(settings, 'report/index.html')} says by how much, and the run is not sealed"
+            f"{run.address('report/index.html')} says by how much, and the run is not sealed"
         )
 
 
-def gather_scene(settings: Settings, manifest: pd.DataFrame, images: PackedImages) -> Scene:
+def gather_scene(run: Run, manifest: pd.DataFrame, images: PackedImages) -> Scene:
     """The evaluated test images, or those of validation where test is left unread."""
-    run = run_folder(settings)
-    evaluated = pd.read_csv(run / "predictions.csv", usecols=["path", "split"])
+    evaluated = pd.read_csv(run.folder / "predictions.csv", usecols=["path", "split"])
     main = "test" if (evaluated["split"] == "test").any() else "val"
     rows = manifest[manifest["path"].isin(evaluated.loc[evaluated["split"] == main, "path"])].reset_index(drop=True)
     ids = list(rows["image_id"])
-    return Scene(rows, images.read(ids), DeviceMasks(run, cache_folder(settings)).read(ids))
+    return Scene(rows, images.read(ids), run.masks().read(ids))
 
 
 def audit_networks(

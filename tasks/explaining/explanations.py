@@ -20,16 +20,14 @@ from tasks.errors import RunError
 from tasks.explaining.subjects import Network, load_for_lime, read_threshold_of
 from tasks.files import digest, make_once, read_json, sha256_of_file, write_json
 from tasks.pixels.decoding import to_float
-from tasks.pixels.masks import DeviceMasks
-from tasks.pixels.packed import PackedImages
 from tasks.pixels.shards import LOST_SHARDS
 from tasks.records import MODEL, Facts
 from tasks.runs.bucket import fetch_entry, fetch_run, keep_entry
 from tasks.runs.keys import code_version, package_versions
 from tasks.runs.manifest import read_manifest
-from tasks.runs.places import cache_folder, run_folder
-from tasks.runs.stages import run_stage, stage_task
-from tasks.settings import ExplanationSettings, Settings, name_suspects
+from tasks.runs.run import Run
+from tasks.runs.stages import stage_task
+from tasks.settings import ExplanationSettings, Settings
 
 SHARD_IMAGES = 4
 LOADING = threading.Lock()
@@ -38,29 +36,29 @@ PACKAGES = ("lime", "scikit-image", "scikit-learn")
 
 
 @task(name="plan explanations")
-def plan_explanations(settings: Settings) -> list[int]:
+def plan_explanations(run: Run) -> list[int]:
     """Numbers of the shards, of those that the chosen images fall into, that nobody explained before."""
-    return [number for number, shard in enumerate(list_shards(settings)) if not is_at_hand(settings, shard)]
+    return [number for number, shard in enumerate(list_shards(run)) if not is_at_hand(run, shard)]
 
 
 @task(name="explain shards")
-def explain_shards(settings: Settings, shards: Sequence[int]) -> None:
+def explain_shards(run: Run, shards: Sequence[int]) -> None:
     """Explains the images of shards, each given by its number."""
-    if settings.scaling.reaches_out:
-        fetch_run(settings)
-    all_shards = list_shards(settings)
+    if run.settings.scaling.reaches_out:
+        fetch_run(run)
+    all_shards = list_shards(run)
     n_images = sum(len(shard.rows) for shard in all_shards)
     for number in shards:
-        explain_shard(settings, all_shards[number])
+        explain_shard(run, all_shards[number])
         first, n = number * SHARD_IMAGES + 1, len(all_shards[number].rows)
         print(f"explained images {first:,} to {first + n - 1:,} of {n_images:,}")
 
 
 @stage_task("explain")
-def gather_explanations(settings: Settings) -> Facts:
+def gather_explanations(run: Run) -> Facts:
     """Brings the explanations of all shards into the run folder."""
-    shards = list_shards(settings)
-    if missing := [shard for shard in shards if not is_at_hand(settings, shard)]:
+    shards = list_shards(run)
+    if missing := [shard for shard in shards if not is_at_hand(run, shard)]:
         raise RunError(f"scaling.runner: {len(missing):,} of the explained shards not found; {LOST_SHARDS}")
 
     def make(out: Path) -> Facts:
@@ -68,35 +66,32 @@ def gather_explanations(settings: Settings) -> Facts:
         folder.mkdir()
         for shard in shards:
             for name in shard.files:
-                (folder / name).write_bytes((cache_folder(settings) / shard.name / name).read_bytes())
+                (folder / name).write_bytes((run.cache / shard.name / name).read_bytes())
         if not shards:
             (folder / "none.txt").write_text("no image was asked for\n")
         said = [read_json(path) for path in sorted(folder.glob("*.json"))]
         return {"n_images": len(said), "split": said[0]["split"] if said else None, **sum_up(said)}
 
-    facts = run_stage(
-        settings, "explain", module=__name__, inputs={"entries": [shard.name for shard in shards]}, make=make
-    )
+    facts = run.stage("explain", given={"entries": [shard.name for shard in shards]}, make=make)
     print(say_explanations(facts))
     return facts
 
 
-def plan_images(settings: Settings) -> list[Facts]:
+def plan_images(run: Run) -> list[Facts]:
     """The chosen images in the order they are explained in: facts of each, its seeds, and which mask is laid on it.
 
     ``mask_of`` is the image itself where it shows a device, and where it is known to show none another image that does,
     to compare with; ``None`` where nothing is known.
     """
-    run = run_folder(settings)
-    predictions = read_predictions(run)
-    chosen = choose_images(predictions, settings.explanation.n_images, settings.seed)
-    rng = np.random.default_rng([settings.seed, 5])
+    predictions = read_predictions(run.folder)
+    chosen = choose_images(predictions, run.settings.explanation.n_images, run.settings.seed)
+    rng = np.random.default_rng([run.settings.seed, 5])
     donors = sorted(predictions.loc[predictions["has_device"].eq(True).fillna(False).astype(bool), "image_id"])
     plan = []
     for turn, row in enumerate(chosen.to_dict("records")):
         other = str(rng.choice(donors)) if donors else None
         mask_of = {True: row["image_id"], False: other}.get(row["has_device"])  # type: ignore[call-overload]
-        n_seeds = settings.explanation.n_seeds if turn < settings.explanation.n_repeated else 1
+        n_seeds = run.settings.explanation.n_seeds if turn < run.settings.explanation.n_repeated else 1
         plan.append({**row, "n_seeds": n_seeds, "mask_of": mask_of})
     return plan
 
@@ -114,18 +109,20 @@ class Shard:
         return [f"{row['image_id']}.{ending}" for row in self.rows for ending in ("json", "png")]
 
 
-def list_shards(settings: Settings) -> list[Shard]:
+def list_shards(run: Run) -> list[Shard]:
     """The chosen images in shards; the results of one follow from its rows, the networks and the settings."""
-    run, how, plan = run_folder(settings), settings.explanation, plan_images(settings)
+    how, plan = run.settings.explanation, plan_images(run)
     if not plan:
         return []
-    names = name_suspects(settings)
     parts = {
-        "networks": {name: (sha256_of_file(run / f"{name}.keras"), read_threshold_of(run, name)) for name in names},
-        "arrays": read_json(run / "arrays" / "index.json")["shards"],
-        "masks": read_json(run / "masks" / "index.json")["shards"],
+        "networks": {
+            name: (sha256_of_file(run.folder / f"{name}.keras"), read_threshold_of(run.folder, name))
+            for name in run.settings.networks
+        },
+        "arrays": read_json(run.folder / "arrays" / "index.json")["shards"],
+        "masks": read_json(run.folder / "masks" / "index.json")["shards"],
         "how": how.model_dump(include={"n_samples", "n_segments", "batch_size"}),
-        "seed": settings.seed,
+        "seed": run.settings.seed,
         "code": code_version(__name__),
         "packages": package_versions(PACKAGES),
     }
@@ -133,10 +130,10 @@ def list_shards(settings: Settings) -> list[Shard]:
     return [Shard(tuple(rows), f"explanations/{digest({**parts, 'rows': rows})[:24]}") for rows in pieces]
 
 
-def is_at_hand(settings: Settings, shard: Shard) -> bool:
+def is_at_hand(run: Run, shard: Shard) -> bool:
     """Whether a shard is explained; what only the shared cache has is brought here."""
-    fetch_entry(settings, shard.name, lambda entry: is_whole(entry, shard))
-    return is_whole(cache_folder(settings) / shard.name, shard)
+    fetch_entry(run, shard.name, lambda entry: is_whole(entry, shard))
+    return is_whole(run.cache / shard.name, shard)
 
 
 def is_whole(entry: Path, shard: Shard) -> bool:
@@ -144,27 +141,26 @@ def is_whole(entry: Path, shard: Shard) -> bool:
     return all((entry / name).exists() for name in shard.files)
 
 
-def explain_shard(settings: Settings, shard: Shard) -> None:
+def explain_shard(run: Run, shard: Shard) -> None:
     """Explains the images of a shard into the cache, here and the shared one."""
-    run, cache = run_folder(settings), cache_folder(settings)
 
     def make(out: Path) -> None:
-        images, masks = PackedImages(run, cache), DeviceMasks(run, cache)
+        images, masks = run.images(), run.masks()
         with LOADING:
-            names = name_suspects(settings)
+            size = run.settings.explanation.batch_size
             networks = {
-                name: (load_for_lime(run, name, settings.explanation.batch_size), read_threshold_of(run, name))
-                for name in names
+                name: (load_for_lime(run.folder, name, size), read_threshold_of(run.folder, name))
+                for name in run.settings.networks
             }
         for row in shard.rows:
             grey = to_float(images.read([row["image_id"]]))[0, ..., 0]
             mask = masks.read([row["mask_of"]])[0] if row["mask_of"] else None
-            said, picture = explain_row(row, grey, mask, networks, settings)
+            said, picture = explain_row(row, grey, mask, networks, run.settings)
             write_json(out / f"{row['image_id']}.json", said)
             picture.save(out / f"{row['image_id']}.png", optimize=True)
 
-    make_once(cache / shard.name, make, is_valid=lambda entry: is_whole(entry, shard))
-    keep_entry(settings, shard.name)
+    make_once(run.cache / shard.name, make, is_valid=lambda entry: is_whole(entry, shard))
+    keep_entry(run, shard.name)
 
 
 def read_predictions(run: Path) -> pd.DataFrame:
@@ -335,7 +331,7 @@ def sum_up(said: list[Facts]) -> Facts:
 
 def say_explanations(facts: Facts) -> str:
     """One line for the log."""
-    said = f"explained {facts['n_images']:,} images" + (" (taken from the cache)" if facts["reused"] else "")
+    said = f"explained {facts['n_images']:,} images"
     if facts["n_repeated"]:
         said += (
             f"; median rank correlation between seeds {facts['rank_correlation']:.2f} on {facts['n_repeated']} of them"

@@ -21,30 +21,30 @@ from tasks.pixels.decoding import MAX_FILE_BYTES, UndecodableError, in_turn, rea
 from tasks.records import CLASS_FOLDERS, SPLITS, Facts
 from tasks.runs.artifacts import show_table
 from tasks.runs.manifest import image_id, write_manifest
-from tasks.runs.stages import run_stage, stage_task
-from tasks.settings import Settings
+from tasks.runs.run import Run
+from tasks.runs.stages import stage_task
 from tasks.sources.checksums import READERS, Sum, sum_file, sum_stream
 from tasks.sources.layout import Fetched
 from tasks.tables import read_rows
 
 
 @stage_task("ingest")
-def ingest(settings: Settings, fetched: Fetched) -> Facts:
+def ingest(run: Run, fetched: Fetched) -> Facts:
     """Lists the images of the source."""
 
     def make(out: Path) -> Facts:
-        manifest = list_images(fetched, settings.ingestion.max_side_px)
+        manifest = list_images(fetched, run.settings.ingestion.max_side_px)
         write_manifest(out, manifest)
-        return describe(manifest, fetched) | {"source": settings.public_source}
+        return describe(manifest, fetched) | {"source": run.settings.public_source}
 
-    inputs = {
+    given = {
         "sha256": fetched.sha256,
         "layout": asdict(fetched.layout),
         "vanished": fetched.vanished,
-        "source": settings.public_source,
-        "max_side_px": settings.ingestion.max_side_px,
+        "source": run.settings.public_source,
+        "max_side_px": run.settings.ingestion.max_side_px,
     }
-    facts = run_stage(settings, "ingest", module=__name__, inputs=inputs, make=make, packages=("pillow", "pandas"))
+    facts = run.stage("ingest", given=given, make=make, packages=("pillow", "pandas"))
     print(
         f"left out {facts['n_clutter'] + facts['n_nested']:,} files: {facts['n_nested']:,} of a nested second copy "
         f"({facts['n_nested_only']:,} not present above it), {facts['n_clutter']:,} that are no images of the data set"
@@ -53,9 +53,8 @@ def ingest(settings: Settings, fetched: Fetched) -> Facts:
         f"{facts['n_images']:,} files, {facts['n_distinct']:,} distinct; "
         f"{facts['n_duplicates_excluded']:,} copies excluded, {facts['n_test_copies']:,} copies kept in test, "
         f"{facts['n_conflicts']:,} files with contradicting labels"
-        + (" (listing taken from the cache)" if facts["reused"] else "")
     )
-    show_table("source", facts["counts"], f"Images in {settings.public_source}")
+    show_table("source", facts["counts"], f"Images in {run.settings.public_source}")
     return facts
 
 

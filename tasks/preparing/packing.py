@@ -20,27 +20,26 @@ from numpy.typing import NDArray
 from prefect import task
 
 from tasks.errors import RunError, SourceError
-from tasks.files import digest, locked, open_source, read_record, sha256_of_file, write_json, write_whole
+from tasks.files import digest, locked, open_source, read_record, write_json, write_whole
 from tasks.pixels.decoding import MAX_FILE_BYTES, SIDE_PX, UndecodableError, decode, in_turn
 from tasks.pixels.shards import LOST_SHARDS, shards_exist
 from tasks.records import Facts
 from tasks.runs.bucket import fetch_files, fetch_lists, keep_files
 from tasks.runs.keys import code_version
-from tasks.runs.manifest import read_manifest, write_manifest
-from tasks.runs.places import cache_folder, run_folder
-from tasks.runs.stages import run_stage, stage_task
-from tasks.settings import Settings
+from tasks.runs.manifest import write_manifest
+from tasks.runs.run import Run
+from tasks.runs.stages import stage_task
 from tasks.sources.fetching import fetch
 
 SHARD_IMAGES = 100
 
 
 @task(name="plan packing")
-def plan_packing(settings: Settings) -> list[dict[str, str]]:
+def plan_packing(run: Run) -> list[dict[str, str]]:
     """The shards that nobody packed before: for each its files, sha256 -> path."""
-    shelf = find_shelf(settings)
-    waiting = find_packable(read_manifest(run_folder(settings)))
-    fetch_shelf(settings, shelf, set(waiting["sha256"]))
+    shelf = find_shelf(run)
+    waiting = find_packable(run.manifest())
+    fetch_shelf(run, shelf, set(waiting["sha256"]))
     waiting = waiting[~waiting["sha256"].isin(list(known_files(shelf)))]
     starts = range(0, len(waiting), SHARD_IMAGES)
     shards = [waiting.iloc[start : start + SHARD_IMAGES] for start in starts]
@@ -48,24 +47,24 @@ def plan_packing(settings: Settings) -> list[dict[str, str]]:
 
 
 @task(name="pack shards")
-def pack_shards(settings: Settings, folder: str, shards: Sequence[dict[str, str]]) -> None:
+def pack_shards(run: Run, folder: str, shards: Sequence[dict[str, str]]) -> None:
     """Decodes the images of shards and puts them on the shelf, here and in the shared cache."""
-    shelf = find_shelf(settings)
+    shelf = find_shelf(run)
     for files in shards:
-        name = pack_shard(find_files(settings, Path(folder), files), files, shelf, **read_decoding(settings))
+        name = pack_shard(find_files(run, Path(folder), files), files, shelf, **read_decoding(run))
         for ending in ("npy", "json"):  # in this order: a list says that its shard is there
-            keep_files(settings, [f"arrays/{shelf.name}/{name}.{ending}"])
+            keep_files(run, [f"arrays/{shelf.name}/{name}.{ending}"])
 
 
 @stage_task("pack")
-def pack(settings: Settings, n_new: int) -> Facts:
+def pack(run: Run, n_new: int) -> Facts:
     """Names the shard and the row of each image, of which ``n_new`` were packed just now."""
-    run, shelf = run_folder(settings), find_shelf(settings)
+    shelf = find_shelf(run)
 
     def make(out: Path) -> Facts:
-        manifest = read_manifest(run)
+        manifest = run.manifest()
         wanted = set(find_packable(manifest)["sha256"])
-        fetch_shelf(settings, shelf, wanted)
+        fetch_shelf(run, shelf, wanted)
         known = known_files(shelf)
         if missing := wanted - set(known):
             raise RunError(f"scaling.runner: {len(missing):,} of the packed images not found; {LOST_SHARDS}")
@@ -80,40 +79,34 @@ def pack(settings: Settings, n_new: int) -> Facts:
             "n_undecodable": int(manifest["excluded"].fillna("").str.startswith("undecodable").sum()),
         }
 
-    facts = run_stage(
-        settings,
+    facts = run.stage(
         "pack",
-        module=__name__,
-        inputs={
-            "manifest": sha256_of_file(run / "manifest.parquet"),
-            "shelf": shelf.name,
-            **read_decoding(settings),
-        },
+        reads=["manifest.parquet"],
+        given={"shelf": shelf.name, **read_decoding(run)},
         make=make,
         packages=("pillow", "numpy"),
-        is_valid=lambda entry: shards_exist(entry / "arrays" / "index.json", cache_folder(settings)),
+        is_valid=lambda entry: shards_exist(entry / "arrays" / "index.json", run.cache),
     )
-    told = " (taken from the cache)" if facts["reused"] and not n_new else f", {n_new:,} of them new"
     print(
-        f"packed {facts['n_packed']:,} images in {facts['n_shards']:,} shards{told}; "
+        f"packed {facts['n_packed']:,} images in {facts['n_shards']:,} shards, {n_new:,} of them new; "
         f"{facts['n_undecodable']:,} do not decode"
     )
     return facts
 
 
-def read_decoding(settings: Settings) -> dict[str, Any]:
+def read_decoding(run: Run) -> dict[str, Any]:
     """The settings that shape pixels."""
-    return {"padding": settings.packing.padding, "max_side_px": settings.ingestion.max_side_px}
+    return {"padding": run.settings.packing.padding, "max_side_px": run.settings.ingestion.max_side_px}
 
 
-def find_shelf(settings: Settings) -> Path:
+def find_shelf(run: Run) -> Path:
     """Where the cache keeps pixels that were decoded in this way."""
     decoder = {
         "code": code_version("tasks.pixels.decoding"),
         "pillow": importlib.metadata.version("pillow"),
-        **read_decoding(settings),
+        **read_decoding(run),
     }
-    return cache_folder(settings) / "arrays" / digest(decoder)[:16]
+    return run.cache / "arrays" / digest(decoder)[:16]
 
 
 def find_packable(manifest: pd.DataFrame) -> pd.DataFrame:
@@ -122,20 +115,20 @@ def find_packable(manifest: pd.DataFrame) -> pd.DataFrame:
     return manifest[undecodable.ne(True)].drop_duplicates("sha256")
 
 
-def find_files(settings: Settings, folder: Path, files: dict[str, str]) -> Path:
+def find_files(run: Run, folder: Path, files: dict[str, str]) -> Path:
     """The folder with the files of a shard: as ingestion found it, or on another machine the source fetched there."""
-    if settings.scaling.reaches_out and not all((folder / path).is_file() for path in files.values()):
-        return Path(fetch(settings).folder)
+    if run.settings.scaling.reaches_out and not all((folder / path).is_file() for path in files.values()):
+        return Path(fetch(run.settings).folder)
     return folder
 
 
-def fetch_shelf(settings: Settings, shelf: Path, wanted: Collection[str]) -> None:
+def fetch_shelf(run: Run, shelf: Path, wanted: Collection[str]) -> None:
     """Brings from the shared cache the lists of a shelf, and those of its shards that have wanted files."""
-    fetch_lists(settings, f"arrays/{shelf.name}/")
+    fetch_lists(run, f"arrays/{shelf.name}/")
     lost = [path for path in shelf.glob("[!.]*.json") if not path.with_suffix(".npy").exists()]
     contents = {path: read_listing(path) for path in lost}
     named = [path for path, said in contents.items() if not {*said["rows"], *said["failed"]}.isdisjoint(wanted)]
-    fetch_files(settings, [f"arrays/{shelf.name}/{path.stem}.npy" for path in named])
+    fetch_files(run, [f"arrays/{shelf.name}/{path.stem}.npy" for path in named])
 
 
 def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: bool, max_side_px: int) -> str:

@@ -15,42 +15,39 @@ from typing import Any, Literal
 import pandas as pd
 
 from tasks.errors import DataCheckError
-from tasks.files import digest, sha256_of_file, write_json
+from tasks.files import digest, write_json
 from tasks.records import SPLITS, SUBTYPES, Facts
 from tasks.runs.artifacts import show_table
-from tasks.runs.manifest import read_manifest
-from tasks.runs.places import run_folder
-from tasks.runs.stages import STAGES_FOLDER, read_stage, run_stage, stage_task
-from tasks.settings import QualitySettings, Settings
+from tasks.runs.run import Run
+from tasks.runs.stages import STAGES_FOLDER, stage_task
+from tasks.settings import QualitySettings
 
 Checkpoint = Literal["source", "prepared"]
 
 
 @stage_task("check", task_run_name="check-{checkpoint}")
-def check(settings: Settings, checkpoint: Checkpoint) -> Facts:
+def check(run: Run, checkpoint: Checkpoint) -> Facts:
     """Runs a checkpoint; a critical failure stops the flow, a warning is shown.
 
     Raises:
         DataCheckError: If a critical expectation failed; the results are in the run folder all the same.
     """
-    run = run_folder(settings)
-    listed = (run / STAGES_FOLDER / "ingest.json").exists()
-    own_patients = listed and "index.csv" in read_stage(run, "ingest")["facts"]["tables"]
+    listed = (run.folder / STAGES_FOLDER / "ingest.json").exists()
+    own_patients = listed and "index.csv" in run.facts("ingest")["tables"]
 
     def make(out: Path) -> Facts:
-        facts = add_facts(read_manifest(run), checkpoint, settings.quality)
-        checks = run_checkpoint(facts, checkpoint, settings.quality, out / "checks" / checkpoint, own_patients)
+        facts = add_facts(run.manifest(), checkpoint, run.settings.quality)
+        checks = run_checkpoint(facts, checkpoint, run.settings.quality, out / "checks" / checkpoint, own_patients)
         write_json(out / "checks" / checkpoint / "summary.json", checks)
         return {"checks": checks}
 
-    inputs = {
-        "manifest": sha256_of_file(run / "manifest.parquet"),
-        "quality": settings.quality.model_dump(),
+    given = {
+        "quality": run.settings.quality.model_dump(),
         "checkpoint": checkpoint,
         "own_patients": own_patients,
     }
-    facts = run_stage(
-        settings, f"check_{checkpoint}", module=__name__, inputs=inputs, make=make, packages=("great-expectations",)
+    facts = run.stage(
+        f"check_{checkpoint}", reads=["manifest.parquet"], given=given, make=make, packages=("great-expectations",)
     )
     checks = facts["checks"]
     failed = [c for c in checks if not c["success"]]
@@ -58,15 +55,12 @@ def check(settings: Settings, checkpoint: Checkpoint) -> Facts:
     show_table(f"check {checkpoint}", checks, f"Data checks, checkpoint {checkpoint}")
     for item in failed:
         print(f"{item['severity']}: {describe_failure(item)}")
-    print(
-        f"checked {checkpoint}: {len(checks) - len(failed)} of {len(checks)} expectations hold"
-        + (" (taken from the cache)" if facts["reused"] else "")
-    )
+    print(f"checked {checkpoint}: {len(checks) - len(failed)} of {len(checks)} expectations hold")
     if critical:
         raise DataCheckError(
-            f"{settings.public_source}: {len(critical)} critical data check(s) failed at checkpoint {checkpoint}: "
+            f"{run.settings.public_source}: {len(critical)} critical data check(s) failed at checkpoint {checkpoint}: "
             + "; ".join(describe_failure(item) for item in critical)
-            + f" (see {run / 'checks' / checkpoint}, bounds are the quality settings; "
+            + f" (see {run.folder / 'checks' / checkpoint}, bounds are the quality settings; "
             "manifest.parquet tells the file of an image)"
         )
     return facts

@@ -28,17 +28,17 @@ from tasks.files import digest, locked, read_record, sha256_of_file, write_json,
 from tasks.measures import format_value
 from tasks.pixels.decoding import SIDE_PX
 from tasks.pixels.masks import DeviceMasks, read_scores, write_shard
-from tasks.pixels.packed import PackedImages, open_shard
+from tasks.pixels.packed import open_shard
 from tasks.pixels.shards import LOST_SHARDS, shards_exist
 from tasks.records import CLASS_NAMES, DEVICE_REASONS, DOUBTFUL_DEVICE, READ_DEVICE, SCORED_DEVICE, Facts
 from tasks.runs.artifacts import show_table
 from tasks.runs.bucket import fetch_files, keep_files
 from tasks.runs.keys import code_version
-from tasks.runs.manifest import read_manifest, write_manifest
-from tasks.runs.places import cache_folder, run_folder
+from tasks.runs.manifest import write_manifest
 from tasks.runs.provenance import BACKENDS, find_backend
-from tasks.runs.stages import STAGES_FOLDER, read_stage, run_stage, stage_task
-from tasks.settings import ScreeningSettings, Settings
+from tasks.runs.run import Run
+from tasks.runs.stages import STAGES_FOLDER, stage_task
+from tasks.settings import ScreeningSettings
 
 N_BOOTSTRAP = 1_000
 LOADING = threading.Lock()
@@ -46,44 +46,43 @@ LOADING = threading.Lock()
 
 
 @task(name="plan screening")
-def plan_screening(settings: Settings) -> list[str]:
+def plan_screening(run: Run) -> list[str]:
     """Names of the packed shards that nobody screened before with this screener."""
-    targets, cache = find_targets(settings), cache_folder(settings)
-    fetch_files(settings, targets.values())
+    targets, cache = find_targets(run), run.cache
+    fetch_files(run, targets.values())
     return [source for source, target in targets.items() if not (cache / target).exists()]
 
 
 @task(name="screen shards")
-def screen_shards(settings: Settings, shards: Sequence[str]) -> None:
+def screen_shards(run: Run, shards: Sequence[str]) -> None:
     """Scores and masks of packed shards, into the cache, here and the shared one."""
-    screener, cache = find_screener(settings.screening.screener), cache_folder(settings)
+    screener, cache = find_screener(run.settings.screening.screener), run.cache
     model = open_screener(screener)
-    fetch_files(settings, shards)
+    fetch_files(run, shards)
     for source in shards:
         target = name_target(screener, Path(source))
         with locked((cache / target).with_suffix(".lock")):
             if not (cache / target).exists():  # else another run, at the same time, was faster
                 screen_shard(model, cache / source, cache / target)
-        keep_files(settings, [target])
+        keep_files(run, [target])
 
 
 @stage_task("screen")
-def screen(settings: Settings, folder: str) -> Facts:
+def screen(run: Run, folder: str) -> Facts:
     """Scores every image and keeps those that show a medical device, or may, out of training."""
-    run = run_folder(settings)
-    manifest = read_manifest(run)
-    review = find_review(settings.screening.review, Path(folder), manifest["path"])
+    manifest = run.manifest()
+    review = find_review(run.settings.screening.review, Path(folder), manifest["path"])
     refuse_changed_review(run, review.address, Path(folder))
     present = set(manifest["sha256"])
-    answered = {sha: device for sha, device in read_answered(settings).items() if sha in present}
-    screener = find_screener(settings.screening.screener)
+    answered = {sha: device for sha, device in read_answered(run).items() if sha in present}
+    screener = find_screener(run.settings.screening.screener)
     known = known_readings(screener.folder)
-    index = index_masks(settings)
-    how = settings.screening
+    index = index_masks(run)
+    how = run.settings.screening
 
     def make(out: Path) -> Facts:
         write_json(out / "masks" / "index.json", index)
-        scored = add_scores(read_manifest(run), index, cache_folder(settings))
+        scored = add_scores(manifest, index, run.cache)
         decided = decide(add_readings(scored, review.readings, answered), how)
         write_manifest(out, decided)
         write_whole(out / "excluded.csv", describe_excluded(decided))
@@ -91,12 +90,12 @@ def screen(settings: Settings, folder: str) -> Facts:
         write_sheet(
             out,
             doubtful,
-            PackedImages(run, cache_folder(settings)),
-            DeviceMasks(out, cache_folder(settings)),
-            settings.public_source,
+            run.images(),
+            DeviceMasks(out, run.cache),
+            run.settings.public_source,
         )
         judged = keep_fair_readings(decided, review.readings, known)
-        quality = judge_screener(judged, known or (), how.threshold, how.leaves_from, N_BOOTSTRAP, settings.seed)
+        quality = judge_screener(judged, known or (), how.threshold, how.leaves_from, N_BOOTSTRAP, run.settings.seed)
         return {
             "review": review.name,
             "n_readings": len(review.readings),
@@ -108,8 +107,7 @@ def screen(settings: Settings, folder: str) -> Facts:
             **count_devices(decided),
         }
 
-    inputs = {
-        "manifest": sha256_of_file(run / "manifest.parquet"),
+    given = {
         "review": sorted(review.readings.items()),
         "answers": sorted(answered.items()),
         "name": review.name,
@@ -117,22 +115,21 @@ def screen(settings: Settings, folder: str) -> Facts:
         "screener": (screener.sha256, screener.name),
         "known": None if known is None else digest(sorted(known)),
         "sheet": sha256_of_file(TEMPLATE),
-        "source": settings.public_source,
+        "source": run.settings.public_source,
         "screening": how.model_dump(exclude={"review", "answers", "screener", "wait_for_review"}),
-        "seed": settings.seed,
+        "seed": run.settings.seed,
     }
-    facts = run_stage(
-        settings,
+    facts = run.stage(
         "screen",
-        module=__name__,
-        inputs=inputs,
+        reads=["manifest.parquet"],
+        given=given,
         make=make,
-        is_valid=lambda entry: shards_exist(entry / "masks" / "index.json", cache_folder(settings)),
+        is_valid=lambda entry: shards_exist(entry / "masks" / "index.json", run.cache),
     )
     for line in describe(facts):
         print(line)
     show_table("devices", facts["rates"], "Share of images that show a device, by class, before and after screening")
-    show_sheet(settings, facts["n_on_sheet"])
+    show_sheet(run, facts["n_on_sheet"])
     return facts
 
 
@@ -151,10 +148,10 @@ def describe_excluded(decided: pd.DataFrame) -> str:
 # -- scores and masks --------------------------------------------------------------------------------------------------
 
 
-def find_targets(settings: Settings) -> dict[str, str]:
+def find_targets(run: Run) -> dict[str, str]:
     """Names in the cache: of each packed shard of a run, and of the scores and masks that this screener gives it."""
-    screener = find_screener(settings.screening.screener)
-    arrays = read_record(run_folder(settings) / "arrays" / "index.json", shards=list, images=dict)
+    screener = find_screener(run.settings.screening.screener)
+    arrays = read_record(run.folder / "arrays" / "index.json", shards=list, images=dict)
     return {shard["name"]: name_target(screener, Path(shard["name"])) for shard in arrays["shards"]}
 
 
@@ -166,17 +163,17 @@ def name_target(screener: ScreenerFiles, source: Path) -> str:
     return f"masks/{how}/{source.parent.name}/{source.stem}.npz"
 
 
-def index_masks(settings: Settings) -> Facts:
+def index_masks(run: Run) -> Facts:
     """``masks/index.json``: ``{"shards": [{"name"}], "images": {image_id: [shard, row]}}``, as of the arrays.
 
     Raises:
         RunError: If a shard was not screened, or out of this machine's reach.
     """
-    targets, cache = list(find_targets(settings).values()), cache_folder(settings)
-    fetch_files(settings, targets)
+    targets, cache = list(find_targets(run).values()), run.cache
+    fetch_files(run, targets)
     if missing := [target for target in targets if not (cache / target).exists()]:
         raise RunError(f"scaling.runner: {len(missing):,} of the screened shards not found; {LOST_SHARDS}")
-    arrays = read_record(run_folder(settings) / "arrays" / "index.json", shards=list, images=dict)
+    arrays = read_record(run.folder / "arrays" / "index.json", shards=list, images=dict)
     return {"shards": [{"name": target} for target in targets], "images": arrays["images"]}
 
 
@@ -230,15 +227,15 @@ def add_readings(manifest: pd.DataFrame, readings: dict[str, int], answered: dic
     return manifest.assign(device_reading=reading.astype("Int8"))
 
 
-def refuse_changed_review(run: Path, table: Path | None, folder: Path) -> None:
+def refuse_changed_review(run: Run, table: Path | None, folder: Path) -> None:
     """Refuses a review table of the source that is not the one that ingestion took the checksum of.
 
     Raises:
         SourceError: If it changed, or came, since then.
     """
-    if table is None or table.parent != folder or not (run / STAGES_FOLDER / "ingest.json").exists():
+    if table is None or table.parent != folder or not (run.folder / STAGES_FOLDER / "ingest.json").exists():
         return
-    if read_stage(run, "ingest")["facts"]["table_sha256"].get(table.name) != sha256_of_file(table):
+    if run.facts("ingest")["table_sha256"].get(table.name) != sha256_of_file(table):
         raise SourceError(f"source: {table} changed while the source was read; run again")
 
 
@@ -322,7 +319,6 @@ def describe(facts: Facts) -> list[str]:
         f"screened with {facts['screener']['name']} and {facts['review']}: {facts['n_excluded']:,} images leave "
         f"training, {facts['n_excluded_reviewed']:,} by readings, {facts['n_excluded_scored']:,} by score and "
         f"{facts['n_excluded_doubtful']:,} in doubt; {facts['n_train_kept']:,} training images stay"
-        + (" (taken from the cache)" if facts["reused"] else "")
     ]
     quality = facts["quality"]
     if quality["all"]["n"]:

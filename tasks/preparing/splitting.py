@@ -8,29 +8,27 @@ from pathlib import Path
 
 import pandas as pd
 
-from tasks.files import sha256_of_file
 from tasks.records import Facts
 from tasks.runs.artifacts import show_table
-from tasks.runs.manifest import read_manifest, write_manifest
-from tasks.runs.places import run_folder
-from tasks.runs.stages import run_stage, stage_task
-from tasks.settings import Settings, SplittingSettings
+from tasks.runs.manifest import write_manifest
+from tasks.runs.run import Run
+from tasks.runs.stages import stage_task
+from tasks.settings import SplittingSettings
 
 
 @stage_task("split")
-def split(settings: Settings) -> Facts:
+def split(run: Run) -> Facts:
     """Draws validation from the patients of train + val."""
-    run = run_folder(settings)
 
     def make(out: Path) -> Facts:
-        manifest = draw_splits(read_manifest(run), settings.splitting)
+        manifest = draw_splits(run.manifest(), run.settings.splitting)
         write_manifest(out, manifest)
         return {"counts": count_splits(manifest)}
 
-    inputs = {"manifest": sha256_of_file(run / "manifest.parquet"), "splitting": settings.splitting.model_dump()}
-    facts = run_stage(settings, "split", module=__name__, inputs=inputs, make=make)
+    given = run.settings.splitting.model_dump()
+    facts = run.stage("split", reads=["manifest.parquet"], given=given, make=make)
     sizes = ", ".join(f"{row['split']} {row['class']} {row['images']:,}" for row in facts["counts"])
-    print(f"split by patient: {sizes}" + (" (taken from the cache)" if facts["reused"] else ""))
+    print(f"split by patient: {sizes}")
     show_table("splits", facts["counts"], "Usable images and patients by split")
     return facts
 

@@ -2,7 +2,7 @@
 
 Reads ``audit.json``, ``metrics.json``, ``predictions.csv`` and ``model.keras`` of a run, and what is published; writes
 ``publishing.json`` in the run folder, before its report, and ``published.json``, after its seal, in the form of
-``publishing_rules.Published``. The test split decides nothing.
+``rules.Published``. The test split decides nothing.
 """
 
 from datetime import UTC, datetime
@@ -17,9 +17,10 @@ from tasks.files import digest, read_json, sha256_of_file, write_json
 from tasks.publishing.rules import GROUPS, Candidate, Entry, Published, decide, say_decision, succeed
 from tasks.records import Facts
 from tasks.runs.artifacts import show_markdown
-from tasks.runs.bucket import change_shared, checksum_at, files_of, read_seal, read_shared, runs_of, send
-from tasks.runs.places import SEAL, address_of, is_in_bucket, run_folder, runs_address
+from tasks.runs.bucket import change_shared, checksum_at, files_of, read_seal, read_shared, send
+from tasks.runs.places import SEAL
 from tasks.runs.retries import AGAIN
+from tasks.runs.run import Run
 from tasks.runs.stages import STAGES_FOLDER
 from tasks.settings import Settings
 
@@ -31,37 +32,35 @@ SAID = {"publish": "to be published once sealed", "keep": "not to be published",
 
 
 @task(name="weigh", **AGAIN)
-def weigh(settings: Settings) -> Facts | None:
+def weigh(run: Run) -> Facts | None:
     """Compares the run with what is published and writes ``publishing.json`` for the report; none when it is off."""
-    run = run_folder(settings)
+    settings = run.settings
     if not settings.publishing.enabled:
-        (run / WEIGHED).unlink(missing_ok=True)
-        send(settings, [], gone=[WEIGHED])
+        (run.folder / WEIGHED).unlink(missing_ok=True)
+        send(run, [], gone=[WEIGHED])
         return None
-    runs = runs_of(settings)
-    candidate, published = describe_candidate(run, address_of(settings)), read_published(runs, settings)
-    facts = _decide(candidate, published, runs, settings)
+    candidate, published = describe_candidate(run.folder, run.address()), read_published(run.runs, settings)
+    facts = _decide(candidate, published, run.runs, settings)
     facts |= {"max_drop": settings.publishing.max_drop, "this": candidate.model_dump()}
     facts["published"] = published.alone().model_dump() if published else None
-    write_json(run / WEIGHED, facts)
-    send(settings, [WEIGHED])
+    write_json(run.folder / WEIGHED, facts)
+    send(run, [WEIGHED])
     print(f"{SAID[facts['decision']]}: {say_decision(facts)}")
     return facts
 
 
 @task(name="publish", **AGAIN)
-def publish(settings: Settings) -> Facts | None:
+def publish(run: Run) -> Facts | None:
     """Moves ``published.json`` to this sealed run if it is no worse than what is published by now.
 
     Raises:
         RunError: If the run is not sealed.
     """
-    if not settings.publishing.enabled:
+    if not run.settings.publishing.enabled:
         return None
-    if read_seal(settings) is None:
-        raise RunError(f"run_dir: {address_of(settings)} is not finished, so it cannot be published")
-    candidate = describe_candidate(run_folder(settings), address_of(settings))
-    return _move_to(candidate, runs_of(settings), settings)
+    if read_seal(run) is None:
+        raise RunError(f"run_dir: {run.address()} is not finished, so it cannot be published")
+    return _move_to(describe_candidate(run.folder, run.address()), run.runs, run.settings)
 
 
 # -- by hand: flows.publish --------------------------------------------------------------------------------------------
@@ -73,8 +72,8 @@ def find_runs(settings: Settings) -> str:
     Raises:
         SettingsError: If there is no such folder here.
     """
-    if is_in_bucket(settings):
-        return runs_address(settings)
+    if (run := Run(settings)).in_bucket:
+        return run.runs
     folder = Path(settings.run_dir or "data/runs").resolve()
     if not folder.is_dir():
         raise SettingsError(f"run_dir: there is no folder {folder}; name a run, or the folder that runs lie in")
@@ -114,7 +113,7 @@ def roll_back(runs: str, settings: Settings) -> str:
             raise RunError(f"{runs}/{PUBLISHED} was changed meanwhile; look at what is published and roll back again")
         return back.model_dump()
 
-    change_shared(runs, PUBLISHED, settings, change)
+    change_shared(runs, PUBLISHED, settings.ingestion, change)
     _tell(f"rolled back: {back} is published again; before: {published}, which is not published again by itself")
     return address
 
@@ -133,9 +132,9 @@ def publish_by_hand(run: str, runs: str, settings: Settings) -> str:
     if folder not in ("", runs) or not name:
         raise SettingsError(f"to: {run} does not lie in {runs}; name a run there")
     address = f"{runs}/{name}"
-    if checksum_at(address, SEAL, settings) is None:
+    if checksum_at(address, SEAL, settings.ingestion) is None:
         raise RunError(f"to: {address} is no finished run (it has no {SEAL}); name one that is")
-    with files_of(address, SOURCES, settings) as files:
+    with files_of(address, SOURCES, settings.ingestion) as files:
         candidate = describe_candidate(files, address)
     decision = _move_to(candidate, runs, settings, by_hand=True)
     if decision["decision"] == "keep":
@@ -152,7 +151,7 @@ def read_published(runs: str, settings: Settings) -> Published | None:
     Raises:
         RunError: If it is not in the form that publishing writes.
     """
-    return _parse(read_shared(runs, PUBLISHED, settings), runs)
+    return _parse(read_shared(runs, PUBLISHED, settings.ingestion), runs)
 
 
 def _parse(found: Facts | None, runs: str) -> Published | None:
@@ -166,12 +165,12 @@ def _parse(found: Facts | None, runs: str) -> Published | None:
 def find_problem(entry: Entry, runs: str, settings: Settings) -> str | None:
     """Why the run of a model that is, or was, published cannot be used; ``None`` where it can."""
     address = f"{runs}/{entry.run}"
-    found = checksum_at(address, MODEL, settings)
+    found = checksum_at(address, MODEL, settings.ingestion)
     if found is None:
         return f"it has no {MODEL} any more"
     if found != entry.model_sha256:
         return f"its {MODEL} is not the one that was published"
-    return None if checksum_at(address, SEAL, settings) else f"it is not finished: it has no {SEAL}"
+    return None if checksum_at(address, SEAL, settings.ingestion) else f"it is not finished: it has no {SEAL}"
 
 
 def _decide(
@@ -232,7 +231,7 @@ def _move_to(candidate: Candidate, runs: str, settings: Settings, by_hand: bool 
         decision = _decide(candidate, before, runs, settings, by_hand=by_hand)
         return succeed(candidate, before, _now()).model_dump() if decision["decision"] == "publish" else None
 
-    change_shared(runs, PUBLISHED, settings, change)
+    change_shared(runs, PUBLISHED, settings.ingestion, change)
     was = before or "nothing"
     if decision["decision"] == "publish":
         _tell("; ".join([f"published: {candidate}", f"before: {was}", *decision["notes"]]))

@@ -6,25 +6,24 @@ from pathlib import Path
 from prefect import task
 
 from tasks.files import write_json
-from tasks.publishing.news import _finished_path
+from tasks.publishing.news import finished_path
 from tasks.records import Facts
 from tasks.runs.bucket import send
-from tasks.runs.places import SEAL, is_in_bucket, run_folder
+from tasks.runs.places import SEAL
 from tasks.runs.provenance import describe_run
 from tasks.runs.retries import AGAIN
-from tasks.settings import Settings
+from tasks.runs.run import Run
 
 
 @task(name="seal", **AGAIN)
-def seal(settings: Settings) -> Facts:
+def seal(run: Run) -> Facts:
     """Writes ``run.json``, last of all, and leads ``data/runs/latest`` here."""
-    run = run_folder(settings)
-    record = describe_run(settings)
-    path = _finished_path(settings, record["source"]["sha256"])
-    write_json(run / SEAL, {**record, "news": path.stem})
-    send(settings, [SEAL])
-    if not is_in_bucket(settings):
-        _lead_to(run)
+    record = describe_run(run)
+    path = finished_path(run, record["source"]["sha256"])
+    write_json(run.folder / SEAL, {**record, "news": path.stem})
+    send(run, [SEAL])
+    if not run.in_bucket:
+        _lead_to(run.folder)
     return record
 
 

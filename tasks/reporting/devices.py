@@ -1,18 +1,14 @@
 """The part of the report that is about medical devices: how often they are seen, how well, and at what cost."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
 from tasks.measures import describe_value
-from tasks.pixels.masks import DeviceMasks
 from tasks.pixels.outlines import draw_outline, encode_jpeg
-from tasks.pixels.packed import PackedImages
 from tasks.records import CLASS_NAMES, Facts
-from tasks.runs.places import cache_folder
+from tasks.runs.run import Run
 from tasks.runs.stages import read_stage
-from tasks.settings import Settings
 
 RATE_NAMES = {
     "train before": "Training, before screening",
@@ -26,12 +22,12 @@ QUALITY_GROUPS = {"all": "All readings", **{name: f"{name.capitalize()} images a
 N_EXAMPLES = 4
 
 
-def describe_devices(run: Path, manifest: pd.DataFrame, splits: Sequence[str], settings: Settings) -> Facts:
+def describe_devices(run: Run, manifest: pd.DataFrame, splits: Sequence[str]) -> Facts:
     """How often a device is seen, by class, before and after screening; of test only when test is evaluated."""
     from tasks.reporting.figures import as_svg, draw_rates
 
-    how = settings.screening
-    facts = read_stage(run, "screen")["facts"]
+    how = run.settings.screening
+    facts = read_stage(run.folder, "screen")["facts"]
     rows = [
         {**row, "name": RATE_NAMES[row["split"]]}
         for row in facts["rates"]
@@ -58,16 +54,16 @@ def describe_devices(run: Path, manifest: pd.DataFrame, splits: Sequence[str], s
         "exclude_from": f"{how.leaves_from:g}",
         "doubtful_to": f"{how.doubtful_to:g}",
         "quality": describe_quality(facts["quality"]),
-        "examples": describe_examples(run, manifest, settings),
+        "examples": describe_examples(run, manifest),
         **{name: facts[name] for name in (*counts, *excluded)},
     }
 
 
-def describe_examples(run: Path, manifest: pd.DataFrame, settings: Settings) -> list[Facts]:
+def describe_examples(run: Run, manifest: pd.DataFrame) -> list[Facts]:
     """Training images the screener is surest about, and those it doubts most, with an outline of what it saw."""
-    if not (run / "masks" / "index.json").exists():
+    if not (run.folder / "masks" / "index.json").exists():
         return []
-    how = settings.screening
+    how = run.settings.screening
     rows = manifest[(manifest["split"] == "train") & (manifest["device_score"] >= how.leaves_from).fillna(False)]
     rows = rows.drop_duplicates("sha256").sort_values(["device_score", "path"], ascending=[False, True])
     surest = rows.head(N_EXAMPLES)
@@ -76,8 +72,8 @@ def describe_examples(run: Path, manifest: pd.DataFrame, settings: Settings) -> 
     chosen = pd.concat([surest, others.loc[nearest]])
     ids = list(chosen["image_id"])
     pixels, masks = (
-        PackedImages(run, cache_folder(settings)).read(ids),
-        DeviceMasks(run, cache_folder(settings)).read(ids),
+        run.images().read(ids),
+        run.masks().read(ids),
     )
     examples = []
     for i, (image_id, score) in enumerate(zip(ids, chosen["device_score"], strict=True)):

@@ -38,12 +38,10 @@ from tasks.reporting.results import (
 from tasks.reporting.words import say_provenance, say_settings
 from tasks.runs.artifacts import show_markdown
 from tasks.runs.bucket import send
-from tasks.runs.manifest import read_manifest
-from tasks.runs.places import address_of, run_folder
 from tasks.runs.provenance import describe_run
 from tasks.runs.retries import AGAIN
+from tasks.runs.run import Run
 from tasks.runs.stages import read_stage
-from tasks.settings import Settings
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
 CARD = "model_card.md"
@@ -53,17 +51,16 @@ DECISIONS = ("sensitivity", "specificity")
 
 
 @task(name="model card", **AGAIN)
-def write_card(settings: Settings) -> str:
+def write_card(run: Run) -> str:
     """Writes ``model_card.md`` of a run that is trained and evaluated; returns its address.
 
     Raises:
         RunError: If the run folder lacks a file of an earlier stage.
     """
-    run = run_folder(settings)
-    card = render_card(gather_card(settings, run))
-    write_whole(run / CARD, card)
-    send(settings, [CARD])
-    address = address_of(settings, CARD)
+    card = render_card(gather_card(run))
+    write_whole(run.folder / CARD, card)
+    send(run, [CARD])
+    address = run.address(CARD)
     show_markdown("model card", card, "What the network of this run is for, how good it is and where it fails")
     print(f"the model card is {address}")
     return address
@@ -89,30 +86,30 @@ def escape_markdown(value: Any) -> str:
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", str(escape(line)))
 
 
-def gather_card(settings: Settings, run: Path) -> Facts:
+def gather_card(run: Run) -> Facts:
     """All that the template says, read from the run folder: plain values and sentences."""
-    manifest, metrics = read_manifest(run), read_json(run / "metrics.json")
-    audit = read_json(run / "audit.json")
-    provenance = describe_run(settings)
-    splits, main = choose_splits(metrics, settings.evaluation)
-    left_out = describe_left_out(run, manifest)
-    screen, ingest = read_stage(run, "screen")["facts"], read_stage(run, "ingest")["facts"]
-    training = describe_training(run, settings.training)
+    manifest, metrics = run.manifest(), read_json(run.folder / "metrics.json")
+    audit = read_json(run.folder / "audit.json")
+    provenance = describe_run(run)
+    splits, main = choose_splits(metrics, run.settings.evaluation)
+    left_out = describe_left_out(run.folder, manifest)
+    screen, ingest = read_stage(run.folder, "screen")["facts"], read_stage(run.folder, "ingest")["facts"]
+    training = describe_training(run.folder, run.settings.training)
     changed = [
         {"name": f"{group['name']}.{row['name']}", "value": PurePath(row["value"]).name}
-        for group in say_settings(settings)
+        for group in say_settings(run.settings)
         if group["name"] in SHAPING
         for row in group["rows"]
         if row["changed"]
     ]
     return {
-        "run_name": run.resolve().name,
+        "run_name": run.folder.resolve().name,
         "notice": NOTICE,
         "finished": f"{datetime.fromisoformat(provenance['finished']):%-d %B %Y}",
         "sentence": say_result(metrics, main),
         "audit": say_audit(audit),
         "comparison": say_comparison(audit["verdict"]) if TWIN in audit["verdict"] else "",
-        "source": describe_source(run, manifest),
+        "source": describe_source(run.folder, manifest),
         "is_sample": ingest["kind"] == "sample",
         "left_out": {"n": left_out["n"], "reasons": [row for row in left_out["reasons"] if row["all"]]},
         "devices": {
@@ -120,12 +117,12 @@ def gather_card(settings: Settings, run: Path) -> Facts:
             "screener_sha256": screen["screener"]["sha256"],
         },
         "training": training,
-        "recipe": settings.training,
-        "seed": settings.seed,
+        "recipe": run.settings.training,
+        "seed": run.settings.seed,
         "changed": changed,
         "splits": splits,
         "thresholds": {name: say_threshold(metrics["operating_points"][name]["threshold"]) for name in POINTS},
-        "min_sensitivity": say_share(settings.evaluation.min_sensitivity),
+        "min_sensitivity": say_share(run.settings.evaluation.min_sensitivity),
         "rows": describe_rows(metrics, splits),
         "subtypes": [
             {

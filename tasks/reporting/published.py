@@ -1,20 +1,19 @@
 """The part of the report that puts the run beside the published one and says whether it takes over."""
 
 from datetime import datetime
-from pathlib import Path
 
 from tasks.files import read_json
 from tasks.measures import describe_value
 from tasks.records import Facts
-from tasks.settings import Settings
+from tasks.runs.run import Run
 
 GROUPS = {"val": "AUC, validation", "val_device_free": "AUC, validation without a device"}
 
 
-def describe_published(run: Path, settings: Settings) -> Facts | None:
+def describe_published(run: Run) -> Facts | None:
     """All that the section shows; ``None`` where publishing is off, or nothing was weighed."""
-    path = run / "publishing.json"
-    if not settings.publishing.enabled or not path.exists():
+    path = run.folder / "publishing.json"
+    if not run.settings.publishing.enabled or not path.exists():
         return None
     facts = read_json(path)
     published = facts["published"]

@@ -24,11 +24,9 @@ from tasks.reporting.results import choose_splits, describe_results, describe_tr
 from tasks.reporting.words import say_provenance, say_settings
 from tasks.runs.artifacts import show_link, show_markdown, show_table
 from tasks.runs.bucket import send
-from tasks.runs.manifest import read_manifest
-from tasks.runs.places import address_of, run_folder
 from tasks.runs.provenance import describe_run
 from tasks.runs.retries import AGAIN
-from tasks.settings import Settings
+from tasks.runs.run import Run
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
 REPORT = "report/index.html"
@@ -36,18 +34,17 @@ CHECKPOINTS = {"source": "The data set as it came", "prepared": "What training a
 
 
 @task(name="report", **AGAIN)
-def write_report(settings: Settings) -> str:
+def write_report(run: Run) -> str:
     """Writes ``report/index.html`` of a run that is trained and evaluated; returns its address.
 
     Raises:
         RunError: If the run folder lacks a file of an earlier stage.
     """
-    run = run_folder(settings)
-    page = gather_page(settings, run)
+    page = gather_page(run)
     html = render_page(page)
-    write_whole(run / REPORT, html)
-    send(settings, [REPORT])
-    address = address_of(settings, REPORT)
+    write_whole(run.folder / REPORT, html)
+    send(run, [REPORT])
+    address = run.address(REPORT)
     show_table("left out", page["left_out"]["reasons"], "Images that were left out, by reason and split")
     show_markdown("report", summarise_page(page, address), "Result of the run and where its report is")
     show_link("report page", address, "The report")
@@ -71,32 +68,32 @@ def render_page(page: Facts) -> str:
     return environment.get_template(TEMPLATE.name).render(page)
 
 
-def gather_page(settings: Settings, run: Path) -> Facts:
+def gather_page(run: Run) -> Facts:
     """All that the template shows, read from the run folder: plain values, and figures as SVG."""
-    manifest, metrics = read_manifest(run), read_json(run / "metrics.json")
-    provenance = describe_run(settings)
-    splits, main = choose_splits(metrics, settings.evaluation)
-    results = describe_results(run, metrics, splits, main, settings)
+    manifest, metrics = run.manifest(), read_json(run.folder / "metrics.json")
+    provenance = describe_run(run)
+    splits, main = choose_splits(metrics, run.settings.evaluation)
+    results = describe_results(run, metrics, splits, main)
     return {
         "notice": NOTICE,
-        "run_name": run.resolve().name,
+        "run_name": run.folder.resolve().name,
         "finished": provenance["finished"],
         "finished_text": f"{datetime.fromisoformat(provenance['finished']):%-d %B %Y, %H:%M} UTC",
         "sentence": say_result(metrics, main),
         "main": main,
         "splits": splits,
         "split_names": SPLIT_NAMES,
-        "source": describe_source(run, manifest),
-        "left_out": describe_left_out(run, manifest),
-        "checks": describe_checks(run),
-        "devices": describe_devices(run, manifest, splits, settings),
-        "training": {**describe_training(run, settings.training), "figure": draw_history(run)},
+        "source": describe_source(run.folder, manifest),
+        "left_out": describe_left_out(run.folder, manifest),
+        "checks": describe_checks(run.folder),
+        "devices": describe_devices(run, manifest, splits),
+        "training": {**describe_training(run.folder, run.settings.training), "figure": draw_history(run.folder)},
         "results": results,
-        "audit": describe_audit(run),
-        "publishing": describe_published(run, settings),
-        "gallery": describe_gallery(run, splits, settings.explanation),
+        "audit": describe_audit(run.folder),
+        "publishing": describe_published(run),
+        "gallery": describe_gallery(run.folder, splits, run.settings.explanation),
         "provenance": say_provenance(provenance),
-        "settings": say_settings(settings),
+        "settings": say_settings(run.settings),
     }
 
 

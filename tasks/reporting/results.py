@@ -13,8 +13,9 @@ from tasks.measures import describe_value
 from tasks.records import Facts
 from tasks.reporting.inputs import SPLIT_NAMES
 from tasks.reporting.words import say_seconds
+from tasks.runs.run import Run
 from tasks.runs.stages import read_stage
-from tasks.settings import EvaluationSettings, Settings, TrainingSettings
+from tasks.settings import EvaluationSettings, TrainingSettings
 
 FEW_PATIENTS = 30
 DECISIONS = ("sensitivity", "specificity", "accuracy")
@@ -100,15 +101,14 @@ def choose_splits(metrics: Facts, settings: EvaluationSettings) -> tuple[list[st
     return splits, next((name for name in splits if metrics[name]["n"]), splits[0])
 
 
-def describe_results(run: Path, metrics: Facts, splits: Sequence[str], main: str, settings: Settings) -> Facts:
+def describe_results(run: Run, metrics: Facts, splits: Sequence[str], main: str) -> Facts:
     """All of ``metrics.json`` for reading, and the figures of the main split.
 
     Args:
-        run: The run folder.
+        run: The run.
         metrics: Its ``metrics.json``.
         splits: The evaluated splits in the order they are shown in.
         main: The split whose result stands on top.
-        settings: What was asked for.
     """
     shown = [key for key in GROUPS if key.split("_")[0] in splits and key in metrics]
     groups = [{"name": GROUPS[key], **describe_group(metrics[key], MEASURES)} for key in shown]
@@ -128,7 +128,7 @@ def describe_results(run: Path, metrics: Facts, splits: Sequence[str], main: str
         "groups": groups,
         "points": points,
         "points_differ": points_differ(metrics),
-        "min_sensitivity": say_share(settings.evaluation.min_sensitivity),
+        "min_sensitivity": say_share(run.settings.evaluation.min_sensitivity),
         "subtypes": subtypes,
         "bacteria": bacteria,
         "members": describe_members(metrics, splits),
@@ -140,8 +140,8 @@ def describe_results(run: Path, metrics: Facts, splits: Sequence[str], main: str
         "any_few": any(row["few"] for row in few),
         "headline": describe_group(metrics[main], MEASURES),
         "confusion": metrics[main].get("confusion"),
-        "n_bootstrap": settings.evaluation.n_bootstrap,
-        **draw_results(run, metrics, main),
+        "n_bootstrap": run.settings.evaluation.n_bootstrap,
+        **draw_results(run.folder, metrics, main),
     }
 
 

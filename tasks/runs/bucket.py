@@ -21,9 +21,9 @@ from tasks.errors import OutsideError, RunError
 from tasks.files import inside, is_held, locked, make_once, read_json, read_record, sha256_of_file, write_json
 from tasks.pixels.shards import read_index
 from tasks.records import Facts
-from tasks.runs.places import SEAL, address_of, cache_folder, is_in_bucket, run_folder, runs_address
+from tasks.runs.places import SEAL, Place
 from tasks.runs.s3_client import BucketFolder, open_bucket
-from tasks.settings import Settings
+from tasks.settings import IngestionSettings
 
 KNOWN = ".bucket.json"
 """In a working copy: name -> ``[etag, sha256]`` of what is the same here and in the bucket."""
@@ -42,40 +42,40 @@ Result = TypeVar("Result")
 # -- the working copy --------------------------------------------------------------------------------------------------
 
 
-def fetch_run(settings: Settings) -> None:
+def fetch_run(run: Place) -> None:
     """Makes the working copy of a run what the bucket holds, and brings the shards that it names.
 
     Raises:
         RunError: If the bucket cannot be used.
         OutsideError: If the server fails or cannot be reached.
     """
-    if not is_in_bucket(settings):
+    if not run.in_bucket:
         return
-    run, bucket = run_folder(settings), _open_run(settings)
-    run.mkdir(parents=True, exist_ok=True)
-    with locked(run.parent / f".{run.name}.copy.lock"):
+    folder, bucket = run.folder, _open_run(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder.parent / f".{folder.name}.copy.lock"):
         there = {name: etag for name, etag in bucket.entries().items() if name != OWNER}
-        known = {name: said for name, said in _read_known(run).items() if name in there}
-        changed = [name for name, etag in there.items() if not _is_same(inside(run, name), known.get(name), etag)]
-        for name, found in _each(lambda name: bucket.get(name, run / name), changed, settings):
+        known = {name: said for name, said in _read_known(folder).items() if name in there}
+        changed = [name for name, etag in there.items() if not _is_same(inside(folder, name), known.get(name), etag)]
+        for name, found in _each(lambda name: bucket.get(name, folder / name), changed, run):
             if found:  # else it was removed since it was listed
-                known[name] = [there[name], sha256_of_file(run / name)]
-        others = str(settings.run_dir) not in owned and is_held(run / f".{run.name}.lock")
-        for path in () if others else run.rglob("*"):  # what left the bucket, or was placed here and never sent
-            name = path.relative_to(run).as_posix()
+                known[name] = [there[name], sha256_of_file(folder / name)]
+        others = str(run.settings.run_dir) not in owned and is_held(folder / f".{folder.name}.lock")
+        for path in () if others else folder.rglob("*"):  # what left the bucket, or was placed here and never sent
+            name = path.relative_to(folder).as_posix()
             if path.is_file() and name not in known and not path.name.startswith("."):
                 path.unlink()
-        write_json(run / KNOWN, known)
+        write_json(folder / KNOWN, known)
     if changed:
         print(f"fetched {len(changed):,} files of the run from {bucket.address}")
-    fetch_shards(settings, run)
+    fetch_shards(run, folder)
 
 
-def send(settings: Settings, names: Iterable[str], gone: Iterable[str] = ()) -> None:
+def send(run: Place, names: Iterable[str], gone: Iterable[str] = ()) -> None:
     """Sends files of the working copy that the bucket does not hold as they are, and removes those that are gone.
 
     Args:
-        settings: Name the run.
+        run: The run.
         names: Of files in the run folder; shards that an index among them names go first.
         gone: Names that left the run folder.
 
@@ -83,37 +83,37 @@ def send(settings: Settings, names: Iterable[str], gone: Iterable[str] = ()) -> 
         RunError: If the bucket cannot be used, or another process has begun to work on the run.
         OutsideError: If the server fails or cannot be reached.
     """
-    if not is_in_bucket(settings):
+    if not run.in_bucket:
         return
-    run, bucket = run_folder(settings), _open_run(settings)
-    _require_owned(settings, bucket)
+    folder, bucket = run.folder, _open_run(run)
+    _require_owned(run, bucket)
     names = sorted(names)
     for index in set(INDICES) & set(names):
-        keep_files(settings, _shards(run / index))
-    with locked(run.parent / f".{run.name}.copy.lock"):
-        known = _read_known(run)
+        keep_files(run, _shards(folder / index))
+    with locked(folder.parent / f".{folder.name}.copy.lock"):
+        known = _read_known(folder)
         left = [name for name in sorted(gone) if known.pop(name, None)]
         bucket.remove(left)
-        new = [name for name in names if name not in known or known[name][1] != sha256_of_file(run / name)]
-        for name, etag in _each(lambda name: bucket.put(run / name, name), [n for n in new if n != SEAL], settings):
-            known[name] = [etag, sha256_of_file(run / name)]
+        new = [name for name in names if name not in known or known[name][1] != sha256_of_file(folder / name)]
+        for name, etag in _each(lambda name: bucket.put(folder / name, name), [n for n in new if n != SEAL], run):
+            known[name] = [etag, sha256_of_file(folder / name)]
         if SEAL in new:
-            sealed = bucket.put_instead(run / SEAL, SEAL, known.get(SEAL, [""])[0])
+            sealed = bucket.put_instead(folder / SEAL, SEAL, known.get(SEAL, [""])[0])
             if sealed is None:
-                raise _taken_over(settings)
-            known[SEAL] = [sealed, sha256_of_file(run / SEAL)]
-        write_json(run / KNOWN, known)
+                raise _taken_over(run)
+            known[SEAL] = [sealed, sha256_of_file(folder / SEAL)]
+        write_json(folder / KNOWN, known)
 
 
 @contextmanager
-def claim_run(settings: Settings, is_part: bool) -> Iterator[None]:
+def claim_run(run: Place, is_part: bool) -> Iterator[None]:
     """Works on a run in a bucket; whoever began before, and was silent or cut off, can send nothing any more.
 
     Args:
-        settings: Name the run.
+        run: The run.
         is_part: Whether this process does a part of what another one leads, and works beside it.
     """
-    address, bucket = str(settings.run_dir), _open_run(settings)
+    address, bucket = str(run.settings.run_dir), _open_run(run)
     with TemporaryDirectory() as folder:
         write_json(Path(folder, OWNER), {"machine": os.uname().nodename, "process": os.getpid(), "key": uuid4().hex})
         owned[address] = bucket.etag(OWNER) if is_part else bucket.put(Path(folder, OWNER), OWNER)
@@ -123,26 +123,26 @@ def claim_run(settings: Settings, is_part: bool) -> Iterator[None]:
         del owned[address]
 
 
-def read_seal(settings: Settings) -> Facts | None:
+def read_seal(run: Place) -> Facts | None:
     """``run.json`` of a run as it is where the run is kept; ``None`` while it is not finished."""
-    if is_in_bucket(settings):
-        _open_run(settings)  # refuses the folder of runs
-    with files_of(address_of(settings), [SEAL], settings) as folder:
+    if run.in_bucket:
+        _open_run(run)  # refuses the folder of runs
+    with files_of(run.address(), [SEAL], run.settings.ingestion) as folder:
         return read_record(folder / SEAL) if (folder / SEAL).exists() else None
 
 
 # -- the cache that machines share -------------------------------------------------------------------------------------
 
 
-def fetch_entry(settings: Settings, name: str, is_whole: Callable[[Path], bool]) -> None:
+def fetch_entry(run: Place, name: str, is_whole: Callable[[Path], bool]) -> None:
     """Brings a folder of finished work from the shared cache to this machine's, unless that has it.
 
     One that cannot be unpacked is said and left out: it is made again.
     """
-    target = cache_folder(settings) / name
-    if not is_in_bucket(settings) or (target.exists() and is_whole(target)):
+    target = run.cache / name
+    if not run.in_bucket or (target.exists() and is_whole(target)):
         return
-    bucket = _open_cache(settings)
+    bucket = _open_cache(run)
     with TemporaryDirectory() as folder:
         archive = Path(folder, "entry.tar")
         if not bucket.get(f"{name}.tar", archive):
@@ -153,95 +153,92 @@ def fetch_entry(settings: Settings, name: str, is_whole: Callable[[Path], bool])
             print(f"{bucket.address}/{name}.tar is damaged; it is made again here; remove it there")
 
 
-def keep_entry(settings: Settings, name: str) -> None:
+def keep_entry(run: Place, name: str) -> None:
     """Sends a folder of finished work in this machine's cache to the shared one, whole, unless that has it."""
-    if not is_in_bucket(settings) or (bucket := _open_cache(settings)).etag(f"{name}.tar"):
+    if not run.in_bucket or (bucket := _open_cache(run)).etag(f"{name}.tar"):
         return
     with TemporaryDirectory() as folder:
-        archive = shutil.make_archive(f"{folder}/entry", "tar", cache_folder(settings) / name)
+        archive = shutil.make_archive(f"{folder}/entry", "tar", run.cache / name)
         bucket.put_instead(Path(archive), f"{name}.tar", "")  # of two at once the first one stays
 
 
-def fetch_files(settings: Settings, names: Iterable[str], *, anew: bool = False) -> None:
+def fetch_files(run: Place, names: Iterable[str], *, anew: bool = False) -> None:
     """Brings files that the shared cache holds and this machine's does not; ``anew`` those, too, that it does."""
-    here = cache_folder(settings)
+    here = run.cache
     missing = [name for name in names if anew or not (here / name).exists()]
-    if missing and is_in_bucket(settings):
-        bucket = _open_cache(settings)
-        _each(lambda name: bucket.get(name, here / name), missing, settings)
+    if missing and run.in_bucket:
+        bucket = _open_cache(run)
+        _each(lambda name: bucket.get(name, here / name), missing, run)
 
 
-def keep_files(settings: Settings, names: Iterable[str], *, anew: bool = False) -> None:
+def keep_files(run: Place, names: Iterable[str], *, anew: bool = False) -> None:
     """Sends files of this machine's cache that the shared one does not hold; ``anew`` those, too, that it does."""
     names = list(names)
-    if not names or not is_in_bucket(settings):
+    if not names or not run.in_bucket:
         return
-    bucket, here = _open_cache(settings), cache_folder(settings)
+    bucket, here = _open_cache(run), run.cache
     there = {} if anew else _names_beside(bucket, names)
-    _each(lambda name: bucket.put(here / name, name), [name for name in names if name not in there], settings)
+    _each(lambda name: bucket.put(here / name, name), [name for name in names if name not in there], run)
 
 
-def fetch_lists(settings: Settings, below: str) -> None:
+def fetch_lists(run: Place, below: str) -> None:
     """Brings the JSON files that lie directly below a name in the shared cache, and not in this machine's."""
-    if is_in_bucket(settings):
-        fetch_files(settings, [name for name in _open_cache(settings).entries(below) if name.endswith(".json")])
+    if run.in_bucket:
+        fetch_files(run, [name for name in _open_cache(run).entries(below) if name.endswith(".json")])
 
 
-def fetch_shards(settings: Settings, folder: Path) -> None:
+def fetch_shards(run: Place, folder: Path) -> None:
     """Brings the shards that the indices in a folder name and this machine's cache does not hold."""
-    if is_in_bucket(settings):
-        fetch_files(settings, [name for index in INDICES for name in _shards(folder / index)])
+    if run.in_bucket:
+        fetch_files(run, [name for index in INDICES for name in _shards(folder / index)])
 
 
 # -- beside the runs ---------------------------------------------------------------------------------------------------
 
 
-def runs_of(settings: Settings) -> str:
-    """The folder of runs that the run lies in: ``s3://bucket/prefix``, or an absolute path."""
-    return runs_address(settings) if is_in_bucket(settings) else str(run_folder(settings).resolve().parent)
-
-
 @contextmanager
-def files_of(address: str, names: Iterable[str], settings: Settings) -> Iterator[Path]:
+def files_of(address: str, names: Iterable[str], ingestion: IngestionSettings) -> Iterator[Path]:
     """A folder here with those of the named files that are there: the folder itself, or copies out of a bucket.
 
     Args:
         address: A folder here, or ``s3://bucket/prefix``.
         names: Relative to it.
-        settings: How to reach the bucket.
+        ingestion: How to reach the bucket.
     """
     if not address.startswith("s3://"):
         yield Path(address)
         return
     with TemporaryDirectory() as folder:
         for name in names:
-            open_bucket(address, settings).get(name, Path(folder, name))
+            open_bucket(address, ingestion).get(name, Path(folder, name))
         yield Path(folder)
 
 
-def checksum_at(address: str, name: str, settings: Settings) -> str | None:
+def checksum_at(address: str, name: str, ingestion: IngestionSettings) -> str | None:
     """The sha256 of a file as it is where it is kept; ``None`` where there is none."""
-    with files_of(address, [name], settings) as folder:
+    with files_of(address, [name], ingestion) as folder:
         return sha256_of_file(folder / name) if (folder / name).is_file() else None
 
 
-def read_shared(address: str, name: str, settings: Settings) -> Facts | None:
+def read_shared(address: str, name: str, ingestion: IngestionSettings) -> Facts | None:
     """A JSON file beside the runs; ``None`` where there is none.
 
     Raises:
         RunError: If it is no JSON object.
     """
-    with files_of(address, [name], settings) as folder:
+    with files_of(address, [name], ingestion) as folder:
         return _read_object(folder / name, f"{address}/{name}") if (folder / name).exists() else None
 
 
-def change_shared(address: str, name: str, settings: Settings, change: Callable[[Facts | None], Facts | None]) -> None:
+def change_shared(
+    address: str, name: str, ingestion: IngestionSettings, change: Callable[[Facts | None], Facts | None]
+) -> None:
     """Changes a JSON file beside the runs, so that of two that do it at once neither loses the other's step.
 
     Args:
         address: The folder of runs.
         name: Of the file.
-        settings: How to reach the bucket.
+        ingestion: How to reach the bucket.
         change: From what is there, ``None`` for nothing, to what shall be, ``None`` for what is there. It is asked
             again where somebody else was faster.
 
@@ -256,11 +253,11 @@ def change_shared(address: str, name: str, settings: Settings, change: Callable[
             if wanted is not None:
                 write_json(path, wanted)
         return
-    bucket = open_bucket(address, settings)
+    bucket = open_bucket(address, ingestion)
     with TemporaryDirectory() as folder:
         for _ in range(TRIES):
             etag = bucket.etag(name)
-            wanted = change(read_shared(address, name, settings))
+            wanted = change(read_shared(address, name, ingestion))
             if wanted is None:
                 return
             write_json(Path(folder, name), wanted)
@@ -272,16 +269,16 @@ def change_shared(address: str, name: str, settings: Settings, change: Callable[
 # -- small parts -------------------------------------------------------------------------------------------------------
 
 
-def _require_owned(settings: Settings, bucket: BucketFolder) -> None:
-    etag = owned.get(str(settings.run_dir))
+def _require_owned(run: Place, bucket: BucketFolder) -> None:
+    etag = owned.get(str(run.settings.run_dir))
     if etag is not None and bucket.etag(OWNER) != etag:
-        raise _taken_over(settings)
+        raise _taken_over(run)
 
 
-def _taken_over(settings: Settings) -> RunError:
+def _taken_over(run: Place) -> RunError:
     return RunError(
-        f"run_dir: {settings.run_dir} was taken over by another process, which began to work on it meanwhile; let that "
-        "one end, or give another folder"
+        f"run_dir: {run.settings.run_dir} was taken over by another process, which began to work on it meanwhile; let "
+        "that one end, or give another folder"
     )
 
 
@@ -292,9 +289,9 @@ def _shards(index: Path) -> list[str]:
     return [part for name in shards for part in (name, *lists[name])]
 
 
-def _each(do: Callable[[str], Result], names: Iterable[str], settings: Settings) -> list[tuple[str, Result]]:
+def _each(do: Callable[[str], Result], names: Iterable[str], run: Place) -> list[tuple[str, Result]]:
     names = list(names)
-    with ThreadPoolExecutor(settings.ingestion.n_connections) as pool:
+    with ThreadPoolExecutor(run.settings.ingestion.n_connections) as pool:
         return list(zip(names, pool.map(do, names), strict=True))
 
 
@@ -321,11 +318,11 @@ def _read_object(path: Path, said: str) -> Facts:
     return found
 
 
-def _open_run(settings: Settings) -> BucketFolder:
-    if str(settings.run_dir).endswith("/"):
-        raise RunError(f"run_dir: {settings.run_dir} names the folder of runs; name one of the runs in it")
-    return open_bucket(str(settings.run_dir), settings)
+def _open_run(run: Place) -> BucketFolder:
+    if str(run.settings.run_dir).endswith("/"):
+        raise RunError(f"run_dir: {run.settings.run_dir} names the folder of runs; name one of the runs in it")
+    return open_bucket(str(run.settings.run_dir), run.settings.ingestion)
 
 
-def _open_cache(settings: Settings) -> BucketFolder:
-    return open_bucket(f"{runs_address(settings)}/cache", settings)
+def _open_cache(run: Place) -> BucketFolder:
+    return open_bucket(f"{run.runs}/cache", run.settings.ingestion)

@@ -13,9 +13,9 @@ from pathlib import Path
 from tasks.errors import SettingsError
 from tasks.files import REPOSITORY, sha256_of_file
 from tasks.records import Facts
-from tasks.runs.places import run_folder
+from tasks.runs.run import Run
 from tasks.runs.stages import STAGES_FOLDER, read_stage
-from tasks.settings import Settings, TrainingSettings
+from tasks.settings import TrainingSettings
 
 PACKAGES = (
     "prefect",
@@ -34,20 +34,21 @@ BACKENDS = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
 """Keras backend -> the distribution that brings it."""
 
 
-def describe_run(settings: Settings) -> Facts:
+def describe_run(run: Run) -> Facts:
     """What made this run: settings, source, versions, commit, backend, hardware, seconds per stage."""
-    run = run_folder(settings)
-    stages = {path.stem: read_stage(run, path.stem) for path in sorted((run / STAGES_FOLDER).glob("*.json"))}
-    source = read_stage(run, "ingest")["facts"]
+    stages = {
+        path.stem: read_stage(run.folder, path.stem) for path in sorted((run.folder / STAGES_FOLDER).glob("*.json"))
+    }
+    source = read_stage(run.folder, "ingest")["facts"]
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": settings.model_dump(mode="json"),
-        "seed": settings.seed,
+        "settings": run.settings.model_dump(mode="json"),
+        "seed": run.settings.seed,
         "source": {"address": source["source"], "kind": source["kind"], "sha256": source["sha256"]},
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "git_commit": read_commit(),
-        "keras_backend": read_stage(run, "fit")["facts"]["backend"],
+        "keras_backend": read_stage(run.folder, "fit")["facts"]["backend"],
         "hardware": describe_hardware(),
         "seconds": {name: record["seconds"] for name, record in stages.items()},
         "reused": sorted(name for name, record in stages.items() if record["reused"]),

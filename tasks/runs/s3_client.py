@@ -18,7 +18,7 @@ from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 from urllib3.exceptions import HTTPError
 
 from tasks.errors import OutsideError, RunError, SourceError
-from tasks.settings import IngestionSettings, Settings
+from tasks.settings import IngestionSettings
 
 EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "InvalidToken", "400")
 """What a server says to credentials that were good once; to a HEAD it gives no more than a number."""
@@ -270,11 +270,11 @@ def _open_block(name: str) -> tuple[Any, dict[str, Any]]:
     return block.get_boto3_session(), block.aws_client_parameters.get_params_override()
 
 
-def open_bucket(address: str, settings: Settings) -> BucketFolder:
+def open_bucket(address: str, settings: IngestionSettings) -> BucketFolder:
     """A folder in a bucket, with one client for all that this process does there."""
     # What boto3 reads when a client is made: another endpoint or key, another client.
     surroundings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
-    return _open(address.rstrip("/"), settings.ingestion, surroundings)
+    return _open(address.rstrip("/"), settings, surroundings)
 
 
 @cache

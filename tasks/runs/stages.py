@@ -18,50 +18,37 @@ from prefect import Task, task
 from prefect.states import Completed
 
 from tasks.errors import RunError
-from tasks.files import digest, inside, make_once, read_json, read_record, room_in, write_json
+from tasks.files import digest, inside, make_once, read_json, read_record, room_in, sha256_of_file, write_json
 from tasks.records import Facts
 from tasks.runs.artifacts import in_run
 from tasks.runs.bucket import fetch_entry, fetch_shards, keep_entry, send
 from tasks.runs.keys import code_version, package_versions
-from tasks.runs.places import SEAL, cache_folder, run_folder
+from tasks.runs.places import SEAL, Place
 from tasks.runs.retries import AGAIN
-from tasks.settings import Settings
 
 P = ParamSpec("P")
 STAGES_FOLDER = "stages"
 
 
 def run_stage(
-    settings: Settings,
-    stage: str,
-    *,
-    module: str,
-    inputs: Mapping[str, object],
+    run: Place,
+    name: str,
+    reads: Sequence[str],
+    given: Mapping[str, object],
     make: Callable[[Path], Facts],
-    packages: Sequence[str] = (),
-    resumable: bool = False,
-    is_valid: Callable[[Path], bool] = lambda entry: True,
+    packages: Sequence[str],
+    *,
+    resumable: bool,
+    is_valid: Callable[[Path], bool],
 ) -> Facts:
-    """Does a stage, or takes it from the cache, and places its files in the run folder.
-
-    Args:
-        settings: Names the run folder and the cache.
-        stage: Name of the stage.
-        module: Name of the module whose code (and imports from this repository) does the work.
-        inputs: All that the result depends on: hashes of what is read, and settings.
-        make: Writes the stage's files into the empty folder it is given and returns counts for log and report.
-        packages: Installed distributions whose version matters to the result.
-        resumable: Whether ``make`` can go on from what an interrupted attempt left in its folder.
-        is_valid: Whether an entry of the cache still holds; one that does not is made again.
-
-    Returns:
-        The facts of the stage with ``reused`` (from the cache or not) and ``seconds`` (that the work took when done).
-    """
-    parts = {"inputs": dict(inputs), "code": code_version(module), "packages": package_versions(packages)}
-    key = digest(parts)[:24]
-    entry = cache_folder(settings) / stage / key
-
-    name = f"{stage}/{key}"
+    """See ``Run.stage``."""
+    parts = {
+        "reads": {file: _checksum_of(run.folder / file) for file in reads},
+        "given": dict(given),
+        "code": code_version(make.__module__),
+        "packages": package_versions(packages),
+    }
+    entry = f"{name}/{digest(parts)[:24]}"
 
     def make_entry(folder: Path) -> None:
         start = time.perf_counter()
@@ -76,14 +63,23 @@ def run_stage(
         except RunError:  # missing or damaged: it is made again
             return False
 
-    fetch_entry(settings, name, is_whole)
-    if entry.exists():
-        fetch_shards(settings, entry)
-    reused = make_once(entry, make_entry, is_valid=is_whole, resumable=resumable)
-    keep_entry(settings, name)  # one that is reused, too: its first upload may have broken off
-    sealed = read_json(entry / "stage.json")
-    place_files(settings, entry, stage, {**sealed, "reused": reused, "entry": name})
-    return {**sealed["facts"], "reused": reused, "seconds": sealed["seconds"]}
+    fetch_entry(run, entry, is_whole)
+    folder = run.cache / entry
+    if folder.exists():
+        fetch_shards(run, folder)
+    reused = make_once(folder, make_entry, is_valid=is_whole, resumable=resumable)
+    keep_entry(run, entry)  # one that is reused, too: its first upload may have broken off
+    record = read_json(folder / "stage.json")
+    place_files(run, folder, name, {**record, "reused": reused, "entry": entry})
+    if reused:
+        print(f"{name} is taken from the cache")
+    return {**record["facts"], "reused": reused, "seconds": record["seconds"]}
+
+
+def _checksum_of(path: Path) -> str:
+    if not path.is_file():
+        raise RunError(f"{path} is missing: run the stage that writes it first")
+    return sha256_of_file(path)
 
 
 def stage_task(name: str, **options: Any) -> Callable[[Callable[P, Facts]], Task[P, Facts]]:
@@ -107,28 +103,27 @@ def stage_task(name: str, **options: Any) -> Callable[[Callable[P, Facts]], Task
     return decorate
 
 
-def place_files(settings: Settings, entry: Path, stage: str, record: Facts) -> None:
+def place_files(run: Place, entry: Path, stage: str, record: Facts) -> None:
     """Puts a stage's files in the place of those of an earlier try in the run folder, and breaks the run's seal.
 
     What is no longer right goes first, then the stage's record names what is to be there, then it comes: where this is
     cut off a file is missing, never an old one among new ones, and the next try knows all that may be there.
     """
-    run = run_folder(settings)
     names = sorted(p.relative_to(entry).as_posix() for p in entry.rglob("*") if p.is_file() and p.name != "stage.json")
     record_name = f"{STAGES_FOLDER}/{stage}.json"
-    with room_in(run):
-        earlier = read_record(run / record_name, files=list)["files"] if (run / record_name).exists() else []
-        same = {name for name in names if (run / name).is_file() and filecmp.cmp(entry / name, run / name, False)}
+    with room_in(folder := run.folder):
+        earlier = read_record(folder / record_name, files=list)["files"] if (folder / record_name).exists() else []
+        same = {name for name in names if (folder / name).is_file() and filecmp.cmp(entry / name, folder / name, False)}
         gone = [SEAL, *sorted({*earlier, *names} - same)]
         for name in gone:
-            inside(run, name).unlink(missing_ok=True)
-        send(settings, [], gone=gone)
-        write_json(run / record_name, {**record, "files": names})
-        send(settings, [record_name])
+            inside(folder, name).unlink(missing_ok=True)
+        send(run, [], gone=gone)
+        write_json(folder / record_name, {**record, "files": names})
+        send(run, [record_name])
         for name in names:
             if name not in same:
-                _place(entry / name, run / name)
-        send(settings, names)
+                _place(entry / name, folder / name)
+        send(run, names)
 
 
 def _place(source: Path, target: Path) -> None:

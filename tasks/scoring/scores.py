@@ -22,7 +22,7 @@ from tasks.networks.familiarity import Familiarity, load_familiarity
 from tasks.networks.files import check_network, load_network
 from tasks.pixels.decoding import SIDE_PX
 from tasks.records import Facts
-from tasks.runs.places import run_folder
+from tasks.runs.places import Place
 from tasks.runs.stages import STAGES_FOLDER, read_stage
 from tasks.scoring.batches import (
     fill_batch,
@@ -60,7 +60,7 @@ class ScoredImage:
 @task(name="find images to score")
 def find_scored_images(images: str, out: str, settings: Settings) -> Facts:
     """Lists the images; refuses, before anything is written, what cannot be read, written or scored with."""
-    run = run_folder(settings)
+    run = Place(settings).folder
     refuse_run_files(run, out)
     read_threshold(run)
     if not math.isfinite(load_familiarity(run).bound):
@@ -72,7 +72,7 @@ def find_scored_images(images: str, out: str, settings: Settings) -> Facts:
 @task(name="score images")
 def score_images(images: str, out: str, settings: Settings) -> Facts:
     """Scores the images, batch after batch, and writes the table when all are done; counts for log and exit code."""
-    run = run_folder(settings)
+    run = Place(settings).folder
     scorer = load_scorer(run, settings)
     counts = {"n_images": 0, "n_pneumonia": 0, "n_unlike": 0, "n_refused": 0}
     with open_loose_images(images, as_packed(run, settings)) as found:

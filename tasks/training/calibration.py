@@ -13,36 +13,32 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tasks.files import sha256_of_file, write_whole
+from tasks.files import write_whole
 from tasks.measures import to_logit
 from tasks.networks.files import check_network, load_network, save_network
 from tasks.networks.twin import stage_name, used_rows, work_folder
-from tasks.pixels.packed import PackedImages
 from tasks.records import MODEL, TITLES, Facts
 from tasks.runs.artifacts import Progress
-from tasks.runs.manifest import read_manifest
-from tasks.runs.places import cache_folder, run_folder
-from tasks.runs.stages import run_stage, stage_task
-from tasks.settings import Settings
+from tasks.runs.run import Run
+from tasks.runs.stages import stage_task
 
 Array = NDArray[np.float64]
 BATCH_IMAGES = 256
 
 
 @stage_task("calibrate", task_run_name="calibrate {name}")
-def calibrate(settings: Settings, name: str = MODEL) -> Facts:
+def calibrate(run: Run, name: str = MODEL) -> Facts:
     """Joins the members of the model, or of its twin, and calibrates on validation and shifts of it."""
-    run = run_folder(settings)
-    folder = work_folder(run, name) / "members"
-    members = [f"member_{number}" for number in range(1, settings.training.n_models + 1)]
+    folder = work_folder(run.folder, name) / "members"
+    members = [f"member_{number}" for number in range(1, run.settings.training.n_models + 1)]
 
     def make(out: Path) -> Facts:
         from tasks.networks.classifier import join_members
         from tasks.networks.familiarity import fit_familiarity, save_familiarity
 
         model = join_members([load_network(folder, member) for member in members])
-        images = PackedImages(run, cache_folder(settings))
-        rows = used_rows(read_manifest(run))
+        images = run.images()
+        rows = used_rows(run.manifest())
         val = rows[rows["split"] == "val"]
         shifts, said = calibrate_model(model, val, images.read(list(val["image_id"])))
         write_whole(work_folder(out, name) / "shifts.csv", shifts.to_csv(index=False, float_format="%.6f"))
@@ -52,21 +48,19 @@ def calibrate(settings: Settings, name: str = MODEL) -> Facts:
             return said
         learnt = list(rows.loc[rows["split"] == "train", "image_id"])
         batches = (images.read(learnt[i : i + BATCH_IMAGES]) for i in range(0, len(learnt), BATCH_IMAGES))
-        save_familiarity(fit_familiarity(batches, [settings.seed, len(learnt)]), out)
+        save_familiarity(fit_familiarity(batches, [run.settings.seed, len(learnt)]), out)
         return said
 
-    inputs = {
+    given = {
         "network": name,
         "members": [check_network(folder, member) for member in members],
-        "manifest": sha256_of_file(run / "manifest.parquet"),
-        "seed": settings.seed,
+        "seed": run.settings.seed,
     }
     stage = stage_name("calibrate", name)
-    facts = run_stage(settings, stage, module=__name__, inputs=inputs, make=make, packages=("scikit-learn",))
+    facts = run.stage(stage, reads=["manifest.parquet"], given=given, make=make, packages=("scikit-learn",))
     print(
         f"calibrated {TITLES[name]} on {facts['n_val']:,} validation images and {facts['n_shifts']} shifts of them: "
         f"logits times {facts['slope']:.2f}, plus {facts['offset']:.2f}"
-        + (" (taken from the cache)" if facts["reused"] else "")
     )
     return facts
 

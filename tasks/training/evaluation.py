@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tasks.files import sha256_of_file, write_json, write_whole
+from tasks.files import write_json, write_whole
 from tasks.measures import (
     MEASURES,
     choose_sensitive_threshold,
@@ -23,13 +23,11 @@ from tasks.measures import (
     summarise,
     weighted_measures,
 )
-from tasks.pixels.packed import PackedImages
 from tasks.records import Facts
 from tasks.runs.artifacts import show_table
-from tasks.runs.manifest import read_manifest
-from tasks.runs.places import cache_folder, run_folder
-from tasks.runs.stages import run_stage, stage_task
-from tasks.settings import EvaluationSettings, Settings
+from tasks.runs.run import Run
+from tasks.runs.stages import stage_task
+from tasks.settings import EvaluationSettings
 
 GROUPS = ("val", "test", "test_device_free", "test_with_device", "val_device_free", "val_with_device")
 DECISIONS = ("accuracy", "sensitivity", "specificity")
@@ -37,47 +35,41 @@ SUBTYPE_THRESHOLD = 0.5
 
 
 @stage_task("evaluate")
-def evaluate(settings: Settings) -> Facts:
+def evaluate(run: Run) -> Facts:
     """Scores the evaluated splits and measures AUC, accuracy, sensitivity and specificity with intervals."""
-    run = run_folder(settings)
 
     def make(out: Path) -> Facts:
         from tasks.networks.classifier import answer, predict
         from tasks.networks.files import load_network
         from tasks.pixels.shifts import keep_border, remove_border
 
-        manifest = read_manifest(run)
-        rows = evaluated_rows(manifest, settings.evaluation.splits)
-        model, packed = load_network(run), PackedImages(run, cache_folder(settings)).read(list(rows["image_id"]))
+        manifest = run.manifest()
+        rows = evaluated_rows(manifest, run.settings.evaluation.splits)
+        model, packed = load_network(run.folder), run.images().read(list(rows["image_id"]))
         said = answer(model, packed)
         table = rows.assign(probability=said.probability, bacteria=said.bacteria)
         columns = ["path", "split", "label", "subtype", "has_device", "probability", "bacteria"]
         write_whole(out / "predictions.csv", table[columns].to_csv(index=False, float_format="%.6f"))
         main = (rows["split"] == ("test" if (rows["split"] == "test").any() else "val")).to_numpy()
         only, removed = (predict(model, change(packed[main])) for change in (keep_border, remove_border))
-        shifts = pd.read_csv(run / "shifts.csv")
+        shifts = pd.read_csv(run.folder / "shifts.csv")
         shifts["patient_id"] = shifts["image_id"].map(manifest.set_index("image_id")["patient_id"])
-        metrics = measure(table, shifts, settings.evaluation, settings.seed)
-        metrics |= measure_border(table[main], only, removed, settings.evaluation, settings.seed)
+        metrics = measure(table, shifts, run.settings.evaluation, run.settings.seed)
+        metrics |= measure_border(table[main], only, removed, run.settings.evaluation, run.settings.seed)
         metrics["members"] = {
             split: measure_members(table[at], said.members[at], metrics["threshold"])
-            for split in settings.evaluation.splits
+            for split in run.settings.evaluation.splits
             if (at := (rows["split"] == split).to_numpy()).any()
         }
         write_json(out / "metrics.json", metrics)
         return {"metrics": metrics}
 
-    inputs = {
-        "model": sha256_of_file(run / "model.keras"),
-        "shifts": sha256_of_file(run / "shifts.csv"),
-        "manifest": sha256_of_file(run / "manifest.parquet"),
-        "evaluation": settings.evaluation.model_dump(),
-        "seed": settings.seed,
-    }
-    facts = run_stage(settings, "evaluate", module=__name__, inputs=inputs, make=make)
+    reads = ["model.keras", "shifts.csv", "manifest.parquet"]
+    given = {"evaluation": run.settings.evaluation.model_dump(), "seed": run.settings.seed}
+    facts = run.stage("evaluate", reads=reads, given=given, make=make)
     metrics = facts["metrics"]
-    for name in settings.evaluation.splits:
-        print(describe_group(name, metrics[name]) + (" (taken from the cache)" if facts["reused"] else ""))
+    for name in run.settings.evaluation.splits:
+        print(describe_group(name, metrics[name]))
     show_table("metrics", metrics_rows(metrics), f"Metrics at the threshold {metrics['threshold']:.3f}")
     return facts
 

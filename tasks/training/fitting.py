@@ -16,43 +16,39 @@ from tasks.networks.twin import stage_name, used_rows, work_folder
 from tasks.pixels.packed import PackedImages
 from tasks.records import MODEL, TITLES, Facts
 from tasks.runs.artifacts import Progress
-from tasks.runs.manifest import read_manifest
-from tasks.runs.places import cache_folder, run_folder
 from tasks.runs.provenance import BACKENDS, checksum_of_weights, find_backend
 from tasks.runs.retries import outside_failed
-from tasks.runs.stages import run_stage, stage_task
-from tasks.settings import Settings, TrainingSettings
+from tasks.runs.run import Run
+from tasks.runs.stages import stage_task
+from tasks.settings import TrainingSettings
 
 
 @stage_task("fit", task_run_name="fit {name}", retries=1, retry_condition_fn=outside_failed)
-def fit(settings: Settings, name: str = MODEL) -> Facts:
+def fit(run: Run, name: str = MODEL) -> Facts:
     """Trains the members of the model, or of its twin, on the usable training images."""
-    run = run_folder(settings)
-    rows = used_rows(read_manifest(run), name, settings.seed)
+    rows = used_rows(run.manifest(), name, run.settings.seed)
     backend = find_backend()
 
     def make(out: Path) -> Facts:
         return train_network(
             rows,
-            PackedImages(run, cache_folder(settings)),
-            settings.training,
-            settings.seed,
+            run.images(),
+            run.settings.training,
+            run.settings.seed,
             work_folder(out, name),
         )
 
-    inputs = {
+    given = {
         "rows": rows.to_csv(index=False),
-        "arrays": read_record(run / "arrays" / "index.json", shards=list)["shards"],
-        "training": settings.training.model_dump(),
-        "weights": checksum_of_weights(settings.training),
-        "seed": settings.seed,
+        "arrays": read_record(run.folder / "arrays" / "index.json", shards=list)["shards"],
+        "training": run.settings.training.model_dump(),
+        "weights": checksum_of_weights(run.settings.training),
+        "seed": run.settings.seed,
         "backend": backend,
     }
-    facts = run_stage(
-        settings,
+    facts = run.stage(
         stage_name("fit", name),
-        module=__name__,
-        inputs=inputs,
+        given=given,
         make=make,
         packages=("keras", BACKENDS[backend]),
         resumable=True,
@@ -61,7 +57,7 @@ def fit(settings: Settings, name: str = MODEL) -> Facts:
     networks = "1 network" if len(aucs) == 1 else f"{len(aucs)} networks"
     print(
         f"trained {networks} of {TITLES[name]} on {facts['n_train']:,} images for {facts['epochs']} epochs; validation "
-        "AUC " + ", ".join(f"{auc:.4f}" for auc in aucs) + (" (taken from the cache)" if facts["reused"] else "")
+        "AUC " + ", ".join(f"{auc:.4f}" for auc in aucs)
     )
     return facts
 

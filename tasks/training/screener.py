@@ -22,20 +22,18 @@ from tasks.devices.files import find_screener
 from tasks.devices.quality import judge_screener
 from tasks.devices.readings import Reading, find_review
 from tasks.errors import SettingsError, TableError
-from tasks.files import digest, sha256_of_file, write_json
+from tasks.files import digest, write_json
 from tasks.measures import format_value
 from tasks.pixels.decoding import to_float
 from tasks.pixels.packed import PackedImages
 from tasks.records import CLASS_NAMES, Facts
 from tasks.runs.artifacts import Progress
-from tasks.runs.manifest import read_manifest
-from tasks.runs.places import cache_folder, run_folder
 from tasks.runs.provenance import BACKENDS, describe_hardware, find_backend
-from tasks.runs.stages import run_stage, stage_task
+from tasks.runs.run import Run
+from tasks.runs.stages import stage_task
 from tasks.settings import (
     ScreeningSettings,
     Section,
-    Settings,
 )
 from tasks.tables import read_rows
 from tasks.training.screener_lessons import Lesson, draw_chests, draw_lessons, read_lessons
@@ -78,16 +76,15 @@ class ReadingWithBox(Reading):
 
 
 @stage_task("fit screener")
-def fit_screener(settings: Settings, folder: str, recipe: ScreenerRecipe) -> Facts:
+def fit_screener(run: Run, folder: str, recipe: ScreenerRecipe) -> Facts:
     """Trains a screener on the readings of the run's source, and says how good it is on other patients.
 
     Raises:
         TableError: If no review table applies.
     """
-    run = run_folder(settings)
-    manifest = read_manifest(run)
+    manifest = run.manifest()
     backend = find_backend()
-    review = find_review(settings.screening.review, Path(folder), manifest["path"])
+    review = find_review(run.settings.screening.review, Path(folder), manifest["path"])
     if review.address is None:
         raise TableError(
             "screening.review: no review table belongs to this source; name a CSV with the columns path,device"
@@ -95,23 +92,19 @@ def fit_screener(settings: Settings, folder: str, recipe: ScreenerRecipe) -> Fac
     rows = join_readings(manifest, pd.DataFrame(read_rows(review.address, "screening.review", ReadingWithBox)))
 
     def make(out: Path) -> Facts:
-        return train_screener(
-            rows, manifest, PackedImages(run, cache_folder(settings)), recipe, settings.seed, out / "screener"
-        )
+        return train_screener(rows, manifest, run.images(), recipe, run.settings.seed, out / "screener")
 
-    inputs = {
+    given = {
         "rows": rows.to_csv(index=False),
-        "arrays": sha256_of_file(run / "arrays" / "index.json"),
         "recipe": recipe.model_dump(),
         "start_from": find_screener(recipe.start_from).sha256 if recipe.start_from is not None else None,
-        "seed": settings.seed,
+        "seed": run.settings.seed,
         "backend": backend,
     }
-    facts = run_stage(
-        settings,
+    facts = run.stage(
         "fit_screener",
-        module=__name__,
-        inputs=inputs,
+        reads=["arrays/index.json"],
+        given=given,
         make=make,
         packages=("keras", BACKENDS[backend]),
         resumable=True,
@@ -120,7 +113,7 @@ def fit_screener(settings: Settings, folder: str, recipe: ScreenerRecipe) -> Fac
     told = {name: format_value(report[name]["auc"]) if report[name]["n"] else "none" for name in ("all", "pneumonia")}
     print(
         f"the screener on {report['all']['n']:,} readings of patients it has not seen: AUC {told['all']}, within "
-        f"pneumonia {told['pneumonia']}" + (" (taken from the cache)" if facts["reused"] else "")
+        f"pneumonia {told['pneumonia']}"
     )
     return facts
 

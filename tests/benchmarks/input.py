@@ -15,6 +15,7 @@ from tasks.pixels.decoding import SIDE_PX, to_float
 from tasks.pixels.packed import PackedImages
 from tasks.preparing.packing import pack, pack_shards, plan_packing
 from tasks.runs.manifest import image_id, read_manifest, write_manifest
+from tasks.runs.run import Run
 from tasks.settings import Settings
 
 from .full_size import HEIGHT_PX, WIDTH_PX, read_as_keras_does, write_full_size
@@ -41,8 +42,8 @@ def main() -> None:
         )
         (folder / "run").mkdir()
         write_manifest(folder / "run", manifest)
-        pack_shards.fn(settings, settings.source, plan_packing.fn(settings))
-        pack.fn(settings, N_FILES)
+        pack_shards.fn(Run(settings), settings.source, plan_packing.fn(Run(settings)))
+        pack.fn(Run(settings), N_FILES)
         own, peer = own_epoch(folder / "run", Path(settings.storage.cache)), peer_epoch(folder / "set" / "train")
         own(), peer()  # files in memory, code loaded
         rates: dict[str, list[float]] = {"own": [], "peer": []}

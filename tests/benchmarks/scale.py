@@ -102,13 +102,15 @@ def pack_once(folder: Path, n_images: int) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     from tasks.preparing.packing import pack, pack_shards, plan_packing
+    from tasks.runs.run import Run
 
     settings, start_mb = settings_of(folder), read_peak_mb()
+    run = Run(settings)
     start = time.perf_counter()
-    shards = plan_packing.fn(settings)
+    shards = plan_packing.fn(run)
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # as the flow does it
-        list(threads.map(lambda files: pack_shards.fn(settings, settings.source, [files]), shards))
-    facts = pack.fn(settings, sum(len(files) for files in shards))
+        list(threads.map(lambda files: pack_shards.fn(run, settings.source, [files]), shards))
+    facts = pack.fn(run, sum(len(files) for files in shards))
     seconds = time.perf_counter() - start
     assert facts["n_new"] == facts["n_packed"] == n_images, facts
     print(json.dumps({"seconds": seconds, "peak_mb": read_peak_mb(), "start_mb": start_mb}))

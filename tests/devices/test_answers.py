@@ -30,6 +30,7 @@ from tasks.devices.answers import (
 )
 from tasks.errors import PipelineError, SettingsError, TableError
 from tasks.records import Facts
+from tasks.runs.run import Run
 from tasks.settings import ScreeningSettings, Settings
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -325,10 +326,10 @@ def test_image_ids_name_images_and_unknown_or_twice_named_ones_are_refused() -> 
 
 def test_answers_lie_beside_the_run_folder_unless_another_place_is_named(tmp_path: Path) -> None:
     def folder_of(named: str) -> Path:
-        return answers_folder(Settings(screening=ScreeningSettings(answers=named)))
+        return answers_folder(Run(Settings(screening=ScreeningSettings(answers=named))))
 
-    assert answers_folder(Settings(run_dir=str(tmp_path / "run"))) == tmp_path / "device_answers"
-    assert answers_folder(Settings()) == Path("data/runs/device_answers").resolve()
+    assert answers_folder(Run(Settings(run_dir=str(tmp_path / "run")))) == tmp_path / "device_answers"
+    assert answers_folder(Run(Settings())) == Path("data/runs/device_answers").resolve()
     assert folder_of("there.csv") == folder_of("there") == Path("there")
     with pytest.raises(SettingsError, match=r"screening\.answers: s3://bucket/answers\.csv is not on this machine"):
         folder_of("s3://bucket/answers.csv")
@@ -339,24 +340,24 @@ def test_answers_lie_beside_the_run_folder_unless_another_place_is_named(tmp_pat
 
 def test_what_is_answered_is_known_by_content_and_nothing_is_while_nobody_answered(tmp_path: Path) -> None:
     settings = Settings(screening=ScreeningSettings(answers=str(tmp_path / "kept")))
-    assert read_answered(settings) == {}
+    assert read_answered(Run(settings)) == {}
     take(tmp_path, f"a.png,,1,Ada,{EARLY}", f"a.png,,0,Ada,{LATE}", "b.png,,1,,", "copy.png,,0,,")
-    assert read_answered(settings) == {sha_of("a"): 0, sha_of("b"): 1}
+    assert read_answered(Run(settings)) == {sha_of("a"): 0, sha_of("b"): 1}
 
 
 def test_a_new_answer_is_news_for_a_run_that_would_end_early_because_nothing_is_new(tmp_path: Path) -> None:
-    from tasks.publishing.news import _finished_path
+    from tasks.publishing.news import finished_path
 
     settings = Settings(screening=ScreeningSettings(answers=str(tmp_path / "kept")))
-    before = _finished_path(settings, "source")
+    before = finished_path(Run(settings), "source")
     take(tmp_path, "a.png,,1,,")
-    assert _finished_path(settings, "source") != before
+    assert finished_path(Run(settings), "source") != before
 
 
 def test_a_kept_row_without_sha256_is_refused_because_it_could_be_about_another_file(tmp_path: Path) -> None:
     address = write(tmp_path / "kept.csv", "a.png,,1,,")
     with pytest.raises(TableError, match=r"no sha256 for 'a\.png'"):
-        read_answered(Settings(screening=ScreeningSettings(answers=str(address))))
+        read_answered(Run(Settings(screening=ScreeningSettings(answers=str(address)))))
 
 
 # -- beside runs in a bucket -------------------------------------------------------------------------------------------
@@ -384,12 +385,12 @@ def machine(tmp_path: Path, name: str, runs: str, run: str = "run") -> Settings:
 
 
 def answer_here(settings: Settings, path: str) -> None:
-    folder = answers_folder(settings)
+    folder = answers_folder(Run(settings))
     keep_answers([Answer(path, 1)], make_manifest({path: path}), folder, reviewer="x", place="x", now=NOW)
 
 
 def answered_here(settings: Settings) -> list[str]:
-    return sorted(answer.path for answer in read_kept(answers_folder(settings)))
+    return sorted(answer.path for answer in read_kept(answers_folder(Run(settings))))
 
 
 def put_table(runs: str, *paths: str) -> None:
@@ -412,13 +413,13 @@ def test_answers_lie_beside_the_runs_and_of_two_people_who_answer_at_once_neithe
 ) -> None:
     here, other = machine(tmp_path, "here", runs), machine(tmp_path, "there", runs, "next")
     for settings, path in ((here, "a.png"), (other, "b.png")):
-        share_answers(settings)
+        share_answers(Run(settings))
         answer_here(settings, path)
     for settings in (here, other, here):
-        share_answers(settings)
+        share_answers(Run(settings))
     assert answered_here(here) == answered_here(other) == ["a.png", "b.png"]
     before = names_there(runs)
-    share_answers(here)
+    share_answers(Run(here))
     assert names_there(runs) == before and len(before) == 2, "nothing is sent twice"
 
 
@@ -430,9 +431,9 @@ def test_answers_that_could_not_be_sent_go_with_the_next_run(
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         with pytest.raises(PipelineError, match="cannot be reached"):
-            share_answers(here)
-    share_answers(here)
-    share_answers(other)
+            share_answers(Run(here))
+    share_answers(Run(here))
+    share_answers(Run(other))
     assert answered_here(other) == ["a.png"]
 
 
@@ -440,12 +441,12 @@ def test_the_one_table_of_earlier_versions_in_the_bucket_is_read_as_it_is_now_an
     tmp_path: Path, runs: str
 ) -> None:
     here = machine(tmp_path, "here", runs)
-    folder = answers_folder(here)
+    folder = answers_folder(Run(here))
     folder.parent.mkdir(parents=True)
     write(folder.with_name("device_answers.csv"), f"a.png,{sha_of('a')},1,,{EARLY}")
     for there in (["b.png"], ["b.png", "c.png"]):
         put_table(runs, *there)
-        share_answers(here)
+        share_answers(Run(here))
         assert answered_here(here) == ["a.png", *there]
 
 
@@ -457,5 +458,5 @@ def test_answers_in_the_bucket_that_do_not_fit_are_refused_by_their_address_and_
     key = f"{runs.rpartition('/')[2]}/device_answers/other.csv"
     boto3.client("s3").put_object(Bucket="chest", Key=key, Body=b"path,device\nb.png,2\n")
     with pytest.raises(TableError, match=rf"^screening\.answers: s3://chest/{key} line 2 has device = '2'"):
-        share_answers(here)
+        share_answers(Run(here))
     assert answered_here(here) == ["a.png"]

@@ -46,6 +46,7 @@ from tasks.explaining.subjects import Subject
 from tasks.files import write_json
 from tasks.pixels.packed import PackedImages
 from tasks.records import NORMAL, PNEUMONIA, Facts
+from tasks.runs.run import Run
 from tasks.settings import Settings
 
 
@@ -417,7 +418,7 @@ def test_test_images_are_audited_and_those_of_validation_where_test_is_left_unre
     images = PackedImages(tmp_path / "run", tmp_path / "cache")
     storage = {"cache": str(tmp_path / "cache")}
     settings = Settings.model_validate({"run_dir": str(tmp_path / "run"), "storage": storage})
-    scene = gather_scene(settings, manifest, images)
+    scene = gather_scene(Run(settings), manifest, images)
     expected = manifest[manifest["split"] == main]
     assert list(scene.rows["path"]) == list(expected["path"]) and len(scene.rows)
     assert np.array_equal(scene.packed, images.read(list(expected["image_id"])))
@@ -436,13 +437,13 @@ def run_with(folder: Path, failed: list[str], fail_on: list[str]) -> Settings:
     [([], ["insertion"]), (["insertion"], []), (["insertion", "blanked"], ["removal", "groups"])],
 )
 def test_a_run_goes_on_where_no_failed_part_is_named(failed: list[str], fail_on: list[str], tmp_path: Path) -> None:
-    require_passed.fn(run_with(tmp_path, failed, fail_on))
+    require_passed.fn(Run(run_with(tmp_path, failed, fail_on)))
 
 
 def test_a_run_ends_where_the_model_failed_a_named_part(tmp_path: Path) -> None:
     how = run_with(tmp_path, ["insertion", "blanked", "removal"], ["removal", "insertion", "groups"])
     with pytest.raises(AuditError, match=r"auditing\.fail_on: the model failed insertion and removal;.*index\.html"):
-        require_passed.fn(how)
+        require_passed.fn(Run(how))
 
 
 def test_the_log_says_what_failed_and_by_which_figure(found: Facts) -> None:

@@ -29,7 +29,7 @@ from tasks.explaining.explanations import (
 from tasks.explaining.lime_arrays import Network, PieceHider, cut_pieces, weigh_pieces
 from tasks.files import write_json
 from tasks.records import Facts
-from tasks.runs.places import cache_folder
+from tasks.runs.run import Run
 from tasks.settings import ExplanationSettings, Settings
 
 HOW = ExplanationSettings(n_samples=200, n_segments=20, batch_size=64)
@@ -249,7 +249,7 @@ def write_answers(folder: Path, devices: list[bool | None], **explanation: int) 
 
 
 def test_an_image_with_a_device_bears_its_own_mask_and_one_without_that_of_another(tmp_path: Path) -> None:
-    plan = plan_images(write_answers(tmp_path, DEVICES))
+    plan = plan_images(Run(write_answers(tmp_path, DEVICES)))
     with_device = {row["image_id"] for row in plan if row["has_device"] is True}
     assert [row["has_device"] for row in plan].count(None) == 1 and len(plan) == 5 and len(with_device) == 2
     for row in plan:
@@ -263,29 +263,29 @@ def test_an_image_with_a_device_bears_its_own_mask_and_one_without_that_of_anoth
 
 @pytest.mark.parametrize("known", [False, None])
 def test_where_no_image_shows_a_device_no_mask_is_laid_on_any(known: bool | None, tmp_path: Path) -> None:
-    plan = plan_images(write_answers(tmp_path, [known] * 3))
+    plan = plan_images(Run(write_answers(tmp_path, [known] * 3)))
     assert [row["mask_of"] for row in plan] == [None] * 3
 
 
 def test_only_the_first_images_are_explained_with_several_seeds(tmp_path: Path) -> None:
-    plan = plan_images(write_answers(tmp_path, DEVICES, n_repeated=2, n_seeds=3, n_images=4))
+    plan = plan_images(Run(write_answers(tmp_path, DEVICES, n_repeated=2, n_seeds=3, n_images=4)))
     assert [row["n_seeds"] for row in plan] == [3, 3, 1, 1]
 
 
 def test_test_images_are_explained_and_those_of_validation_only_where_there_is_no_other(tmp_path: Path) -> None:
     settings = write_answers(tmp_path, DEVICES)
-    assert {row["split"] for row in plan_images(settings)} == {"test"}
+    assert {row["split"] for row in plan_images(Run(settings))} == {"test"}
     path = tmp_path / "run" / "predictions.csv"
     table = pd.read_csv(path)
     table[table["split"] != "test"].assign(split="val").to_csv(path, index=False)
-    assert {row["split"] for row in plan_images(settings)} == {"val"}
+    assert {row["split"] for row in plan_images(Run(settings))} == {"val"}
 
 
 def test_the_decision_follows_from_the_threshold_of_the_run(tmp_path: Path) -> None:
     settings = write_answers(tmp_path, DEVICES)
-    assert {row["decision"] for row in plan_images(settings)} == {1}
+    assert {row["decision"] for row in plan_images(Run(settings))} == {1}
     write_json(tmp_path / "run" / "metrics.json", {"threshold": 0.8})
-    assert {(row["decision"], row["right"]) for row in plan_images(settings)} == {(0, False)}
+    assert {(row["decision"], row["right"]) for row in plan_images(Run(settings))} == {(0, False)}
 
 
 def make_row(**changes: object) -> Facts:
@@ -334,32 +334,32 @@ def test_shards_explain_each_image_once_and_are_taken_from_the_cache_until_the_n
 ) -> None:
     settings, run = write_answers(tmp_path, DEVICES), tmp_path / "run"
     save_model(run, "model", 1)
-    assert plan_explanations.fn(settings) == [0, 1]
-    explain_shards.fn(settings, [0])
-    assert plan_explanations.fn(settings) == [1]
-    explain_shards.fn(settings, [1])
+    assert plan_explanations.fn(Run(settings)) == [0, 1]
+    explain_shards.fn(Run(settings), [0])
+    assert plan_explanations.fn(Run(settings)) == [1]
+    explain_shards.fn(Run(settings), [1])
     assert capsys.readouterr().out == "explained images 1 to 4 of 5\nexplained images 5 to 5 of 5\n"
-    facts = gather_explanations.fn(settings)
+    facts = gather_explanations.fn(Run(settings))
     assert (facts["n_images"], facts["split"], facts["reused"]) == (5, "test", False)
-    names = {row["image_id"] for row in plan_images(settings)}
+    names = {row["image_id"] for row in plan_images(Run(settings))}
     assert {path.stem for path in (run / "explanations").glob("*.json")} == names
     assert {path.stem for path in (run / "explanations").glob("*.png")} == names
-    assert plan_explanations.fn(settings) == []
+    assert plan_explanations.fn(Run(settings)) == []
     save_model(run, "model", 2)
-    assert plan_explanations.fn(settings) == [0, 1]
+    assert plan_explanations.fn(Run(settings)) == [0, 1]
 
 
 def test_a_shard_that_lost_a_file_is_explained_again_and_one_that_is_nowhere_is_not_gathered(tmp_path: Path) -> None:
     settings, run = write_answers(tmp_path, DEVICES), tmp_path / "run"
     save_model(run, "model", 1)
-    explain_shards.fn(settings, [0, 1])
-    lost = cache_folder(settings) / list_shards(settings)[1].name
+    explain_shards.fn(Run(settings), [0, 1])
+    lost = Run(settings).cache / list_shards(Run(settings))[1].name
     next(lost.glob("*.png")).unlink()
-    assert plan_explanations.fn(settings) == [1]
+    assert plan_explanations.fn(Run(settings)) == [1]
     with pytest.raises(RunError, match=r"^scaling\.runner: 1 of the explained shards not found; "):
-        gather_explanations.fn(settings)
-    explain_shards.fn(settings, [1])
-    assert gather_explanations.fn(settings)["n_images"] == 5
+        gather_explanations.fn(Run(settings))
+    explain_shards.fn(Run(settings), [1])
+    assert gather_explanations.fn(Run(settings))["n_images"] == 5
 
 
 def test_the_twin_is_explained_beside_the_model_by_the_same_pieces(tmp_path: Path) -> None:
@@ -372,8 +372,8 @@ def test_the_twin_is_explained_beside_the_model_by_the_same_pieces(tmp_path: Pat
     (run / "unfiltered").mkdir()
     shifts = pd.DataFrame({"label": [0, 1] * 4, "probability": [0.1, 0.9] * 4})
     shifts.to_csv(run / "unfiltered" / "shifts.csv", index=False)
-    explain_shards.fn(settings, [0])
-    gather_explanations.fn(settings)
+    explain_shards.fn(Run(settings), [0])
+    gather_explanations.fn(Run(settings))
     (path,) = (run / "explanations").glob("*.json")
     said = json.loads(path.read_text())
     assert len(said["weights"]) == len(said["unfiltered"]["weights"])
@@ -385,8 +385,8 @@ def test_the_twin_is_explained_beside_the_model_by_the_same_pieces(tmp_path: Pat
 
 def test_where_no_image_is_asked_for_the_folder_says_so(tmp_path: Path) -> None:
     settings = write_answers(tmp_path, DEVICES, n_images=0)
-    assert plan_explanations.fn(settings) == []
-    facts = gather_explanations.fn(settings)
+    assert plan_explanations.fn(Run(settings)) == []
+    facts = gather_explanations.fn(Run(settings))
     assert facts["n_images"] == 0 and facts["rank_correlation"] is None
     assert [path.name for path in (tmp_path / "run" / "explanations").iterdir()] == ["none.txt"]
 

@@ -23,6 +23,7 @@ from infra.pools import POOLS, PoolType, job_template
 from tasks.addresses import hide_keys
 from tasks.files import REPOSITORY
 from tasks.runs.bucket import fetch_run
+from tasks.runs.run import Run
 from tasks.settings import Settings, StorageSettings
 
 CODE = sorted(path for folder in ("flows", "tasks", "infra") for path in (REPOSITORY / folder).rglob("*.py"))
@@ -243,7 +244,7 @@ def test_names_in_a_bucket_that_lead_out_of_a_run_write_nothing_there(
         for name, value in set_aws(url).items():
             if name.startswith("AWS_"):
                 monkeypatch.setenv(name, value)
-        assert not ends_well(faults, lambda: fetch_run(settings))
+        assert not ends_well(faults, lambda: fetch_run(Run(settings)))
     assert not list(tmp_path.rglob("out.txt")) and not Path("/out.txt").exists()
 
 

@@ -32,7 +32,8 @@ from tasks.publishing.published import describe_candidate, read_published
 from tasks.publishing.rules import Candidate, Published, decide
 from tasks.runs.bucket import read_seal
 from tasks.runs.manifest import read_manifest
-from tasks.runs.stages import read_stage, run_stage
+from tasks.runs.run import Run
+from tasks.runs.stages import read_stage
 from tasks.scoring.scores import as_packed, read_threshold
 from tasks.settings import PublishingSettings, ScreeningSettings, Settings, StorageSettings
 
@@ -169,7 +170,7 @@ def read_all_records(folder: Path) -> dict[str, Callable[[], Any]]:
         weigh(describe_candidate(folder, "runs/one"))
 
     return {
-        "run.json": lambda: read_seal(settings),
+        "run.json": lambda: read_seal(Run(settings)),
         "stages/pack.json": lambda: [read_stage(folder, "pack"), as_packed(folder, settings)],
         "stages/evaluate.json": lambda: read_threshold(folder),
         "published.json": look_at_published,
@@ -267,7 +268,7 @@ def test_a_stage_whose_record_in_the_cache_is_garbage_is_done_again(
         return {"n": 1}
 
     def do() -> dict[str, Any]:
-        return run_stage(settings, "pack", module="tasks.records", inputs={}, make=make)
+        return Run(settings).stage("pack", given={}, make=make)
 
     do()
     (record,) = (folder / "cache").rglob("stage.json")
@@ -285,9 +286,7 @@ def test_a_record_that_names_files_outside_of_the_run_removes_none(faults: Fault
     (tmp_path / "run" / "stages").mkdir(parents=True)
     for name in ("../outside.txt", str(outside), "a/../../outside.txt"):
         (tmp_path / "run" / "stages" / "pack.json").write_text(json.dumps({"files": [name]}))
-        assert not ends_well(
-            faults, lambda: run_stage(settings, "pack", module="tasks.records", inputs={}, make=lambda out: {"n": 1})
-        )
+        assert not ends_well(faults, lambda: Run(settings).stage("pack", given={}, make=lambda out: {"n": 1}))
         assert outside.read_text() == "mine"
     with pytest.raises(RunError, match="leads out"):
         inside(tmp_path, "../x")

@@ -21,7 +21,7 @@ from flows.engine.command_line import describe_problem, read_flags
 from tasks.addresses import source_name
 from tasks.errors import SettingsError
 from tasks.files import REPOSITORY
-from tasks.runs.places import cache_folder, is_in_bucket, run_folder
+from tasks.runs.run import Run
 from tasks.settings import Section, Settings
 from tasks.sources.fetching import fetch_source
 
@@ -93,8 +93,8 @@ def use(settings: Settings) -> None:
     source_name(settings.public_source).encode("ascii")
     repr(settings).encode()
     if settings.run_dir is not None:
-        folder, copies = run_folder(settings).absolute(), cache_folder(settings).absolute() / "runs"
-        if is_in_bucket(settings):
+        folder, copies = Run(settings).folder.absolute(), Run(settings).cache.absolute() / "runs"
+        if Run(settings).in_bucket:
             assert folder.resolve().is_relative_to(copies.resolve()) and folder.resolve() != copies.resolve()
 
 

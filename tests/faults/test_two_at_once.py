@@ -15,6 +15,7 @@ from pipeline_runs import compare_runs
 
 from flows.engine.run_folders import own_run_folder
 from tasks.files import REPOSITORY, sha256_of_file
+from tasks.runs.run import Run
 from tasks.settings import Settings
 
 SAME_RUN, SAME_CACHE = "two runs at once in one run folder", "two runs at once with one cache"
@@ -66,7 +67,7 @@ do()
 
 def test_a_flow_does_not_wait_for_the_one_that_called_it(tmp_path: Path) -> None:
     settings = Settings(run_dir=str(tmp_path / "run"))
-    with own_run_folder(settings), own_run_folder(settings):
+    with own_run_folder(Run(settings)), own_run_folder(Run(settings)):
         (tmp_path / "run" / "record.txt").touch()
 
 
@@ -75,7 +76,7 @@ def test_a_cache_in_the_run_folder_keeps_the_work_that_is_to_be_gone_on_from(tmp
     begun.parent.mkdir(parents=True)
     begun.touch()
     cut.touch()
-    with own_run_folder(Settings(run_dir=str(tmp_path / "run"))):
+    with own_run_folder(Run(Settings(run_dir=str(tmp_path / "run")))):
         assert begun.exists() and not cut.exists()
 
 

@@ -17,7 +17,8 @@ from flows.engine.run_folders import own_run_folder
 from tasks.errors import RunError
 from tasks.files import REPOSITORY
 from tasks.runs.bucket import fetch_run, read_seal, send
-from tasks.runs.places import SEAL, run_folder
+from tasks.runs.places import SEAL
+from tasks.runs.run import Run
 from tasks.settings import Settings
 
 BUCKET = "chest"
@@ -34,11 +35,11 @@ settings = Settings(run_dir=address, storage={"cache": cache})
 with claim_run(settings, True) if is_part else own_run_folder(settings):
     print(f"{me} begins", flush=True)
     fetch_run(settings)
-    (run_folder(settings) / "a.txt").write_text(me)
+    (Run(settings).folder / "a.txt").write_text(me)
     try:
         send(settings, ["a.txt"])
         sys.stdin.readline()
-        (run_folder(settings) / "a.txt").write_text(f"{me} again")
+        (Run(settings).folder / "a.txt").write_text(f"{me} again")
         send(settings, ["a.txt"])
     except RunError as error:
         print(error, flush=True)
@@ -162,13 +163,13 @@ def test_a_run_that_somebody_else_sealed_meanwhile_is_left_alone(
 ) -> None:
     with faults.attempt(FAULT) as attempt:
         settings = machine(tmp_path, address)
-        fetch_run(settings)
+        fetch_run(Run(settings))
         key = f"{address.removeprefix(f's3://{BUCKET}/')}/{SEAL}"
         boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=b'{"news": "theirs"}')
-        (run_folder(settings) / SEAL).write_text('{"news": "ours"}')
+        (Run(settings).folder / SEAL).write_text('{"news": "ours"}')
         with pytest.raises(RunError, match="was taken over by another process"):
-            send(settings, [SEAL])
-        attempt.kept(read_seal(settings) == {"news": "theirs"}, "their seal")
+            send(Run(settings), [SEAL])
+        attempt.kept(read_seal(Run(settings)) == {"news": "theirs"}, "their seal")
 
 
 def test_a_run_is_claimed_and_sent_through_a_network_that_loses_a_third_of_the_answers(
@@ -179,11 +180,11 @@ def test_a_run_is_claimed_and_sent_through_a_network_that_loses_a_third_of_the_a
             monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
             settings = machine(tmp_path, address, timeout_s=2.0, tries=10)
             for turn in range(4):
-                with own_run_folder(settings):
-                    fetch_run(settings)
+                with own_run_folder(Run(settings)):
+                    fetch_run(Run(settings))
                     for name in ("a.txt", SEAL):
-                        (run_folder(settings) / name).write_text(f'{{"turn": {turn}}}')
-                        send(settings, [name])
+                        (Run(settings).folder / name).write_text(f'{{"turn": {turn}}}')
+                        send(Run(settings), [name])
             assert sum(proxy.n_failed.values()) > 2
         monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-        attempt.kept(file_there(address) == '{"turn": 3}' and read_seal(settings) == {"turn": 3}, "the last one's")
+        attempt.kept(file_there(address) == '{"turn": 3}' and read_seal(Run(settings)) == {"turn": 3}, "the last one's")

@@ -16,6 +16,7 @@ from pipeline_runs import run_pipeline as run_process
 from flows.engine.command_line import read_flags, run_command
 from tasks.files import sha256_of_file
 from tasks.runs.manifest import MANIFEST_DTYPES, read_manifest
+from tasks.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("prefect_engine")
 
@@ -334,13 +335,13 @@ def test_changed_settings_or_a_lost_run_count_as_news(small_flags: list[str]) ->
 
     same = read_flags(small_flags, "test")
     sha256 = fetch_source(same).sha256
-    report = find_finished.fn(same, sha256)
+    report = find_finished.fn(Run(same), sha256)
     assert report is not None
-    assert find_finished.fn(read_flags([*small_flags, "--training.epochs", "3"], "test"), sha256) is None
+    assert find_finished.fn(Run(read_flags([*small_flags, "--training.epochs", "3"], "test")), sha256) is None
     seal = Path(report).parents[1] / "run.json"
     hidden = seal.rename(seal.with_suffix(".hidden"))
     try:
-        assert find_finished.fn(same, sha256) is None
+        assert find_finished.fn(Run(same), sha256) is None
     finally:
         hidden.rename(seal)
 

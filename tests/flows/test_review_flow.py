@@ -30,7 +30,7 @@ from tasks.devices.contact_sheet import show_sheet
 from tasks.files import REPOSITORY
 from tasks.runs.bucket import send
 from tasks.runs.manifest import read_manifest
-from tasks.runs.places import run_folder
+from tasks.runs.run import Run
 from tasks.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("prefect_engine")
@@ -69,7 +69,7 @@ def test_answers_of_a_csv_are_taken_and_the_last_line_says_where_they_are_kept(
     assert "2 answers taken" in caplog.text
     assert f"the same pipeline command with --run-dir {run} now uses them" in caplog.text
     assert {a.reviewer for a in read_kept(address)} == {"Ada"}
-    assert read_answered(Settings(run_dir=str(run))) == {manifest["sha256"][0]: 1, manifest["sha256"][1]: 0}
+    assert read_answered(Run(Settings(run_dir=str(run)))) == {manifest["sha256"][0]: 1, manifest["sha256"][1]: 0}
 
 
 def test_another_address_can_be_named_and_an_unnamed_reviewer_is_the_user(
@@ -93,13 +93,13 @@ def test_answers_about_a_run_in_a_bucket_join_those_that_others_gave_there(
         for place in ("there", "here"):
             flags = ["--run-dir", "s3://chest/runs/one", "--storage.cache", str(tmp_path / place)]
             settings = read_flags(flags, "test")
-            manifest = write_run(run_folder(settings), [0.5, 0.6], tmp_path / place)
-            send(settings, ["manifest.parquet"])
+            manifest = write_run(Run(settings).folder, [0.5, 0.6], tmp_path / place)
+            send(Run(settings), ["manifest.parquet"])
             new = tmp_path / f"{place}.csv"
             new.write_text(f"path,device\n{manifest['path'][0 if place == 'here' else 1]},1\n")
             code, out, err = run_review([*flags, "--answers", str(new)], capfd)
             assert code == 0, err
-        assert len(read_answered(settings)) == 2
+        assert len(read_answered(Run(settings))) == 2
         sent = boto3.client("s3").list_objects_v2(Bucket="chest", Prefix="runs/device_answers/")["Contents"]
         names = [path.name for path in sorted(Path(out.strip().splitlines()[-1]).iterdir())]
         assert [one["Key"].rpartition("/")[2] for one in sent] == names and len(names) == 2
@@ -179,7 +179,7 @@ def test_a_run_keeps_the_name_of_its_folder_however_often_it_starts_from_the_top
 def test_the_sheet_is_linked_in_the_web_page(tmp_path: Path) -> None:
     @flow
     def show() -> None:
-        show_sheet(Settings(run_dir=str(tmp_path / "run")), 3)
+        show_sheet(Run(Settings(run_dir=str(tmp_path / "run"))), 3)
 
     show()
     with get_client(sync_client=True) as client:

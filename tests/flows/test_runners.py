@@ -15,7 +15,7 @@ from flows.engine.runners import deal_out, do_shards, open_runner
 from tasks.errors import RunError, SettingsError
 from tasks.files import REPOSITORY, sha256_of_file
 from tasks.runs.bucket import send
-from tasks.runs.places import run_folder
+from tasks.runs.run import Run
 from tasks.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("prefect_engine")
@@ -32,14 +32,14 @@ def work_in_shards(settings: Settings, trained: Path) -> Path:
 
     @flow
     def explain_only(settings: Settings) -> None:
-        with open_runner(settings) as runner:
-            explain_images(runner, settings)
+        with open_runner(settings.scaling) as runner:
+            explain_images(runner, Run(settings))
 
     prepare(settings)
-    run = run_folder(settings)
+    run = Run(settings).folder
     for name in TRAINED:
         (run / name).write_bytes((trained / name).read_bytes())
-    send(settings, TRAINED)
+    send(Run(settings), TRAINED)
     explain_only(settings)
     return run
 
@@ -150,7 +150,7 @@ def test_workers_on_another_machine_get_their_input_and_hand_on_their_output_thr
 
 
 def open_one(runner: str) -> None:
-    with open_runner(read_flags(["--scaling.runner", runner], "test")):
+    with open_runner(read_flags(["--scaling.runner", runner], "test").scaling):
         pass
 
 
@@ -195,7 +195,7 @@ def test_a_shard_that_fails_elsewhere_raises_its_own_sentence_here(runner: str) 
 
     @flow
     def do_some(settings: Settings) -> None:
-        with open_runner(settings) as opened:
+        with open_runner(settings.scaling) as opened:
             do_shards(opened, "tried", task(fail_on), [1, 2, 3, 4], settings=settings)
 
     with pytest.raises(RunError, match=r"^shard 3 is broken: mend it$"):

@@ -11,6 +11,7 @@ from tasks.errors import DataCheckError
 from tasks.files import read_json
 from tasks.preparing.quality import Checkpoint, add_facts, build_suite, check, name_patients, run_checkpoint
 from tasks.runs.manifest import MANIFEST_DTYPES, write_manifest
+from tasks.runs.run import Run
 from tasks.settings import QualitySettings, Settings
 
 BOUNDS = QualitySettings()
@@ -177,7 +178,7 @@ def checked(tmp_path: Path, manifest: pd.DataFrame, checkpoint: Checkpoint = "so
     run.mkdir(exist_ok=True)
     write_manifest(run, manifest)
     return check.fn(
-        Settings.model_validate({"run_dir": str(run), "storage": {"cache": str(tmp_path / "cache")}}), checkpoint
+        Run(Settings.model_validate({"run_dir": str(run), "storage": {"cache": str(tmp_path / "cache")}})), checkpoint
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from tasks.preparing.splitting import count_splits, draw_splits, patient_rank, split
 from tasks.runs.manifest import read_manifest, write_manifest
+from tasks.runs.run import Run
 from tasks.settings import Settings, SplittingSettings
 
 DEFAULT = SplittingSettings()
@@ -151,8 +152,8 @@ def test_the_stage_fills_the_split_in_the_run_folder_and_is_reused(tmp_path: Pat
     settings = Settings.model_validate(
         {"run_dir": str(tmp_path / "run"), "storage": {"cache": str(tmp_path / "cache")}}
     )
-    assert split.fn(settings)["reused"] is False
+    assert split.fn(Run(settings))["reused"] is False
     out = read_manifest(tmp_path / "run")
     assert dict(zip(out["path"], out["split"], strict=True)) == splits_of(children(30))
     other = settings.model_copy(update={"splitting": SplittingSettings(salt="other")})
-    assert split.fn(other)["reused"] is False
+    assert split.fn(Run(other))["reused"] is False

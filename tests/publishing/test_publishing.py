@@ -23,7 +23,7 @@ from tasks.publishing.rules import MOST_KEPT, Candidate, Entry, Published, decid
 from tasks.records import Facts
 from tasks.runs import bucket as run_copies
 from tasks.runs.bucket import send
-from tasks.runs.places import is_in_bucket, run_folder
+from tasks.runs.run import Run
 from tasks.settings import PublishingSettings, Settings
 
 BUCKET = "chest"
@@ -203,7 +203,7 @@ def make(runs: str, tmp_path: Path) -> Make:
 
     def make(run: str, val: float = 0.95, free: float = 0.94, *, passed: bool = True, test: float = 0.9) -> Settings:
         settings = settings_of(runs, run, tmp_path)
-        folder = run_folder(settings)
+        folder = Run(settings).folder
         (folder / "stages").mkdir(parents=True, exist_ok=True)
         aucs = {"val": val, "val_device_free": free, "test": test}
         groups = {name: {"n": 4, "auc": {"value": auc, "low": auc, "high": auc}} for name, auc in aucs.items()}
@@ -213,26 +213,26 @@ def make(runs: str, tmp_path: Path) -> Make:
         pd.DataFrame(table).to_csv(folder / "predictions.csv", index=False)
         (folder / "model.keras").write_text(f"the model of {run}")
         write_json(folder / "run.json", {"news": run})
-        send(settings, ["metrics.json", "audit.json", "predictions.csv", "model.keras", "run.json"])
+        send(Run(settings), ["metrics.json", "audit.json", "predictions.csv", "model.keras", "run.json"])
         return settings
 
     return make
 
 
 def published_in(runs: str, settings: Settings) -> Facts | None:
-    return run_copies.read_shared(runs, "published.json", settings)
+    return run_copies.read_shared(runs, "published.json", settings.ingestion)
 
 
 def change_file(settings: Settings, name: str, content: str | None) -> None:
     """Puts another content in the place of a run's file, or takes it away."""
-    if is_in_bucket(settings):
+    if Run(settings).in_bucket:
         place = {"Bucket": BUCKET, "Key": f"{str(settings.run_dir).removeprefix(f's3://{BUCKET}/')}/{name}"}
         client = boto3.client("s3")
         client.delete_object(**place) if content is None else client.put_object(**place, Body=content)
     elif content is None:
-        (run_folder(settings) / name).unlink()
+        (Run(settings).folder / name).unlink()
     else:
-        (run_folder(settings) / name).write_text(content)
+        (Run(settings).folder / name).write_text(content)
 
 
 def command(capfd: pytest.CaptureFixture[str], settings: Settings, *flags: str) -> tuple[int, str, str]:
@@ -248,19 +248,19 @@ def test_a_model_that_got_worse_is_not_published_and_a_rollback_leads_back(
     runs: str, make: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
     first, worse, better = make("first"), make("worse", val=0.93), make("better", val=0.96, free=0.95)
-    publish.fn(first)
+    publish.fn(Run(first))
     assert (published_in(runs, first) or {})["run_dir"] == f"{runs}/first"
-    publish.fn(worse)
+    publish.fn(Run(worse))
     said = capfd.readouterr().out
     assert "not published: AUC on validation 0.93 is below the published 0.95 by more than publishing.max_drop" in said
     assert (published_in(runs, first) or {})["run"] == "first"
-    publish.fn(better)
+    publish.fn(Run(better))
     said = capfd.readouterr().out
     assert said.index("published: better (AUC on validation 0.960") < said.index("before: first (AUC on validation 0.9")
     assert command(capfd, first, "--run-dir", f"{runs}/") == (0, f"{runs}/better", "")
     assert command(capfd, first, "--run-dir", f"{runs}/worse", "--roll-back") == (0, f"{runs}/first", "")
     assert command(capfd, first, "--run-dir", f"{runs}/") == (0, f"{runs}/first", "")
-    publish.fn(better)
+    publish.fn(Run(better))
     assert "not published: a person rolled this very model back; published stays: first" in capfd.readouterr().out
     assert command(capfd, first, "--run-dir", f"{runs}/", "--to", "better") == (0, f"{runs}/better", "")
     assert command(capfd, first, "--run-dir", f"{runs}/", "--to", f"{runs}/first") == (0, f"{runs}/first", "")
@@ -268,24 +268,24 @@ def test_a_model_that_got_worse_is_not_published_and_a_rollback_leads_back(
 
 def test_a_run_whose_audit_failed_or_that_is_not_sealed_is_not_published(runs: str, make: Make) -> None:
     settings = make("failed", passed=False)
-    publish.fn(settings)
+    publish.fn(Run(settings))
     assert published_in(runs, settings) is None
     change_file(settings, "run.json", None)
     with pytest.raises(RunError, match="is not finished, so it cannot be published"):
-        publish.fn(settings)
+        publish.fn(Run(settings))
 
 
 def test_the_same_model_out_of_another_folder_stays_where_it_is_unless_that_is_gone(runs: str, make: Make) -> None:
     first, again = make("first"), make("again")
-    publish.fn(first)
+    publish.fn(Run(first))
     change_file(again, "model.keras", "the model of first")
-    run_folder(again).joinpath("model.keras").write_text("the model of first")
-    publish.fn(again)
-    publish.fn(first)
+    Run(again).folder.joinpath("model.keras").write_text("the model of first")
+    publish.fn(Run(again))
+    publish.fn(Run(first))
     published = published_in(runs, first) or {}
     assert (published["run"], published["earlier"]) == ("first", [])
     change_file(first, "model.keras", None)
-    publish.fn(again)
+    publish.fn(Run(again))
     published = published_in(runs, first) or {}
     assert (published["run"], published["earlier"]) == ("again", [])
 
@@ -302,8 +302,8 @@ def test_nobody_is_led_to_a_run_that_does_not_hold_its_model(
     runs: str, make: Make, capfd: pytest.CaptureFixture[str], name: str, content: str | None, says: str
 ) -> None:
     first, second = make("first"), make("second")
-    publish.fn(first)
-    publish.fn(second)
+    publish.fn(Run(first))
+    publish.fn(Run(second))
     before = published_in(runs, first)
     change_file(first, name, content)
     code, out, error = command(capfd, first, "--run-dir", f"{runs}/", "--roll-back")
@@ -335,7 +335,7 @@ def test_commands_that_cannot_be_done_end_in_one_sentence(
     assert "no-such is no finished run (it has no run.json)" in refused(*at, "--to", "no-such")
     assert "does not lie in" in refused(*at, "--to", "s3://other/runs/first")
     assert "give --roll-back or --to RUN" in refused(*at, "--roll-back", "--to", "first")
-    publish.fn(first)
+    publish.fn(Run(first))
     assert "names nothing that was published before" in refused(*at, "--roll-back")
     assert "is not published: AUC on validation 0.93 is below the published 0.95" in refused(*at, "--to", "worse")
     lenient = [*at, "--to", "worse", "--publishing.max-drop", "0.05"]
@@ -348,48 +348,48 @@ def test_commands_that_cannot_be_done_end_in_one_sentence(
             Path(address).write_text(broken)
         assert f"{address} is " in refused(*at)
         with pytest.raises(RunError, match=r"published\.json is "):
-            publish.fn(worse)
+            publish.fn(Run(worse))
 
 
 def test_with_publishing_off_nothing_is_weighed_or_published(runs: str, make: Make) -> None:
     settings = make("run")
-    assert weigh.fn(settings) is not None
-    assert (run_folder(settings) / "publishing.json").exists()
+    assert weigh.fn(Run(settings)) is not None
+    assert (Run(settings).folder / "publishing.json").exists()
     off = settings.model_copy(update={"publishing": PublishingSettings()})
-    assert weigh.fn(off) is None and publish.fn(off) is None
-    assert not (run_folder(settings) / "publishing.json").exists()
+    assert weigh.fn(Run(off)) is None and publish.fn(Run(off)) is None
+    assert not (Run(settings).folder / "publishing.json").exists()
     assert published_in(runs, settings) is None
 
 
 def test_a_run_is_weighed_against_what_is_published_and_against_itself_is_the_same(runs: str, make: Make) -> None:
     first, worse = make("first"), make("worse", free=0.9)
-    publish.fn(first)
-    weighed = weigh.fn(worse)
-    assert weighed == read_json(run_folder(worse) / "publishing.json")
+    publish.fn(Run(first))
+    weighed = weigh.fn(Run(worse))
+    assert weighed == read_json(Run(worse).folder / "publishing.json")
     assert weighed is not None
     assert (weighed["decision"], weighed["this"]["run"], weighed["published"]["run"]) == ("keep", "worse", "first")
-    (run_folder(first) / "run.json").unlink()
-    send(first, [], gone=["run.json"])
-    assert (weigh.fn(first) or {})["decision"] == "same", "though its seal is broken while it runs again"
+    (Run(first).folder / "run.json").unlink()
+    send(Run(first), [], gone=["run.json"])
+    assert (weigh.fn(Run(first)) or {})["decision"] == "same", "though its seal is broken while it runs again"
 
 
 def test_a_published_run_whose_folder_was_used_again_is_named_and_its_figures_count_still(
     runs: str, make: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    publish.fn(make("run"))
+    publish.fn(Run(make("run")))
     again = make("run", val=0.9)
-    (run_folder(again) / "model.keras").write_text("another model")
-    send(again, ["model.keras"])
-    publish.fn(again)
+    (Run(again).folder / "model.keras").write_text("another model")
+    send(Run(again), ["model.keras"])
+    publish.fn(Run(again))
     said = capfd.readouterr().out
     assert "not published: AUC on validation 0.9 is below" in said
     assert "the published run run cannot be used any more: its model.keras is not the one that was published" in said
 
 
 def test_the_test_split_decides_nothing_and_images_are_told_apart(make: Make) -> None:
-    run = run_folder(make("run", test=0.9))
+    run = Run(make("run", test=0.9)).folder
     first = describe_candidate(run, "/runs/run")
-    run_folder(make("run", test=0.1))
+    make("run", test=0.1)
     assert describe_candidate(run, "/runs/run") == first
     table = pd.read_csv(run / "predictions.csv")
     table.assign(has_device=[True, True, None, False]).to_csv(run / "predictions.csv", index=False)
@@ -406,18 +406,18 @@ def test_of_two_that_publish_at_once_the_later_is_weighed_against_the_earlier(
     runs: str, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, slow, fast = make("first"), make("slow", val=0.96), make("fast", val=0.98)
-    publish.fn(first)
+    publish.fn(Run(first))
     asked: list[str] = []
 
     def decide_slowly(candidate: Candidate, published: Published, *rest: Any, **more: Any) -> Facts:
         if candidate.run == "slow":
             asked.append(published.run)
             if len(asked) == 1:
-                publish.fn(fast)  # between the reading and the writing of the other one
+                publish.fn(Run(fast))  # between the reading and the writing of the other one
         return decide(candidate, published, *rest, **more)
 
     monkeypatch.setattr(publishing, "decide", decide_slowly)
-    publish.fn(slow)
+    publish.fn(Run(slow))
     published = published_in(runs, first) or {}
     assert asked == ["first", "fast"]
     assert (published["run"], [one["run"] for one in published["earlier"]]) == ("fast", ["first"])
@@ -437,13 +437,13 @@ def test_a_rollback_of_something_that_was_changed_meanwhile_is_refused(
     runs: str, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, third = make("first"), make("second"), make("third")
-    publish.fn(first)
-    publish.fn(second)
+    publish.fn(Run(first))
+    publish.fn(Run(second))
 
     step_back = Published.step_back
 
     def step_back_slowly(published: Published, now: str) -> Published:
-        publish.fn(third)
+        publish.fn(Run(third))
         return step_back(published, now)
 
     monkeypatch.setattr(Published, "step_back", step_back_slowly)
@@ -458,7 +458,7 @@ def test_a_rollback_whose_answer_got_lost_goes_back_one_step_and_not_two(
 ) -> None:
     first, *_ = made = [make(name) for name in ("first", "second", "third")]
     for settings in made:
-        publish.fn(settings)
+        publish.fn(Run(settings))
 
     def is_first_write(proxy: FaultyProxy) -> Callable[[str], bool]:
         return lambda request: request.startswith("PUT") and not proxy.n_failed
@@ -488,7 +488,7 @@ def test_a_file_that_others_change_all_the_time_is_given_up_with_a_sentence(
         return {"mine": len(turns)}
 
     with pytest.raises(OutsideError, match="is changed by others all the time"):
-        run_copies.change_shared(runs, "notes.json", settings, change)
+        run_copies.change_shared(runs, "notes.json", settings.ingestion, change)
     assert turns == [None, {"others": 1}, {"others": 2}]
 
 
@@ -512,8 +512,8 @@ def test_when_the_folder_of_runs_has_moved_what_is_published_is_found_where_it_i
     runs: str, make: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     first = make("first")
-    publish.fn(first)
-    publish.fn(make("second"))
+    publish.fn(Run(first))
+    publish.fn(Run(make("second")))
     moved = Path(shutil.move(runs, tmp_path / "elsewhere"))
     assert command(capfd, first, "--run-dir", str(moved)) == (0, f"{moved}/second", "")
     assert command(capfd, first, "--run-dir", str(moved), "--roll-back") == (0, f"{moved}/first", "")
@@ -542,8 +542,8 @@ def test_the_pipeline_weighs_reports_and_publishes_nothing_without_a_verdict(
     assert "not published: the audit" in caplog.text
     assert not (tmp_path / "runs" / "published.json").exists()
     other = read_flags([*flags, "--publishing.max-drop", "0.02"], "test")
-    seal.fn(other)
+    seal.fn(Run(other))
     sha256 = fetch_source(other).sha256
-    assert find_finished.fn(other, sha256) is None, "killed before it was published, it is not done"
-    note_finished.fn(other)
-    assert find_finished.fn(other, sha256) == report
+    assert find_finished.fn(Run(other), sha256) is None, "killed before it was published, it is not done"
+    note_finished.fn(Run(other))
+    assert find_finished.fn(Run(other), sha256) == report

@@ -12,6 +12,7 @@ from tasks.errors import RunError
 from tasks.files import read_json, write_json
 from tasks.reporting.model_card import CARD, escape_markdown, find_failures, gather_card, render_card, write_card
 from tasks.runs.manifest import read_manifest, write_manifest
+from tasks.runs.run import Run
 from tasks.settings import Settings, TrainingSettings
 
 
@@ -20,11 +21,11 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The card of a run of two networks with hostile names."""
     run = tmp_path_factory.mktemp("runs") / "my_run"
     build_run(run)
-    return Path(write_card.fn(settings_for(run))).read_text()
+    return Path(write_card.fn(Run(settings_for(run)))).read_text()
 
 
 def card_of(settings: Settings) -> str:
-    return render_card(gather_card(settings, Path(str(settings.run_dir))))
+    return render_card(gather_card(Run(settings)))
 
 
 def odd_card(tmp_path: Path, table: pd.DataFrame, n_members: int = 2, **more: Any) -> str:
@@ -37,7 +38,7 @@ def odd_card(tmp_path: Path, table: pd.DataFrame, n_members: int = 2, **more: An
 
 def test_the_card_lies_in_the_run_folder(tmp_path: Path) -> None:
     build_run(tmp_path)
-    assert write_card.fn(settings_for(tmp_path)) == str(tmp_path / CARD)
+    assert write_card.fn(Run(settings_for(tmp_path))) == str(tmp_path / CARD)
     assert (tmp_path / "model_card.md").read_text().startswith("# Model card: ")
 
 
@@ -204,4 +205,4 @@ def test_a_run_folder_without_metrics_is_refused_by_name(tmp_path: Path) -> None
     build_run(tmp_path)
     (tmp_path / "metrics.json").unlink()
     with pytest.raises(RunError, match=r"metrics\.json is missing"):
-        write_card.fn(settings_for(tmp_path))
+        write_card.fn(Run(settings_for(tmp_path)))

@@ -20,6 +20,7 @@ from tasks.reporting.inputs import OTHER_REASON, plain_reason
 from tasks.reporting.report import gather_page, render_page, summarise_page, write_report
 from tasks.reporting.results import say_result
 from tasks.reporting.words import say_seconds, say_value
+from tasks.runs.run import Run
 from tasks.settings import EvaluationSettings
 
 LINKS = ["../review/index.html", "../model_card.md"]
@@ -34,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def html(run: Path) -> str:
-    return Path(write_report.fn(settings_for(run))).read_text()
+    return Path(write_report.fn(Run(settings_for(run)))).read_text()
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def page(html: str) -> Page:
 def val_page(run: Path) -> Page:
     """The page when test is left out, over a folder that still holds numbers of test."""
     settings = settings_for(run, evaluation=EvaluationSettings(splits=("val",)))
-    return Page(render_page(gather_page(settings, run)))
+    return Page(render_page(gather_page(Run(settings))))
 
 
 def test_the_page_is_well_formed(page: Page, val_page: Page) -> None:
@@ -67,7 +68,7 @@ def test_the_data_docs_are_linked_relative_to_the_page_when_they_exist(run: Path
     docs = tmp_path / "checks" / "source" / "data_docs"
     docs.mkdir()
     (docs / "index.html").write_text("docs")
-    made = Page(Path(write_report.fn(settings_for(tmp_path))).read_text())
+    made = Page(Path(write_report.fn(Run(settings_for(tmp_path)))).read_text())
     links = [a["href"] for a in made.all("a") if not a["href"].startswith("#")]
     assert links == ["../checks/source/data_docs/index.html", *LINKS]
     assert (tmp_path / "report" / links[0]).exists()
@@ -176,7 +177,7 @@ def test_headings_go_down_one_step_at_a_time_and_ids_are_unique(page: Page) -> N
 def test_pictures_beyond_the_room_of_the_page_are_counted_in_words(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = max(len(p.read_bytes()) for p in (run / "explanations").glob("*.png"))
     monkeypatch.setattr(report_gallery, "PICTURES_MB", 1.7 * size / 1e6)
-    made = Page(render_page(gather_page(settings_for(run), run)))
+    made = Page(render_page(gather_page(Run(settings_for(run)))))
     n = len([i for i in made.all("img") if "truly" in i["alt"]])
     assert 1 <= n < 4
     assert f"The page has room for {n} of 4 explanations" in made.text
@@ -186,7 +187,7 @@ def test_a_run_without_explanations_checks_or_history_still_has_a_page(tmp_path:
     build_run(tmp_path)
     for path in [*(tmp_path / "explanations").iterdir(), *(tmp_path / "checks").glob("*/*"), tmp_path / "history.csv"]:
         path.unlink()
-    made = Page(Path(write_report.fn(settings_for(tmp_path))).read_text())
+    made = Page(Path(write_report.fn(Run(settings_for(tmp_path)))).read_text())
     assert "No image was explained in this run." in made.text
     assert "The data set as it came: this check was not run." in made.text
     assert "no history of the epochs" in made.text
@@ -200,7 +201,7 @@ def test_a_split_of_one_class_has_no_roc_curve_and_says_why(tmp_path: Path) -> N
     write_json(tmp_path / "metrics.json", metrics)
     table = pd.read_csv(tmp_path / "predictions.csv")
     table[(table["split"] == "val") | (table["label"] == 1)].to_csv(tmp_path / "predictions.csv", index=False)
-    made = Page(Path(write_report.fn(settings_for(tmp_path))).read_text())
+    made = Page(Path(write_report.fn(Run(settings_for(tmp_path)))).read_text())
     assert "On 8 test images: no AUC, because a class is missing in this group" in made.text
     assert "There is no ROC curve: it needs images of both classes." in made.text
 
@@ -209,11 +210,11 @@ def test_a_run_folder_without_metrics_is_refused_by_name(tmp_path: Path) -> None
     build_run(tmp_path)
     (tmp_path / "metrics.json").unlink()
     with pytest.raises(RunError, match=r"metrics\.json is missing"):
-        write_report.fn(settings_for(tmp_path))
+        write_report.fn(Run(settings_for(tmp_path)))
 
 
 def test_the_artifact_holds_sentence_metrics_and_two_pictures_below_300_kb(run: Path) -> None:
-    page = gather_page(settings_for(run), run)
+    page = gather_page(Run(settings_for(run)))
     text = summarise_page(page, str(run / "report" / "index.html"))
     assert page["sentence"] in text and "| Test, with a device | 0 |" in text
     assert text.count("](data:image/") == 2

@@ -10,6 +10,7 @@ from report_run import Page, build_run, compare_networks, settings_for
 from tasks.errors import RunError
 from tasks.reporting.audit import say_comparison
 from tasks.reporting.report import write_report
+from tasks.runs.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was compared with its twin, with its report."""
     folder = tmp_path_factory.mktemp("runs") / "compared"
     build_run(folder)
-    write_report.fn(compare_networks(folder))
+    write_report.fn(Run(compare_networks(folder)))
     return folder
 
 
@@ -64,7 +65,7 @@ def test_the_pair_of_maps_that_differ_most_says_how_much_lies_on_the_device(page
 
 def test_a_run_without_a_device_says_why_nothing_could_be_computed(tmp_path: Path) -> None:
     build_run(tmp_path)
-    made = Page(Path(write_report.fn(settings_for(tmp_path))).read_text())
+    made = Page(Path(write_report.fn(Run(settings_for(tmp_path)))).read_text())
     assert "The audit came to no verdict" in made.text
     assert "Not computed: no image of the audited split is known to show no device" in made.text
     assert "Not computed: no image was screened" in made.text
@@ -76,7 +77,7 @@ def test_a_run_without_an_audit_is_refused_by_name(tmp_path: Path) -> None:
     build_run(tmp_path)
     (tmp_path / "audit.json").unlink()
     with pytest.raises(RunError, match=r"audit\.json is missing: run the explain flow"):
-        write_report.fn(settings_for(tmp_path))
+        write_report.fn(Run(settings_for(tmp_path)))
 
 
 def test_a_difference_counts_only_where_the_intervals_are_apart() -> None:

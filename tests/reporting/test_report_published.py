@@ -14,6 +14,7 @@ from tasks.publishing.published import publish, weigh
 from tasks.records import Facts
 from tasks.reporting.published import say_weighed
 from tasks.reporting.report import gather_page, summarise_page, write_report
+from tasks.runs.run import Run
 from tasks.settings import AuditingSettings, PublishingSettings, Settings
 
 GROUPS = ("val", "val_device_free")
@@ -44,10 +45,10 @@ def build_published_run(run: Path, model: str, enabled: bool = True, **aucs: flo
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that is published, and a worse one with its report."""
     folder = tmp_path_factory.mktemp("folder") / "runs"
-    publish.fn(build_published_run(folder / "20260105T030000Z-set", "first", val=0.9512, val_device_free=0.9434))
+    publish.fn(Run(build_published_run(folder / "20260105T030000Z-set", "first", val=0.9512, val_device_free=0.9434)))
     worse = build_published_run(folder / "20260112T030000Z-set", "second", val=0.9123, val_device_free=0.9478)
-    weigh.fn(worse)
-    write_report.fn(worse)
+    weigh.fn(Run(worse))
+    write_report.fn(Run(worse))
     return folder
 
 
@@ -82,18 +83,18 @@ def test_the_section_is_well_formed_and_can_be_reached(page: Page) -> None:
 
 def test_nothing_is_said_of_publishing_where_it_is_off(tmp_path: Path) -> None:
     settings = build_published_run(tmp_path / "runs" / "run", "model", enabled=False)
-    weigh.fn(settings)
-    made = Page(Path(write_report.fn(settings)).read_text())
+    weigh.fn(Run(settings))
+    made = Page(Path(write_report.fn(Run(settings))).read_text())
     assert "Beside the published model" not in made.text and "#published" not in [a["href"] for a in made.all("a")]
 
 
 def test_the_first_model_stands_alone_and_the_artifact_says_what_becomes_of_it(tmp_path: Path) -> None:
     settings = build_published_run(tmp_path / "runs" / "run", "model", val=0.9, val_device_free=0.9)
-    weigh.fn(settings)
+    weigh.fn(Run(settings))
     says = "Nothing is published yet; this model will be, once its run is sealed, because it passed the audit."
-    page = gather_page(settings, tmp_path / "runs" / "run")
+    page = gather_page(Run(settings))
     assert says in summarise_page(page, "address")
-    made = Page(Path(write_report.fn(settings)).read_text())
+    made = Page(Path(write_report.fn(Run(settings))).read_text())
     assert says in made.text and "Published model" not in made.text
 
 
@@ -106,11 +107,11 @@ def test_of_the_published_model_itself_is_said_that_it_is_and_what_now_speaks_ag
 
 def test_a_hostile_name_in_what_is_published_is_shown_as_text(tmp_path: Path) -> None:
     settings = build_published_run(tmp_path / "runs" / "run", "model")
-    facts = weigh.fn(settings)
+    facts = weigh.fn(Run(settings))
     assert facts is not None
     other = {**facts["this"], "run": HOSTILE, "published": "2026-01-05T03:00:00+00:00"}
     write_json(tmp_path / "runs" / "run" / "publishing.json", facts | {"published": other, "notes": [HOSTILE]})
-    html = Path(write_report.fn(settings)).read_text()
+    html = Path(write_report.fn(Run(settings))).read_text()
     assert HOSTILE not in html and HOSTILE in Page(html).text
 
 
@@ -139,9 +140,10 @@ def test_through_the_engine_a_better_run_takes_over_and_a_worse_one_does_not(
 ) -> None:
     @flow(name="end of a run", log_prints=True)
     def end_run(settings: Settings) -> None:
-        weigh(settings)
-        write_report(settings)
-        publish(settings)
+        run = Run(settings)
+        weigh(run)
+        write_report(run)
+        publish(run)
 
     runs = tmp_path / "runs"
     end_run(build_published_run(runs / "first", "first", val=0.9, val_device_free=0.9))

@@ -24,6 +24,7 @@ from tasks.reporting.results import (
     say_share,
     say_start,
 )
+from tasks.runs.run import Run
 from tasks.settings import EvaluationSettings, Settings, TrainingSettings
 
 
@@ -36,7 +37,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 
 def show(settings: Settings) -> Page:
-    return Page(render_page(gather_page(settings, Path(str(settings.run_dir)))))
+    return Page(render_page(gather_page(Run(settings))))
 
 
 def odd_page(tmp_path: Path, table: pd.DataFrame, n_members: int = 2, **more: Any) -> Page:

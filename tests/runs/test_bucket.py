@@ -25,9 +25,9 @@ from tasks.files import REPOSITORY, write_json
 from tasks.records import Facts
 from tasks.runs import stages
 from tasks.runs.bucket import fetch_run, read_seal, send
-from tasks.runs.places import SEAL, address_of, run_folder
+from tasks.runs.places import SEAL
+from tasks.runs.run import Run
 from tasks.runs.s3_client import BucketFolder
-from tasks.runs.stages import run_stage
 from tasks.settings import Settings
 
 BUCKET = "chest"
@@ -62,10 +62,10 @@ def machine(folder: Path, address: str) -> Settings:
 
 def put_files(settings: Settings, **files: str) -> None:
     for name, content in files.items():
-        path = run_folder(settings) / name
+        path = Run(settings).folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    send(settings, files)
+    send(Run(settings), files)
 
 
 def names_below(bucket: Any, prefix: str) -> dict[str, Any]:
@@ -82,14 +82,14 @@ def test_what_a_machine_sends_another_one_fetches_and_what_it_takes_away_goes_th
 ) -> None:
     here, there = machine(tmp_path / "here", address), machine(tmp_path / "there", address)
     put_files(here, **{"a.txt": "1", "deep/b.txt": "2"})
-    fetch_run(there)
-    assert names_in(run_folder(there)) == ["a.txt", "deep/b.txt"]
+    fetch_run(Run(there))
+    assert names_in(Run(there).folder) == ["a.txt", "deep/b.txt"]
     put_files(there, **{"a.txt": "3"})
-    (run_folder(there) / "deep" / "b.txt").unlink()
-    send(there, [], gone=["deep/b.txt"])
-    fetch_run(here)
-    assert names_in(run_folder(here)) == ["a.txt"]
-    assert (run_folder(here) / "a.txt").read_text() == "3"
+    (Run(there).folder / "deep" / "b.txt").unlink()
+    send(Run(there), [], gone=["deep/b.txt"])
+    fetch_run(Run(here))
+    assert names_in(Run(here).folder) == ["a.txt"]
+    assert (Run(here).folder / "a.txt").read_text() == "3"
 
 
 def test_a_file_that_is_the_same_there_is_neither_sent_nor_fetched_again(
@@ -98,12 +98,12 @@ def test_a_file_that_is_the_same_there_is_neither_sent_nor_fetched_again(
     here, there = machine(tmp_path / "here", address), machine(tmp_path / "there", address)
     put_files(here, **{"a.txt": "1"})
     sent = names_below(bucket, "test_a_file_that_is_the_same")
-    fetch_run(there)
-    fetched = (run_folder(there) / "a.txt").stat().st_ino
-    send(here, ["a.txt"])
-    fetch_run(there)
+    fetch_run(Run(there))
+    fetched = (Run(there).folder / "a.txt").stat().st_ino
+    send(Run(here), ["a.txt"])
+    fetch_run(Run(there))
     assert names_below(bucket, "test_a_file_that_is_the_same") == sent
-    assert (run_folder(there) / "a.txt").stat().st_ino == fetched
+    assert (Run(there).folder / "a.txt").stat().st_ino == fetched
 
 
 def test_a_file_lost_or_changed_on_this_machine_comes_back_and_one_never_sent_goes(
@@ -111,12 +111,12 @@ def test_a_file_lost_or_changed_on_this_machine_comes_back_and_one_never_sent_go
 ) -> None:
     here = machine(tmp_path, address)
     put_files(here, **{"a.txt": "1", "b.txt": "2"})
-    (run_folder(here) / "a.txt").unlink()
-    (run_folder(here) / "b.txt").write_text("placed, and never sent")
-    (run_folder(here) / "c.txt").write_text("placed, and never sent")
-    fetch_run(here)
-    assert names_in(run_folder(here)) == ["a.txt", "b.txt"]
-    assert (run_folder(here) / "b.txt").read_text() == "2"
+    (Run(here).folder / "a.txt").unlink()
+    (Run(here).folder / "b.txt").write_text("placed, and never sent")
+    (Run(here).folder / "c.txt").write_text("placed, and never sent")
+    fetch_run(Run(here))
+    assert names_in(Run(here).folder) == ["a.txt", "b.txt"]
+    assert (Run(here).folder / "b.txt").read_text() == "2"
 
 
 def do_stage(settings: Settings, done: list[int], number: int = 1) -> Facts:
@@ -126,7 +126,7 @@ def do_stage(settings: Settings, done: list[int], number: int = 1) -> Facts:
         (out / "masks" / "made.txt").write_text(str(number))
         return {"n": number}
 
-    return run_stage(settings, "work", module="tasks.tables", inputs={"n": number}, make=make)
+    return Run(settings).stage("work", given={"n": number}, make=make)
 
 
 def test_a_stage_done_on_one_machine_is_taken_from_the_shared_cache_on_another_and_for_another_run(
@@ -137,7 +137,7 @@ def test_a_stage_done_on_one_machine_is_taken_from_the_shared_cache_on_another_a
     for place, run in (("there", address), ("elsewhere", address.replace("/run", "/next"))):
         other = machine(tmp_path / place, run)
         assert do_stage(other, done) == {"n": 1, "reused": True, "seconds": pytest.approx(0, abs=5)}
-        assert names_in(run_folder(other)) == ["masks/made.txt", "stages/work.json"]
+        assert names_in(Run(other).folder) == ["masks/made.txt", "stages/work.json"]
     assert done == [1]
     assert set(names_below(bucket, "test_a_stage_done")) >= {
         f"{address.partition(BUCKET + '/')[2]}/{name}" for name in ("masks/made.txt", "stages/work.json")
@@ -152,12 +152,12 @@ def make_half(settings: Settings, made_on: str) -> None:
         (out / "model.sha256").write_text(f"checksum of {made_on}")
         return {"n": 1}
 
-    run_stage(settings, "work", module="tasks.tables", inputs={"n": 1}, make=make)
+    Run(settings).stage("work", given={"n": 1}, make=make)
 
 
 def require_made_on(settings: Settings, name: str) -> None:
-    assert (run_folder(settings) / "model.txt").read_text() == f"of {name}"
-    assert (run_folder(settings) / "model.sha256").read_text() == f"checksum of {name}"
+    assert (Run(settings).folder / "model.txt").read_text() == f"of {name}"
+    assert (Run(settings).folder / "model.sha256").read_text() == f"checksum of {name}"
 
 
 def test_of_two_machines_that_make_the_same_at_once_the_shared_cache_keeps_what_one_of_them_made(
@@ -221,13 +221,13 @@ def test_a_stage_that_changes_a_sealed_run_breaks_its_seal_in_the_bucket_too(
     bucket: Any, address: str, tmp_path: Path
 ) -> None:
     here = machine(tmp_path / "here", address)
-    assert read_seal(here) is None
+    assert read_seal(Run(here)) is None
     put_files(here, **{SEAL: '{"news": "x"}'})
     there = machine(tmp_path / "there", address)
-    assert read_seal(there) == {"news": "x"}
-    fetch_run(there)
+    assert read_seal(Run(there)) == {"news": "x"}
+    fetch_run(Run(there))
     do_stage(there, [])
-    assert read_seal(here) is None and not (run_folder(there) / SEAL).exists()
+    assert read_seal(Run(here)) is None and not (Run(there).folder / SEAL).exists()
 
 
 @pytest.mark.parametrize("files", [("a.txt", "d.txt"), ("a.txt", "b.txt")], ids=["anew", "as before"])
@@ -244,7 +244,7 @@ def test_what_a_machine_placed_before_it_was_cut_off_is_nowhere_once_another_one
                 (out / name).write_text(str(number))
             return {"n": number}
 
-        run_stage(settings, "work", module="tasks.tables", inputs={"n": number}, make=make)
+        Run(settings).stage("work", given={"n": number}, make=make)
 
     do(here, 1, "a.txt", "b.txt")
     turns = count(1)
@@ -252,20 +252,20 @@ def test_what_a_machine_placed_before_it_was_cut_off_is_nowhere_once_another_one
     def send_or_die(settings: Settings, names: Iterable[str], gone: Iterable[str] = ()) -> None:
         if next(turns) == n_steps:
             raise KeyboardInterrupt
-        send(settings, names, gone)
+        send(Run(settings), names, gone)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(stages, "send", send_or_die)
         do(here, 2, "a.txt", "c.txt")
-    fetch_run(there)
+    fetch_run(Run(there))
     n = 1 if files[1] == "b.txt" else 3
     do(there, n, *files)
-    fetch_run(here)
+    fetch_run(Run(here))
     expected = [*files, "stages/work.json"]
-    assert names_in(run_folder(here)) == names_in(run_folder(there)) == expected
+    assert names_in(Run(here).folder) == names_in(Run(there).folder) == expected
     prefix = address.partition(f"{BUCKET}/")[2] + "/"
     assert sorted(name.removeprefix(prefix) for name in names_below(bucket, prefix)) == expected
-    assert (run_folder(here) / "a.txt").read_text() == str(n)
+    assert (Run(here).folder / "a.txt").read_text() == str(n)
 
 
 def test_shards_that_an_index_names_go_before_it_and_come_with_it_once(
@@ -276,41 +276,42 @@ def test_shards_that_an_index_names_go_before_it_and_come_with_it_once(
     shelf.mkdir(parents=True)
     (shelf / "one.npy").write_bytes(b"pixels")
     (shelf / "one.json").write_text("{}")
-    write_json(run_folder(here) / "arrays" / "index.json", {"shards": [{"name": "arrays/shelf/one.npy"}], "images": {}})
-    send(here, ["arrays/index.json"])
+    write_json(Run(here).folder / "arrays" / "index.json", {"shards": [{"name": "arrays/shelf/one.npy"}], "images": {}})
+    send(Run(here), ["arrays/index.json"])
     found = names_below(bucket, "test_shards_that/cache/")
     assert sorted(name.rpartition("/")[2] for name in names_below(bucket, "test_shards_that")) == [
         "index.json",
         "one.json",
         "one.npy",
     ]
-    fetch_run(there)
+    fetch_run(Run(there))
     fetched = Path(there.storage.cache) / "arrays" / "shelf" / "one.npy"
     assert fetched.read_bytes() == b"pixels"
     before = fetched.stat().st_ino
     other = machine(tmp_path / "there", address.replace("/run", "/next"))
     write_json(
-        run_folder(other) / "arrays" / "index.json", {"shards": [{"name": "arrays/shelf/one.npy"}], "images": {}}
+        Run(other).folder / "arrays" / "index.json", {"shards": [{"name": "arrays/shelf/one.npy"}], "images": {}}
     )
-    send(other, ["arrays/index.json"])
-    fetch_run(other)
+    send(Run(other), ["arrays/index.json"])
+    fetch_run(Run(other))
     assert fetched.stat().st_ino == before
     assert names_below(bucket, "test_shards_that/cache/") == found
 
 
 def answer_here(settings: Settings, path: str) -> None:
     images = pd.DataFrame({"path": [path], "sha256": [hashlib.sha256(path.encode()).hexdigest()]})
-    folder, now = answers_folder(settings), datetime.now(UTC)
+    folder, now = answers_folder(Run(settings)), datetime.now(UTC)
     keep_answers([Answer(path, 1)], images, folder, reviewer="someone", place="a test", now=now)
 
 
 def answered_here(settings: Settings) -> list[str]:
-    return sorted(answer.path for answer in read_kept(answers_folder(settings)))
+    return sorted(answer.path for answer in read_kept(answers_folder(Run(settings))))
 
 
 def test_a_run_in_a_bucket_is_named_by_its_address_there_and_another_by_its_path(tmp_path: Path) -> None:
-    assert address_of(machine(tmp_path, "s3://chest/runs/one"), "report/index.html").startswith("s3://chest/runs/one/r")
-    assert address_of(machine(tmp_path, str(tmp_path / "run"))) == str(tmp_path / "run")
+    there, here = (Run(machine(tmp_path, run)) for run in ("s3://chest/runs/one", str(tmp_path / "run")))
+    assert there.address("report/index.html") == "s3://chest/runs/one/report/index.html"
+    assert here.address() == str(tmp_path / "run")
 
 
 # -- the bucket --------------------------------------------------------------------------------------------------------
@@ -376,7 +377,7 @@ def test_a_bucket_that_cannot_be_used_is_one_sentence_with_the_way_out(
         if value:
             monkeypatch.setenv(name, value)
     with pytest.raises((RunError, OutsideError), match=f"run_dir: .*{said}"):
-        fetch_run(machine(tmp_path, run_dir))
+        fetch_run(Run(machine(tmp_path, run_dir)))
 
 
 @pytest.mark.parametrize(
@@ -397,7 +398,7 @@ def test_three_machines_that_share_nothing_but_the_address_make_one_run(
     address = f"s3://{BUCKET}/team/one"
     for place, path in (("another", "b.png"), ("prepare/data", "a.png")):
         answer_here(machine(tmp_path / place, address), path)
-    share_answers(machine(tmp_path / "another", address))
+    share_answers(Run(machine(tmp_path / "another", address)))
     code = "import sys; from flows.engine.command_line import read_flags; from flows.{0} import {0}; "
     code += "{0}(read_flags(sys.argv[1:], 'test'))"
     environment = set_aws(server) | {"PYTHONPATH": str(REPOSITORY), "PREFECT_HOME": str(tmp_path / "prefect")}
@@ -427,5 +428,5 @@ def test_the_folder_of_runs_in_a_bucket_is_not_taken_for_a_run(bucket: Any, addr
     folder = machine(tmp_path, address.removesuffix("run"))
     for act in (fetch_run, read_seal):
         with pytest.raises(RunError, match="names the folder of runs; name one of the runs in it"):
-            act(folder)
+            act(Run(folder))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

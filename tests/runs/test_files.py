@@ -28,11 +28,11 @@ from tasks.files import (
 )
 from tasks.publishing.sealing import _lead_to
 from tasks.records import Facts
-from tasks.runs import stages
+from tasks.runs import keys, stages
 from tasks.runs.keys import code_version, imported_modules, names_imported
 from tasks.runs.manifest import MANIFEST_DTYPES, read_manifest, write_manifest
-from tasks.runs.places import run_folder
-from tasks.runs.stages import read_stage, run_stage
+from tasks.runs.run import Run
+from tasks.runs.stages import read_stage
 from tasks.settings import Settings
 
 
@@ -187,11 +187,11 @@ def test_a_digest_depends_on_values_and_not_on_the_order_of_keys() -> None:
 
 def test_a_run_folder_has_to_be_named_and_may_not_be_a_file(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run folder is named"):
-        run_folder(Settings())
+        _ = Run(Settings()).folder
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="is a file"):
-        run_folder(Settings(run_dir=str(tmp_path / "file")))
-    assert run_folder(Settings(run_dir=str(tmp_path / "new"))) == tmp_path / "new"
+        _ = Run(Settings(run_dir=str(tmp_path / "file"))).folder
+    assert Run(Settings(run_dir=str(tmp_path / "new"))).folder == tmp_path / "new"
 
 
 def test_a_manifest_comes_back_sorted_in_its_types_with_unknown_as_missing(tmp_path: Path) -> None:
@@ -251,14 +251,12 @@ class Work:
         packages: tuple[str, ...] = (),
         make: Callable[[Path], Facts] | None = None,
     ) -> Facts:
-        return run_stage(
-            self.settings(run),
-            "work",
-            module=module,
-            inputs=inputs or {"x": 1},
-            make=make or self.make,
-            packages=packages,
-        )
+        def make_here(out: Path) -> Facts:
+            return (make or self.make)(out)
+
+        make_here.__module__ = module
+        given = inputs or {"x": 1}
+        return Run(self.settings(run)).stage("work", given=given, make=make_here, packages=packages)
 
 
 @pytest.fixture
@@ -317,10 +315,10 @@ def test_training_is_done_again_when_code_changes_that_shapes_it_and_not_when_wo
 ) -> None:
     work.do(module="tasks.training.fitting")
     module, before, after = (WORDS | MEANING)[change]
-    honest = stages.source_of
+    honest = keys.source_of
     assert before in honest(module), "there is nothing to change"
     changed = honest(module).replace(before, after, 1)
-    monkeypatch.setattr(stages, "source_of", lambda name: changed if name == module else honest(name))
+    monkeypatch.setattr(keys, "source_of", lambda name: changed if name == module else honest(name))
     assert work.do(module="tasks.training.fitting")["reused"] is (change in WORDS)
 
 
@@ -386,7 +384,7 @@ def test_a_resumable_stage_goes_on_from_what_was_left(work: Work) -> None:
         return {}
 
     def do() -> Facts:
-        return run_stage(work.settings(), "fit", module="tasks.sources.layout", inputs={}, make=make, resumable=True)
+        return Run(work.settings()).stage("fit", given={}, make=make, resumable=True)
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -442,7 +440,7 @@ def test_the_key_and_parts_of_an_entry_can_be_read_by_a_person(work: Work, tmp_p
     work.do(packages=("pandas",))
     (path,) = (tmp_path / "cache").rglob("stage.json")
     parts = json.loads(path.read_text())["parts"]
-    assert (parts["inputs"], list(parts["packages"])) == ({"x": 1}, ["pandas"])
+    assert (parts["given"], list(parts["packages"])) == ({"x": 1}, ["pandas"])
     assert path.parent.name == digest(parts)[:24]
 
 
