@@ -56,7 +56,7 @@ def test_one_function_loads_networks_and_does_so_in_safe_mode_after_their_checks
         if isinstance(node, ast.FunctionDef) and node.name == "load_checked"
     ]
     lines = {name: call.lineno for name, call in calls(loader)}
-    assert lines["sha256_of_file"] < lines["load_model"]
+    assert lines["_refuse_change"] < lines["load_model"]
 
 
 def test_weights_alone_are_loaded_for_backbones_only() -> None:

@@ -32,7 +32,9 @@ def test_a_run_through_a_tenth_of_faults_ends_like_an_undisturbed_one_and_leaves
         log = tmp_path / "first.log"
         first = run_pipeline(arguments, environment | {"AWS_ACCESS_KEY_ID": "first"}, log).end(code=2)
         (said,) = [line for line in first.splitlines() if line.startswith("error:")]
-        assert said.startswith("error: run_dir: s3://chest/faulty/cache: the AWS credentials have expired; renew them")
+        assert said.startswith(
+            f"error: run_dir: s3://{BUCKET}/faulty/cache: the AWS credentials have expired; renew them"
+        )
         assert "Traceback" not in first
         second = run_pipeline(arguments, environment | {"AWS_ACCESS_KEY_ID": "second"}, tmp_path / "second.log").end()
         found = Objects(store.client, BUCKET, "faulty/")
@@ -40,12 +42,12 @@ def test_a_run_through_a_tenth_of_faults_ends_like_an_undisturbed_one_and_leaves
         found.require_like(store.plain, attempt, "one")
         sent = [request for request in proxy.requests if request.startswith(f"PUT /{BUCKET}/faulty/one/")]
         attempt.whole(sent[-1].endswith("/run.json"), "the seal went last")
-        assert set(proxy.n_failed) == set(FAULTS) and proxy.n_failed.total() > 40
+        assert set(proxy.n_failed) == set(FAULTS) and proxy.n_failed.total() > 25
         assert len(epochs_in(first, second)) == 2 and "(taken from the cache)" in second, "no epoch was trained twice"
 
 
 @pytest.mark.long
-def test_of_two_runs_on_one_folder_from_two_machines_one_waits_and_the_folder_is_that_of_the_second(
+def test_of_two_runs_on_one_folder_from_two_machines_the_one_that_began_last_goes_on_and_the_other_sends_nothing_more(
     faults: FaultTable, store: Store, tmp_path: Path
 ) -> None:
     with faults.attempt("two runs on one run folder in a bucket at once") as attempt:
@@ -54,15 +56,17 @@ def test_of_two_runs_on_one_folder_from_two_machines_one_waits_and_the_folder_is
         for name, others in (("first", []), ("second", ["--explanation.n-images", "2"])):
             arguments = [*flags(tmp_path / name, address), *others]
             started.append(run_pipeline(arguments, environment, tmp_path / f"{name}.log"))
-        said = [run.end() for run in started]
-        waited = ["waiting until it ends" in some for some in said]
-        assert sum(waited) == 1
+        codes = [run.process.wait(600) for run in started]
+        assert sorted(codes) == [0, 2]
+        said = [run.end(code=code) for run, code in zip(started, codes, strict=True)]
+        winner, loser = codes.index(0), codes.index(2)
+        attempt.whole(
+            "was taken over by another process" in said[loser] and "Traceback" not in said[loser], said[loser]
+        )
         found = Objects(store.client, BUCKET, "plain/")
-        sealed = json.loads(found.read("two/run.json"))
-        n_images = sealed["settings"]["explanation"]["n_images"]
-        attempt.whole(n_images == (4, 2)[waited.index(True)], "the run that waited sealed the folder")
+        n_images = json.loads(found.read("two/run.json"))["settings"]["explanation"]["n_images"]
+        attempt.whole(n_images == (4, 2)[winner], "the run that went on sealed the folder")
         maps = [name for name in found.names if name.startswith("two/explanations/") and name.endswith(".json")]
         attempt.whole(len(maps) == n_images, f"{maps} are those of its settings")
-        attempt.whole(not [name for name in found.names if "/held/" in name], "nobody holds it any more")
         found.require_like(store.plain, attempt, "two", "one")
         assert epochs_in(*said) == [], "training came from the shared cache"
