@@ -18,10 +18,10 @@ from pydantic import BaseModel, Field
 
 from flows.engine.command_line import run_command
 from tasks.errors import SettingsError
-from tasks.files import digest, is_held, read_json
+from tasks.files import is_held, read_json
 from tasks.publishing.published import read_published
 from tasks.runs.places import SEAL
-from tasks.runs.stages import STAGES_FOLDER
+from tasks.runs.stages import STAGES_FOLDER, read_stage_record
 from tasks.settings import Settings
 
 DAY_S = 86_400
@@ -169,9 +169,9 @@ def is_worked_on(path: Path) -> bool:
 def name_used(run: Path) -> Iterator[str]:
     """Names in the cache that a run folder needs: entries of its stages, shards, and explanations."""
     for record in sorted((run / STAGES_FOLDER).glob("*.json")):
-        said = read_json(record)
-        yield said.get("entry") or f"{record.stem}/{digest(said['parts'])[:24]}"
-        yield from (str(name) for name in said["parts"]["inputs"].get("entries", ()))
+        found = read_stage_record(record)
+        yield found.entry
+        yield from (str(name) for name in found.parts.given.get("entries", ()))
     for index in INDICES:
         if (run / index).exists():
             for shard in read_json(run / index)["shards"]:

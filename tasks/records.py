@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import BaseModel, model_validator
+
 MODEL, TWIN = "model", "unfiltered"
 
 TITLES = {MODEL: "the model", TWIN: "its unscreened twin"}
@@ -20,3 +22,45 @@ SCORED_DEVICE = "shows a medical device (screener)"
 DOUBTFUL_DEVICE = "may show a medical device (screener)"
 DEVICE_REASONS = (READ_DEVICE, SCORED_DEVICE, DOUBTFUL_DEVICE)
 """What ``excluded`` says of training images that screening took out."""
+
+
+class StageParts(BaseModel):
+    """What the key of a stage's entry in the cache is made from.
+
+    Attributes:
+        reads: sha256 of each file of the run that the stage reads, by name.
+        given: Settings, and what lies elsewhere.
+        code: A hash of the code that shapes the result.
+        packages: Versions of installed distributions.
+    """
+
+    reads: dict[str, str] = {}
+    given: Facts = {}
+    code: str = ""
+    packages: dict[str, str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_inputs(cls, found: Any) -> Any:
+        # Runs made before December 2026 have all in "inputs".
+        return {"given": found["inputs"]} if isinstance(found, dict) and "inputs" in found else found
+
+
+class StageRecord(BaseModel):
+    """The record of a finished stage: ``stage.json`` in the cache, ``stages/<stage>.json`` in a run.
+
+    Attributes:
+        facts: Counts for log and report.
+        seconds: That the work took when it was done.
+        parts: What the key is made from.
+        reused: Whether the run took it from the cache.
+        entry: Its name in the cache.
+        files: Names of what was placed in the run.
+    """
+
+    facts: Facts
+    seconds: float = 0.0
+    parts: StageParts = StageParts()
+    reused: bool = False
+    entry: str = ""
+    files: list[str] = []

@@ -11,7 +11,7 @@ from tasks.runs.keys import imported_modules
 from tasks.settings import Section, Settings
 
 ROOMS = (
-    *("tasks", "tasks.runs", "tasks.drawings", "tasks.pixels", "tasks.sources", "tasks.networks", "tasks.devices"),
+    *("tasks", "tasks.drawings", "tasks.pixels", "tasks.runs", "tasks.sources", "tasks.networks", "tasks.devices"),
     *("tasks.preparing", "tasks.training", "tasks.explaining", "tasks.publishing", "tasks.reporting", "tasks.scoring"),
     *("flows.engine", "flows", "infra"),
 )
@@ -84,22 +84,21 @@ def test_no_module_is_named_like_one_of_the_standard_library() -> None:
     assert not {module.split(".")[-1] for module in FILES} & set(sys.stdlib_module_names)
 
 
-GROUND = "records runs.manifest"
-PACKED = f"{GROUND} pixels.decoding pixels.packed"
-KERAS = "networks.files networks.keras_backend networks.normalisation"
-CLASSIFIER = f"{PACKED} {KERAS} networks.backbones networks.classifier"
-PROBES = f"{CLASSIFIER} measures networks.twin pixels.masks pixels.window explaining.subjects drawings.transplant"
-SCREENER = f"{PACKED} {KERAS} devices.files devices.quality devices.readings devices.screener measures tables"
+KERAS = "networks.files networks.keras_backend networks.normalisation pixels.decoding records"
+CLASSIFIER = f"{KERAS} networks.backbones networks.classifier"
+PROBES = f"{CLASSIFIER} measures networks.twin pixels.window explaining.subjects drawings.transplant"
+SCREENER = f"{KERAS} devices.files devices.quality devices.readings devices.screener measures tables"
 KEYS = {
-    "preparing.ingestion": f"{GROUND} pixels.decoding sources.layout tables",
-    "preparing.quality": GROUND,
-    "preparing.splitting": GROUND,
-    "preparing.packing": f"{GROUND} pixels.decoding",
-    "preparing.screening": f"{SCREENER} pixels.masks",
+    "preparing.ingestion": "pixels.decoding records runs.manifest sources.layout tables",
+    "preparing.quality": "records",
+    "preparing.splitting": "records runs.manifest",
+    "preparing.packing": "pixels.decoding records runs.manifest",
+    "preparing.screening": f"{SCREENER} runs.manifest",
     "training.fitting": f"{CLASSIFIER} networks.augmentation networks.checkpoints networks.twin training.members",
     "training.calibration": f"{CLASSIFIER} measures networks.familiarity networks.twin pixels.shifts",
     "training.evaluation": f"{CLASSIFIER} measures pixels.shifts",
-    "explaining.explanations": f"{PROBES} explaining.lime_arrays explaining.lime_quality explaining.pictures",
+    "explaining.explanations": f"{PROBES} explaining.lime_arrays explaining.lime_quality explaining.pictures "
+    "runs.manifest",
     "explaining.auditing": f"{PROBES} explaining.baselines explaining.probes explaining.verdict drawings.devices",
     "training.screener": f"{SCREENER} networks.augmentation networks.checkpoints drawings.chests drawings.devices "
     "drawings.distractors drawings.sample training.screener_lessons training.screener_losses",

@@ -40,7 +40,7 @@ def check_network(folder: Path, name: str = "model") -> str:
         RunError: If a file is missing or the checksum differs.
     """
     checksum = read_checksum(folder, name)
-    _refuse_change(folder / f"{name}.keras", checksum)
+    _refuse_change(folder / f"{name}.keras", checksum, f"{name}.sha256")
     return checksum
 
 
@@ -50,15 +50,16 @@ def load_network(folder: Path, name: str = "model") -> Any:
     Raises:
         RunError: If a file is missing, the checksum differs, or the file does not load.
     """
-    return load_checked(folder / f"{name}.keras", read_checksum(folder, name))
+    return load_checked(folder / f"{name}.keras", read_checksum(folder, name), f"{name}.sha256")
 
 
-def load_checked(path: Path, sha256: str, *, compiled: bool = False) -> Any:
+def load_checked(path: Path, sha256: str, noted_in: str = "its checksum", *, compiled: bool = False) -> Any:
     """Loads a ``keras.Model`` from a ``.keras`` file; nothing else loads one, and nothing before its checksum matched.
 
     Args:
         path: The file.
         sha256: Its checksum as noted when it was written.
+        noted_in: Where, for the error.
         compiled: With optimiser and loss, to go on training.
 
     Raises:
@@ -69,7 +70,7 @@ def load_checked(path: Path, sha256: str, *, compiled: bool = False) -> Any:
     # Keras goes by the name, and would load an .h5 file without its safe mode.
     if path.suffix != ".keras":
         raise RunError(f"{path} is no .keras file: train again")
-    _refuse_change(path, sha256)
+    _refuse_change(path, sha256, noted_in)
     _refuse_bomb(path)
     try:
         return keras.saving.load_model(path, compile=compiled, safe_mode=True)
@@ -78,13 +79,13 @@ def load_checked(path: Path, sha256: str, *, compiled: bool = False) -> Any:
         raise RunError(f"{path} does not load ({reason[:120]}): train again") from None
 
 
-def _refuse_change(path: Path, sha256: str) -> None:
+def _refuse_change(path: Path, sha256: str, noted_in: str) -> None:
     try:
         found = sha256_of_file(path)
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror}): train again") from None
     if found != sha256:
-        raise RunError(f"{path} does not match the checksum noted with it: it was changed after training; train again")
+        raise RunError(f"{path} does not match {noted_in}: it was changed after training; train again")
 
 
 def _refuse_bomb(path: Path) -> None:

@@ -22,7 +22,7 @@ from tasks.runs.stages import read_stage
 def note_finished(run: Run) -> None:
     """Notes in the cache that this sealed run is done with, so that one like it has nothing new to do."""
     path = run.cache / "finished" / f"{read_record(run.folder / SEAL, news=str)['news']}.json"
-    used = dict(read_stage(run.folder, "screen")["parts"]["given"]["answers"])
+    used = dict(read_stage(run.folder, "screen").parts.given["answers"])
     contents = set(run.manifest()["sha256"])
     if used == {sha: device for sha, device in read_answered(run).items() if sha in contents}:
         # Else an answer came in while it trained, and the next run has news.

@@ -8,7 +8,6 @@ from tasks.measures import describe_value
 from tasks.pixels.outlines import draw_outline, encode_jpeg
 from tasks.records import CLASS_NAMES, Facts
 from tasks.runs.run import Run
-from tasks.runs.stages import read_stage
 
 RATE_NAMES = {
     "train before": "Training, before screening",
@@ -27,7 +26,7 @@ def describe_devices(run: Run, manifest: pd.DataFrame, splits: Sequence[str]) ->
     from tasks.reporting.figures import as_svg, draw_rates
 
     how = run.settings.screening
-    facts = read_stage(run.folder, "screen")["facts"]
+    facts = run.facts("screen")
     rows = [
         {**row, "name": RATE_NAMES[row["split"]]}
         for row in facts["rates"]

@@ -61,7 +61,7 @@ def describe_gallery(run: Path, splits: Sequence[str], how: ExplanationSettings)
         "compared": any(TWIN in item for item in found),
         "n_samples": how.n_samples,
         "weak": WEAK,
-        "trust": describe_trust(read_stage(run, "explain")["facts"]),
+        "trust": describe_trust(read_stage(run, "explain").facts),
     }
 
 

@@ -26,7 +26,7 @@ OTHER_REASON = "Another reason, named in excluded.csv of the run folder"
 
 def describe_source(run: Path, manifest: pd.DataFrame) -> Facts:
     """Name, kind, checksum and counts of the source, as it came and as it is used."""
-    facts = read_stage(run, "ingest")["facts"]
+    facts = read_stage(run, "ingest").facts
     usable = manifest[manifest["excluded"].fillna("") == ""]
     return {
         "name": facts["name"],
@@ -62,7 +62,7 @@ def describe_left_out(run: Path, manifest: pd.DataFrame) -> Facts:
     """Images that are excluded, by reason and split, and what else was left out or stays on purpose."""
     reasons = manifest["excluded"].fillna("")
     excluded = manifest[reasons != ""].assign(why=reasons[reasons != ""].map(plain_reason))
-    ingest, screen = read_stage(run, "ingest")["facts"], read_stage(run, "screen")["facts"]
+    ingest, screen = read_stage(run, "ingest").facts, read_stage(run, "screen").facts
     rows = []
     for why in (*REASONS.values(), OTHER_REASON):
         part = excluded[excluded["why"] == why]

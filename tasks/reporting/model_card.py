@@ -41,7 +41,6 @@ from tasks.runs.bucket import send
 from tasks.runs.provenance import describe_run
 from tasks.runs.retries import AGAIN
 from tasks.runs.run import Run
-from tasks.runs.stages import read_stage
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
 CARD = "model_card.md"
@@ -93,7 +92,7 @@ def gather_card(run: Run) -> Facts:
     provenance = describe_run(run)
     splits, main = choose_splits(metrics, run.settings.evaluation)
     left_out = describe_left_out(run.folder, manifest)
-    screen, ingest = read_stage(run.folder, "screen")["facts"], read_stage(run.folder, "ingest")["facts"]
+    screen, ingest = run.facts("screen"), run.facts("ingest")
     training = describe_training(run.folder, run.settings.training)
     changed = [
         {"name": f"{group['name']}.{row['name']}", "value": PurePath(row["value"]).name}

@@ -40,8 +40,8 @@ N_AUCS_SAID = 10
 
 def describe_training(run: Path, settings: TrainingSettings) -> Facts:
     """Counts of the training, and how the networks were joined."""
-    record, joined = read_stage(run, "fit"), read_stage(run, "calibrate")["facts"]
-    facts = record["facts"]
+    record, joined = read_stage(run, "fit"), read_stage(run, "calibrate").facts
+    facts = record.facts
     counts = ("n_train", "n_train_pneumonia", "n_train_subtype_known", "n_models", "epochs")
     return {
         **{name: facts[name] for name in counts},
@@ -51,8 +51,8 @@ def describe_training(run: Path, settings: TrainingSettings) -> Facts:
         "offset": f"{'plus' if joined['offset'] >= 0 else 'minus'} {abs(joined['offset']):.2f}",
         "start": say_start(settings),
         "aucs": say_aucs(facts["val_aucs"]),
-        "took": say_seconds(record["seconds"]),
-        "reused": record["reused"],
+        "took": say_seconds(record.seconds),
+        "reused": record.reused,
     }
 
 

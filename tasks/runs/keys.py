@@ -21,6 +21,9 @@ SHAPES_NOTHING = (
     "tasks.errors",
     "tasks.runs",
     "tasks.sources",
+    "tasks.pixels.packed",
+    "tasks.pixels.masks",
+    "tasks.pixels.shards",
     "tasks.devices.contact_sheet",
     "tasks.devices.answers",
 )

@@ -39,7 +39,7 @@ def describe_run(run: Run) -> Facts:
     stages = {
         path.stem: read_stage(run.folder, path.stem) for path in sorted((run.folder / STAGES_FOLDER).glob("*.json"))
     }
-    source = read_stage(run.folder, "ingest")["facts"]
+    source = read_stage(run.folder, "ingest").facts
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": run.settings.model_dump(mode="json"),
@@ -48,10 +48,10 @@ def describe_run(run: Run) -> Facts:
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "git_commit": read_commit(),
-        "keras_backend": read_stage(run.folder, "fit")["facts"]["backend"],
+        "keras_backend": read_stage(run.folder, "fit").facts["backend"],
         "hardware": describe_hardware(),
-        "seconds": {name: record["seconds"] for name, record in stages.items()},
-        "reused": sorted(name for name, record in stages.items() if record["reused"]),
+        "seconds": {name: record.seconds for name, record in stages.items()},
+        "reused": sorted(name for name, record in stages.items() if record.reused),
     }
 
 

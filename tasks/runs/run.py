@@ -33,7 +33,7 @@ class Run(Place):
 
     def facts(self, stage: str) -> Facts:
         """What a finished stage found; RunError if it was not done."""
-        return dict(read_stage(self.folder, stage)["facts"])
+        return read_stage(self.folder, stage).facts
 
     def stage(
         self,

@@ -16,10 +16,11 @@ from typing import Any, ParamSpec
 
 from prefect import Task, task
 from prefect.states import Completed
+from pydantic import ValidationError
 
 from tasks.errors import RunError
-from tasks.files import digest, inside, make_once, read_json, read_record, room_in, sha256_of_file, write_json
-from tasks.records import Facts
+from tasks.files import digest, inside, make_once, read_json, room_in, sha256_of_file, write_json
+from tasks.records import Facts, StageParts, StageRecord
 from tasks.runs.artifacts import in_run
 from tasks.runs.bucket import fetch_entry, fetch_shards, keep_entry, send
 from tasks.runs.keys import code_version, package_versions
@@ -42,23 +43,23 @@ def run_stage(
     is_valid: Callable[[Path], bool],
 ) -> Facts:
     """See ``Run.stage``."""
-    parts = {
-        "reads": {file: _checksum_of(run.folder / file) for file in reads},
-        "given": dict(given),
-        "code": code_version(make.__module__),
-        "packages": package_versions(packages),
-    }
-    entry = f"{name}/{digest(parts)[:24]}"
+    parts = StageParts(
+        reads={file: _checksum_of(run.folder / file) for file in reads},
+        given=dict(given),
+        code=code_version(make.__module__),
+        packages=package_versions(packages),
+    )
+    entry = f"{name}/{digest(parts.model_dump())[:24]}"
 
     def make_entry(folder: Path) -> None:
         start = time.perf_counter()
         facts = make(folder)
         seconds = round(time.perf_counter() - start, 2)
-        write_json(folder / "stage.json", {"facts": facts, "seconds": seconds, "parts": parts})
+        write_json(folder / "stage.json", StageRecord(facts=facts, seconds=seconds, parts=parts).model_dump())
 
     def is_whole(folder: Path) -> bool:
         try:
-            read_record(folder / "stage.json", facts=dict, seconds=(int, float))
+            read_stage_record(folder / "stage.json")
             return is_valid(folder)
         except RunError:  # missing or damaged: it is made again
             return False
@@ -69,11 +70,11 @@ def run_stage(
         fetch_shards(run, folder)
     reused = make_once(folder, make_entry, is_valid=is_whole, resumable=resumable)
     keep_entry(run, entry)  # one that is reused, too: its first upload may have broken off
-    record = read_json(folder / "stage.json")
-    place_files(run, folder, name, {**record, "reused": reused, "entry": entry})
+    record = read_stage_record(folder / "stage.json")
+    place_files(run, folder, name, record.model_copy(update={"reused": reused, "entry": entry}))
     if reused:
         print(f"{name} is taken from the cache")
-    return {**record["facts"], "reused": reused, "seconds": record["seconds"]}
+    return {**record.facts, "reused": reused, "seconds": record.seconds}
 
 
 def _checksum_of(path: Path) -> str:
@@ -103,7 +104,7 @@ def stage_task(name: str, **options: Any) -> Callable[[Callable[P, Facts]], Task
     return decorate
 
 
-def place_files(run: Place, entry: Path, stage: str, record: Facts) -> None:
+def place_files(run: Place, entry: Path, stage: str, record: StageRecord) -> None:
     """Puts a stage's files in the place of those of an earlier try in the run folder, and breaks the run's seal.
 
     What is no longer right goes first, then the stage's record names what is to be there, then it comes: where this is
@@ -112,13 +113,13 @@ def place_files(run: Place, entry: Path, stage: str, record: Facts) -> None:
     names = sorted(p.relative_to(entry).as_posix() for p in entry.rglob("*") if p.is_file() and p.name != "stage.json")
     record_name = f"{STAGES_FOLDER}/{stage}.json"
     with room_in(folder := run.folder):
-        earlier = read_record(folder / record_name, files=list)["files"] if (folder / record_name).exists() else []
+        earlier = read_stage_record(folder / record_name).files if (folder / record_name).exists() else []
         same = {name for name in names if (folder / name).is_file() and filecmp.cmp(entry / name, folder / name, False)}
         gone = [SEAL, *sorted({*earlier, *names} - same)]
         for name in gone:
             inside(folder, name).unlink(missing_ok=True)
         send(run, [], gone=gone)
-        write_json(folder / record_name, {**record, "files": names})
+        write_json(folder / record_name, record.model_copy(update={"files": names}).model_dump())
         send(run, [record_name])
         for name in names:
             if name not in same:
@@ -136,10 +137,22 @@ def _place(source: Path, target: Path) -> None:
         beside.unlink(missing_ok=True)
 
 
-def read_stage(run: Path, stage: str) -> Facts:
-    """The record of a finished stage in a run folder: ``facts``, ``seconds``, ``reused``, ``files``, ``entry``.
+def read_stage(run: Path, stage: str) -> StageRecord:
+    """The record of a finished stage in a run folder.
 
     Raises:
         RunError: If there is none.
     """
-    return read_record(run / STAGES_FOLDER / f"{stage}.json", facts=dict)
+    return read_stage_record(run / STAGES_FOLDER / f"{stage}.json")
+
+
+def read_stage_record(path: Path) -> StageRecord:
+    """The record of a stage in the cache or in a run.
+
+    Raises:
+        RunError: If it is missing, or something else.
+    """
+    try:
+        return StageRecord.model_validate(read_json(path))
+    except ValidationError:
+        raise RunError(f"{path} is not what a run wrote there: remove it and run again") from None

@@ -21,7 +21,7 @@ from tasks.files import open_whole, read_json
 from tasks.networks.familiarity import Familiarity, load_familiarity
 from tasks.networks.files import check_network, load_network
 from tasks.pixels.decoding import SIDE_PX
-from tasks.records import Facts
+from tasks.records import Facts, StageParts
 from tasks.runs.places import Place
 from tasks.runs.stages import STAGES_FOLDER, read_stage
 from tasks.scoring.batches import (
@@ -127,7 +127,8 @@ def read_threshold(run: Path) -> float:
     threshold = known.get("threshold") if isinstance(known, dict) else None
     if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not 0 <= threshold <= 1:
         raise RunError(f"{metrics} names no threshold: run the train flow on this run folder again")
-    if stage_inputs(run, "evaluate").get("model", sha256) != sha256:
+    measured = read_parts(run, "evaluate")
+    if measured.reads.get("model.keras", measured.given.get("model", sha256)) != sha256:
         raise RunError(f"{metrics} was measured on another network: run the train flow on this run folder again")
     return float(threshold)
 
@@ -152,20 +153,18 @@ def load_scorer(run: Path, settings: Settings) -> Scorer:
 
 def as_packed(run: Path, settings: Settings) -> Settings:
     """The settings, with images made into pixels as those of the run were: with padding, or stretched."""
-    padding = stage_inputs(run, "pack").get("padding", settings.packing.padding)
+    padding = read_parts(run, "pack").given.get("padding", settings.packing.padding)
     return settings.model_copy(update={"packing": settings.packing.model_copy(update={"padding": bool(padding)})})
 
 
-def stage_inputs(run: Path, stage: str) -> Facts:
+def read_parts(run: Path, stage: str) -> StageParts:
     """What a stage of a run was made from; empty where the run folder does not say.
 
     Raises:
         RunError: If the stage was cut off while its files were placed.
     """
     there = (run / STAGES_FOLDER / f"{stage}.json").is_file()
-    parts = read_stage(run, stage).get("parts") if there else None
-    inputs = parts.get("inputs") if isinstance(parts, dict) else None
-    return inputs if isinstance(inputs, dict) else {}
+    return read_stage(run, stage).parts if there else StageParts()
 
 
 def score_batch(scorer: Scorer, pixels: NDArray[np.uint8]) -> list[ScoredImage]:

@@ -426,7 +426,7 @@ def test_a_run_is_summed_up_by_medians_and_by_how_many_maps_beat_a_random_order(
     }
     line = say_explanations(facts | {"n_images": 4, "reused": True})
     assert line == (
-        "explained 4 images (taken from the cache); median rank correlation between seeds 0.80 on 3 of them; "
+        "explained 4 images; median rank correlation between seeds 0.80 on 3 of them; "
         "deletion beats a random order on 2 of 4"
     )
 

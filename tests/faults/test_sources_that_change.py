@@ -67,8 +67,8 @@ def check_recorded(settings: Settings) -> None:
     run = Path(str(settings.run_dir))
     manifest = read_manifest(run)
     sums = dict(zip(manifest["path"], manifest["sha256"], strict=True))
-    tables = read_stage(run, "ingest")["facts"]["table_sha256"]
-    assert read_stage(run, "ingest")["facts"]["sha256"] == digest({**sums, **tables})
+    tables = read_stage(run, "ingest").facts["table_sha256"]
+    assert read_stage(run, "ingest").facts["sha256"] == digest({**sums, **tables})
     packed = PackedImages(run, Path(settings.storage.cache))
     for row in manifest[manifest["excluded"] == ""].to_dict("records"):
         np.testing.assert_array_equal(packed.read([row["image_id"]])[0], decode(CONTENTS[row["sha256"]]))
@@ -122,7 +122,7 @@ def test_a_file_that_changes_or_goes_is_refused_by_name_and_put_back_it_runs_as_
         pack_all(settings, ingest_all(settings)["folder"])
         check_recorded(settings)
         sums = {p.relative_to(source).as_posix(): sha256_of_file(p) for p in source.rglob("*.png")}
-        attempt.whole(read_stage(Path(str(settings.run_dir)), "ingest")["facts"]["sha256"] == digest(sums), "a mixture")
+        attempt.whole(read_stage(Path(str(settings.run_dir)), "ingest").facts["sha256"] == digest(sums), "a mixture")
 
 
 @pytest.mark.parametrize("happens", ["changes", "comes"])

@@ -85,9 +85,10 @@ def test_a_run_folder_is_held_by_one_process_and_the_other_waits_and_says_so(
 ) -> None:
     code = """
 from flows.engine.run_folders import own_run_folder
+from tasks.runs.run import Run
 from tasks.settings import Settings
 def do():
-    with own_run_folder(Settings(run_dir=sys.argv[3])):
+    with own_run_folder(Run(Settings(run_dir=sys.argv[3]))):
         for _ in range(20):
             with Path(sys.argv[3], "record.txt").open("a") as stream:
                 stream.write(sys.argv[2])
@@ -110,11 +111,12 @@ def test_a_run_folder_is_held_under_each_of_its_names(faults: FaultTable, tmp_pa
 import os
 import re
 from flows.engine.run_folders import own_run_folder
+from tasks.runs.run import Run
 from tasks.settings import Settings
 def do():
     folder = Path(sys.argv[3]).absolute()
     os.chdir(folder.parent / "latest")
-    with own_run_folder(Settings(run_dir=str(folder) if sys.argv[2] == "a" else sys.argv[4])):
+    with own_run_folder(Run(Settings(run_dir=str(folder) if sys.argv[2] == "a" else sys.argv[4]))):
         part = folder / f"{sys.argv[2]}.partial"
         part.touch()
         for _ in range(20):
@@ -204,7 +206,7 @@ def test_two_different_runs_that_are_given_one_folder_never_leave_a_mixture(
         rate = json.loads((place.run / "run.json").read_text())["settings"]["training"]["learning_rate"]
         for path in sorted((place.run / "stages").glob("*.json")):
             record = json.loads(path.read_text())
-            attempt.whole(record["parts"]["inputs"].get("training", {}).get("learning_rate", rate) == rate, path.name)
+            attempt.whole(record["parts"]["given"].get("training", {}).get("learning_rate", rate) == rate, path.name)
             for name in record["files"]:
                 later = ("manifest.parquet", "excluded.csv")  # a later stage writes the manifest on
                 entry = place.cache / record["entry"] / name

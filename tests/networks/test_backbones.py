@@ -115,7 +115,10 @@ for seed, weights in [(1, None), (1, "none"), (2, None)]:
 
 def test_without_weights_the_seed_decides() -> None:
     """In a process of its own: Keras draws from Python's global generator, as threads of the test servers do."""
-    place = {**os.environ, "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests")))}
+    place = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests"), str(Path(__file__).parent))),
+    }
     done = subprocess.run([sys.executable, "-c", DRAW], env=place, capture_output=True, text=True, check=True)
     one, again, other = done.stdout.split()
     assert one == again != other

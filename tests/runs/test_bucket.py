@@ -249,10 +249,10 @@ def test_what_a_machine_placed_before_it_was_cut_off_is_nowhere_once_another_one
     do(here, 1, "a.txt", "b.txt")
     turns = count(1)
 
-    def send_or_die(settings: Settings, names: Iterable[str], gone: Iterable[str] = ()) -> None:
+    def send_or_die(run: Run, names: Iterable[str], gone: Iterable[str] = ()) -> None:
         if next(turns) == n_steps:
             raise KeyboardInterrupt
-        send(Run(settings), names, gone)
+        send(run, names, gone)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(stages, "send", send_or_die)

@@ -269,8 +269,8 @@ def test_a_stage_places_its_files_and_its_record_in_the_run_folder(work: Work, t
     assert (facts["n"], facts["reused"]) == (1, False)
     assert names_in(tmp_path / "run") == ["a.txt", "deep/b.txt", "stages/work.json"]
     record = read_stage(tmp_path / "run", "work")
-    assert (record["facts"], record["files"]) == ({"n": 1}, ["a.txt", "deep/b.txt"])
-    assert (tmp_path / "cache" / record["entry"]).is_dir()
+    assert (record.facts, record.files) == ({"n": 1}, ["a.txt", "deep/b.txt"])
+    assert (tmp_path / "cache" / record.entry).is_dir()
 
 
 def test_a_stage_is_not_done_again_in_the_same_run_folder_or_a_new_one(work: Work, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_a_stage_is_not_done_again_in_the_same_run_folder_or_a_new_one(work: Wor
         assert (again["reused"], again["n"], again["seconds"]) == (True, 1, first["seconds"])
     assert work.n_done == 1
     assert (tmp_path / "other" / "deep" / "b.txt").read_text() == "2"
-    assert read_stage(tmp_path / "other", "work")["reused"] is True
+    assert read_stage(tmp_path / "other", "work").reused is True
 
 
 def test_a_stage_is_done_again_when_an_input_changes_and_not_again_when_it_changes_back(work: Work) -> None:
@@ -417,7 +417,7 @@ def test_files_placed_by_a_process_that_was_cut_off_leave_the_run_folder_with_th
     work.files = {"a.txt": "6"}
     work.do(inputs={"x": 3})
     assert names_in(tmp_path / "run") == ["a.txt", "stages/work.json"]
-    assert read_stage(tmp_path / "run", "work")["files"] == ["a.txt"]
+    assert read_stage(tmp_path / "run", "work").files == ["a.txt"]
 
 
 def test_a_stage_cut_off_while_its_files_were_placed_leaves_none_of_an_earlier_try(
