@@ -134,8 +134,8 @@ def audit_networks(
         explained: The JSON of each explanation.
         settings: ``auditing``, the draws of ``evaluation.n_bootstrap``, and the seed.
     """
-    how, n_bootstrap, seed = settings.auditing, settings.evaluation.n_bootstrap, settings.seed
-    put_on, taken_off = change_devices(scene, how, seed)
+    auditing, n_bootstrap, seed = settings.auditing, settings.evaluation.n_bootstrap, settings.seed
+    put_on, taken_off = change_devices(scene, auditing, seed)
     found: Facts = {"split": str(scene.rows["split"].iloc[0]), "n_images": len(scene.rows)}
     found |= {part: {} for part in PARTS}
     for subject in subjects:
@@ -146,7 +146,7 @@ def audit_networks(
         found["blanked"][subject.name] = ask_blanked(scene, subject, every)
         found["attribution"][subject.name] = weigh_attribution(explained, subject.name, n_bootstrap, seed)
         found["groups"][subject.name] = measure_groups(scene, subject, n_bootstrap, seed)
-    found["verdict"] = {subject.name: judge(found, subject.name, how) for subject in subjects}
+    found["verdict"] = {subject.name: judge(found, subject.name, auditing) for subject in subjects}
     return found
 
 
@@ -161,25 +161,25 @@ def compare_baselines(
     each = {}
     for name, baseline in baselines.items():
         nothing = {"value": None, "low": None, "high": None, "reason": baseline.reason}
-        said: Facts = {"says": baseline.says, "n": int(baseline.at.sum()), "auc": nothing, "gain": nothing}
+        figures: Facts = {"says": baseline.says, "n": int(baseline.at.sum()), "auc": nothing, "gain": nothing}
         if baseline.answer is not None:
             weights = draw_patients(rows.loc[baseline.at, "patient_id"], n_bootstrap, seed)
             auc = measure_auc(rows[baseline.at], baseline.answer, weights)
             own = measure_auc(rows[baseline.at], subject.probability[baseline.at], weights)
-            said |= {key: summarise(v, "a class is missing") for key, v in (("auc", auc), ("gain", own - auc))}
-        each[name] = said
+            figures |= {key: summarise(v, "a class is missing") for key, v in (("auc", auc), ("gain", own - auc))}
+        each[name] = figures
     weights = draw_patients(rows["patient_id"], n_bootstrap, seed)
     whole = summarise(measure_auc(rows, subject.probability, weights), "a class is missing")
     return {"n": len(rows), "auc": whole, "each": each}
 
 
 def change_devices(
-    scene: Scene, how: AuditingSettings, seed: int
+    scene: Scene, auditing: AuditingSettings, seed: int
 ) -> tuple[dict[str, Change] | str, dict[str, Change] | str]:
     """Images with devices put on, by kind, and images with theirs taken off; or why there are none."""
     marked = np.asarray((scene.masks >= SURE).any((1, 2)))  # else a person saw what the mask does not show
-    clean = pick_rows(scene.rows, False, how.n_images, seed)
-    shown = pick_rows(scene.rows[marked], True, how.n_images, seed)
+    clean = pick_rows(scene.rows, False, auditing.n_images, seed)
+    shown = pick_rows(scene.rows[marked], True, auditing.n_images, seed)
     shown = np.flatnonzero(marked)[shown]
     put_on: dict[str, Change] | str = NO_CLEAN
     if len(clean):
@@ -232,8 +232,8 @@ def weigh_attribution(explained: list[Facts], name: str, n_bootstrap: int, seed:
 
     A lift is the share of the weight that lies on a place over the place's share of the area; 1 is as by chance.
     """
-    said = [item if name == MODEL else {**item, **item[name]} for item in explained]
-    table = pd.DataFrame([{**item["places"], **item} for item in said if item["places"] is not None])
+    maps = [item if name == MODEL else {**item, **item[name]} for item in explained]
+    table = pd.DataFrame([{**item["places"], **item} for item in maps if item["places"] is not None])
     nothing: Facts = {"value": None, "low": None, "high": None}
     if not len(table):
         return {"n": 0, "reason": "no explained image has a map with positive weight"}
@@ -311,8 +311,8 @@ def say_verdict(name: str, verdict: Facts) -> str:
     ]
     unclear = sum(rule["outcome"] == "unclear" for rule in verdict["rules"])
     unjudged = sum(rule["outcome"] == "not judged" for rule in verdict["rules"])
-    said = f"{who}: " + ("passed" if verdict["passed"] else "failed " + "; ".join(worst))
-    return said + f"; {unclear} of {len(verdict['rules'])} rules unclear, {unjudged} not judged"
+    text = f"{who}: " + ("passed" if verdict["passed"] else "failed " + "; ".join(worst))
+    return text + f"; {unclear} of {len(verdict['rules'])} rules unclear, {unjudged} not judged"
 
 
 def verdict_rows(verdicts: Facts) -> list[Facts]:

@@ -80,11 +80,11 @@ def ask_baselines(train: pd.DataFrame, train_packed: Packed, rows: pd.DataFrame,
     """
     known, everyone = rows["has_device"].notna().to_numpy(bool), np.ones(len(rows), bool)
     device = rows["has_device"].fillna(False).to_numpy(float)[known]
-    said = {"device": Baseline(SAYS["device"], known, device)}
+    found = {"device": Baseline(SAYS["device"], known, device)}
     if not known.any():
-        said["device"] = Baseline(SAYS["device"], known, None, "no image was screened")
+        found["device"] = Baseline(SAYS["device"], known, None, "no image was screened")
     elif not np.ptp(device):
-        said["device"] = Baseline(SAYS["device"], known, None, "all images are alike: with a device, or without")
+        found["device"] = Baseline(SAYS["device"], known, None, "all images are alike: with a device, or without")
     labels = train["label"].to_numpy(int)
     for name, features, asked in (
         ("ring", describe_ring(train_packed), describe_ring(packed)),
@@ -92,9 +92,9 @@ def ask_baselines(train: pd.DataFrame, train_packed: Packed, rows: pd.DataFrame,
         ("size", describe_size(train), describe_size(rows)),
     ):
         if len(np.unique(labels)) < 2:
-            said[name] = Baseline(SAYS[name], everyone, None, "training has one class only")
+            found[name] = Baseline(SAYS[name], everyone, None, "training has one class only")
         elif not np.ptp(features, axis=0).any():
-            said[name] = Baseline(SAYS[name], everyone, None, "all training images are alike in it")
+            found[name] = Baseline(SAYS[name], everyone, None, "all training images are alike in it")
         else:
-            said[name] = Baseline(SAYS[name], everyone, answer_by(features, labels, asked))
-    return said
+            found[name] = Baseline(SAYS[name], everyone, answer_by(features, labels, asked))
+    return found

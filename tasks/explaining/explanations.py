@@ -69,8 +69,8 @@ def gather_explanations(run: Run) -> Facts:
                 (folder / name).write_bytes((run.cache / shard.name / name).read_bytes())
         if not shards:
             (folder / "none.txt").write_text("no image was asked for\n")
-        said = [read_json(path) for path in sorted(folder.glob("*.json"))]
-        return {"n_images": len(said), "split": said[0]["split"] if said else None, **sum_up(said)}
+        explained = [read_json(path) for path in sorted(folder.glob("*.json"))]
+        return {"n_images": len(explained), "split": explained[0]["split"] if explained else None, **sum_up(explained)}
 
     facts = run.stage("explain", given={"entries": [shard.name for shard in shards]}, make=make)
     print(say_explanations(facts))
@@ -111,7 +111,7 @@ class Shard:
 
 def list_shards(run: Run) -> list[Shard]:
     """The chosen images in shards; the results of one follow from its rows, the networks and the settings."""
-    how, plan = run.settings.explanation, plan_images(run)
+    explanation, plan = run.settings.explanation, plan_images(run)
     if not plan:
         return []
     parts = {
@@ -121,7 +121,7 @@ def list_shards(run: Run) -> list[Shard]:
         },
         "arrays": read_json(run.folder / "arrays" / "index.json")["shards"],
         "masks": read_json(run.folder / "masks" / "index.json")["shards"],
-        "how": how.model_dump(include={"n_samples", "n_segments", "batch_size"}),
+        "explanation": explanation.model_dump(include={"n_samples", "n_segments", "batch_size"}),
         "seed": run.settings.seed,
         "code": code_version(__name__),
         "packages": package_versions(PACKAGES),
@@ -155,8 +155,8 @@ def explain_shard(run: Run, shard: Shard) -> None:
         for row in shard.rows:
             grey = to_float(images.read([row["image_id"]]))[0, ..., 0]
             mask = masks.read([row["mask_of"]])[0] if row["mask_of"] else None
-            said, picture = explain_row(row, grey, mask, networks, run.settings)
-            write_json(out / f"{row['image_id']}.json", said)
+            facts, picture = explain_row(row, grey, mask, networks, run.settings)
+            write_json(out / f"{row['image_id']}.json", facts)
             picture.save(out / f"{row['image_id']}.png", optimize=True)
 
     make_once(run.cache / shard.name, make, is_valid=lambda entry: is_whole(entry, shard))
@@ -219,17 +219,17 @@ def explain_row(
     pieces = cut_pieces(grey, settings.explanation.n_segments)
     places = {"window": window_place(grey.shape[0])} | ({} if mask is None else {"device": grow_mask(mask)})
     own = row["mask_of"] == row["image_id"]
-    said = {k: v for k, v in row.items() if k not in ("mask_of", "n_seeds")}
-    said |= {"mask": None if mask is None else "own" if own else "other"}
+    facts = {k: v for k, v in row.items() if k not in ("mask_of", "n_seeds")}
+    facts |= {"mask": None if mask is None else "own" if own else "other"}
     for name, (network, threshold) in networks.items():
         found = explain_pieces(grey, pieces, network, threshold, settings.explanation, settings.seed, row["n_seeds"])
         found["places"] = share_weight(np.array(found["weights"]), pieces, places)
         if name == MODEL:
             found = {k: v for k, v in found.items() if k not in row}  # as predictions.csv has it
-            said |= found
+            facts |= found
         else:
-            said[name] = found
-    return said, draw_explanation(grey, pieces, said, mask if own else None)
+            facts[name] = found
+    return facts, draw_explanation(grey, pieces, facts, mask if own else None)
 
 
 def explain_pieces(
@@ -237,7 +237,7 @@ def explain_pieces(
     pieces: NDArray[np.intp],
     network: Network,
     threshold: float,
-    how: ExplanationSettings,
+    settings: ExplanationSettings,
     seed: int,
     n_seeds: int,
 ) -> Facts:
@@ -248,7 +248,7 @@ def explain_pieces(
         pieces: int ``(side, side)``, numbered from 0.
         network: Grey images float32 ``(n, side, side)`` to P(label = 1), float64 ``(n,)``.
         threshold: From which probability on the network calls an image pneumonia.
-        how: Samples and batch size.
+        settings: Samples and batch size.
         seed: Seed of the perturbations.
         n_seeds: Maps that are made, with this seed and the following; the first is the one that is shown.
 
@@ -261,7 +261,9 @@ def explain_pieces(
     from tasks.explaining.lime_quality import measure_faithfulness, measure_stability
 
     maps = [
-        weigh_pieces(grey, pieces, network, n_samples=how.n_samples, batch_size=how.batch_size, seed=seed + turn)
+        weigh_pieces(
+            grey, pieces, network, n_samples=settings.n_samples, batch_size=settings.batch_size, seed=seed + turn
+        )
         for turn in range(n_seeds)
     ]
     first = maps[0]
@@ -273,7 +275,7 @@ def explain_pieces(
         "r2": _finite(first.r2),
         "intercept": _finite(first.intercept),
         "local_probability": _finite(first.local_probability),
-        "n_samples": how.n_samples,
+        "n_samples": settings.n_samples,
         "seed": seed,
         "stability": measure_stability([one.weights for one in maps]),
         "faithfulness": measure_faithfulness(PieceHider(grey, pieces), first.weights, network, decision, seed),
@@ -307,11 +309,11 @@ def share_weight(
 # -- all of them -------------------------------------------------------------------------------------------------------
 
 
-def sum_up(said: list[Facts]) -> Facts:
+def sum_up(explained: list[Facts]) -> Facts:
     """How far the maps of a run can be believed: medians, and the share of maps that beat a random order."""
-    stable = [item["stability"] for item in said if item["stability"]["rank_correlation"] is not None]
-    faithful = [item["faithfulness"] for item in said]
-    r2 = [item["r2"] for item in said if item["r2"] is not None]
+    stable = [item["stability"] for item in explained if item["stability"]["rank_correlation"] is not None]
+    faithful = [item["faithfulness"] for item in explained]
+    r2 = [item["r2"] for item in explained if item["r2"] is not None]
 
     def middle(values: list[float]) -> float | None:
         return round(float(np.median(values)), 4) if values else None
@@ -331,11 +333,11 @@ def sum_up(said: list[Facts]) -> Facts:
 
 def say_explanations(facts: Facts) -> str:
     """One line for the log."""
-    said = f"explained {facts['n_images']:,} images"
+    text = f"explained {facts['n_images']:,} images"
     if facts["n_repeated"]:
-        said += (
+        text += (
             f"; median rank correlation between seeds {facts['rank_correlation']:.2f} on {facts['n_repeated']} of them"
         )
     if facts["n_images"]:
-        said += f"; deletion beats a random order on {facts['n_deletion_better']:,} of {facts['n_images']:,}"
-    return said
+        text += f"; deletion beats a random order on {facts['n_deletion_better']:,} of {facts['n_images']:,}"
+    return text

@@ -76,11 +76,11 @@ def measure_faithfulness(
     curves: Array = probability if decision else 1 - probability
     shares = counts / n
     areas: Array = np.asarray(np.trapezoid(curves, shares, axis=1))
-    said: dict[str, Array] = {"hidden": shares, "deletion_curve": curves[0], "insertion_curve": curves[1][::-1]}
-    said["random_curve"] = curves[2:].mean(0)
+    series: dict[str, Array] = {"hidden": shares, "deletion_curve": curves[0], "insertion_curve": curves[1][::-1]}
+    series["random_curve"] = curves[2:].mean(0)
     return {
         "deletion": round(float(areas[0]), 4),
         "insertion": round(float(areas[1]), 4),
         "random": round(float(areas[2:].mean()), 4),
-        **{name: [round(float(v), 4) for v in values] for name, values in said.items()},
+        **{name: [round(float(v), 4) for v in values] for name, values in series.items()},
     }

@@ -18,7 +18,7 @@ Floats = NDArray[np.float32]
 
 
 def draw_explanation(
-    grey: Floats, pieces: NDArray[np.intp], said: Facts, mask: NDArray[np.uint8] | None = None
+    grey: Floats, pieces: NDArray[np.intp], facts: Facts, mask: NDArray[np.uint8] | None = None
 ) -> Image.Image:
     """Panels side by side, each under a word about it: the X-ray, the map of the twin if there is one, the model's.
 
@@ -28,7 +28,7 @@ def draw_explanation(
     Args:
         grey: float32 ``(side, side)``, 0.0 to 1.0.
         pieces: int ``(side, side)``, numbered from 0.
-        said: The facts of the image: ``weights``, ``stability``, and ``unfiltered`` with the same of the twin.
+        facts: The facts of the image: ``weights``, ``stability``, and ``unfiltered`` with the same of the twin.
         mask: The image's devices, uint8 ``(side, side)``; they are outlined on every panel.
     """
     plain = np.repeat(np.asarray(_enlarge(Image.fromarray((grey * 255).astype(np.uint8))))[..., None], 3, axis=2)
@@ -39,8 +39,8 @@ def draw_explanation(
         shown = np.asarray(_enlarge(Image.fromarray(mask))) >= SURE
         outline = find_boundaries(shown, mode="outer")
     panels = [(_outlined(plain.astype(np.float32), outline), "X-ray", INK)]
-    compared = "unfiltered" in said
-    for name, part in ([("without screening", said["unfiltered"])] if compared else []) + [("this model", said)]:
+    compared = "unfiltered" in facts
+    for name, part in ([("without screening", facts["unfiltered"])] if compared else []) + [("this model", facts)]:
         tinted = _outlined(tint(plain.astype(np.float32), pieces, np.array(part["weights"])), outline)
         unstable = part["stability"]["stable"] is False
         text = f"{name}: {part['probability']:.2f}" + (", unstable" if unstable else "")
@@ -72,5 +72,5 @@ def _outlined(panel: Floats, outline: NDArray[np.bool_] | None) -> Floats:
     return panel if outline is None else np.where(outline[..., None], np.array(OUTLINE, np.float32), panel)
 
 
-def _enlarge(picture: Image.Image, how: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
-    return picture.resize((PICTURE_PX, PICTURE_PX), how)
+def _enlarge(picture: Image.Image, resampling: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
+    return picture.resize((PICTURE_PX, PICTURE_PX), resampling)

@@ -141,22 +141,22 @@ def judge(parts: Facts, network: str, settings: AuditingSettings) -> Facts:
 
 def _apply(rule: Rule, part: Facts, settings: AuditingSettings) -> Facts:
     bound = float(getattr(settings, rule.bound))
-    said: Facts = {"part": rule.part, "says": rule.says, "setting": f"auditing.{rule.bound}", "bound": bound}
-    said |= {"at_most": rule.at_most, "value": None, "low": None, "high": None, "n": 0, "worse_by": None}
+    result: Facts = {"part": rule.part, "says": rule.says, "setting": f"auditing.{rule.bound}", "bound": bound}
+    result |= {"at_most": rule.at_most, "value": None, "low": None, "high": None, "n": 0, "worse_by": None}
     found = rule.find(part)
     if isinstance(found, str):
-        return said | {"outcome": "not judged", "reason": found}
+        return result | {"outcome": "not judged", "reason": found}
     figure, n = found
     if figure["value"] is None:
-        return said | {"outcome": "not judged", "reason": figure["reason"], "n": n}
-    said |= {"value": figure["value"], "low": figure["low"], "high": figure["high"], "n": n}
+        return result | {"outcome": "not judged", "reason": figure["reason"], "n": n}
+    result |= {"value": figure["value"], "low": figure["low"], "high": figure["high"], "n": n}
     if n < settings.min_images:
-        return said | {"outcome": "not judged", "reason": f"only {n} images; auditing.min_images asks for more"}
+        return result | {"outcome": "not judged", "reason": f"only {n} images; auditing.min_images asks for more"}
     beyond, near = (
         (figure["value"] - bound, figure["low"] - bound)
         if rule.at_most
         else (bound - figure["value"], bound - figure["high"])
     )
     if beyond <= 0:
-        return said | {"outcome": "holds"}
-    return said | {"outcome": "fails" if near > 0 else "unclear", "worse_by": round(beyond, 4)}
+        return result | {"outcome": "holds"}
+    return result | {"outcome": "fails" if near > 0 else "unclear", "worse_by": round(beyond, 4)}

@@ -158,8 +158,8 @@ def _parse(found: Facts | None, runs: str) -> Published | None:
     try:
         return None if found is None else Published.model_validate(found)
     except ValidationError:
-        said = f"{runs}/{PUBLISHED} is not as publishing writes it"
-        raise RunError(f"{said}; put back a whole copy, or remove it") from None
+        problem = f"{runs}/{PUBLISHED} is not as publishing writes it"
+        raise RunError(f"{problem}; put back a whole copy, or remove it") from None
 
 
 def find_problem(entry: Entry, runs: str, settings: Settings) -> str | None:
@@ -257,10 +257,10 @@ def _demand_published(runs: str, settings: Settings) -> Published:
     return published
 
 
-def _demand_run(entry: Entry, said: str, runs: str, settings: Settings) -> str:
+def _demand_run(entry: Entry, state: str, runs: str, settings: Settings) -> str:
     address = f"{runs}/{entry.run}"
     if problem := find_problem(entry, runs, settings):
-        raise RunError(f"{address} {said}, but {problem}; publish another finished run with --to RUN")
+        raise RunError(f"{address} {state}, but {problem}; publish another finished run with --to RUN")
     return address
 
 

@@ -183,5 +183,5 @@ def _compare(new: Group, old: Group, says: str, max_drop: float) -> tuple[list[s
 
 def say_decision(facts: Facts) -> str:
     """Reasons and notes of a decision, or that there is nothing against the run, in a line."""
-    said = [*facts["reasons"], *facts["notes"]]
-    return "; ".join(said) if said else "it passed the audit and is no worse than what is published"
+    parts = [*facts["reasons"], *facts["notes"]]
+    return "; ".join(parts) if parts else "it passed the audit and is no worse than what is published"

@@ -79,7 +79,7 @@ def say_audit(audit: Facts) -> str:
         return f"The audit came to no verdict: {verdict['reason']}."
     counts = {outcome: sum(rule["outcome"] == outcome for rule in rules) for outcome in OUTCOMES}
     if verdict["passed"]:
-        said = f"The model passed the audit: none of {len(rules)} rules is broken"
+        text = f"The model passed the audit: none of {len(rules)} rules is broken"
     else:
         broken = "; ".join(
             f"{rule['says']}: {rule['value']:.3g}, where at {'most' if rule['at_most'] else 'least'} {rule['bound']:g} "
@@ -87,20 +87,20 @@ def say_audit(audit: Facts) -> str:
             for rule in rules
             if rule["outcome"] == "fails"
         )
-        said = f"The model failed the audit ({broken})"
+        text = f"The model failed the audit ({broken})"
     also = [
         f"{counts[outcome]} {word}"
         for outcome, word in (("unclear", "unclear"), ("not judged", "could not be judged"))
         if counts[outcome]
     ]
-    return said + (f"; {' and '.join(also)}." if also else ".")
+    return text + (f"; {' and '.join(also)}." if also else ".")
 
 
 def say_comparison(verdicts: Facts) -> str:
     """What screening changed, of what the rules look at: only what both intervals tell apart counts."""
     verdict = verdicts[TWIN]
     outcome = {True: "passed", False: f"failed ({', '.join(verdict['failed'])})", None: "came to no verdict"}
-    twin_said = f"Its twin, trained without screening, {outcome[verdict['passed']]}. "
+    twin_sentence = f"Its twin, trained without screening, {outcome[verdict['passed']]}. "
     better, worse, same = [], [], 0
     for own, twin in zip(verdicts[MODEL]["rules"], verdicts[TWIN]["rules"], strict=True):
         if own["value"] is None or twin["value"] is None:
@@ -113,13 +113,17 @@ def say_comparison(verdicts: Facts) -> str:
         else:
             same += 1
     if not better and not worse:
-        return twin_said + f"Screening made no difference that the intervals can show, in any of {same} figures."
-    said = []
+        return twin_sentence + f"Screening made no difference that the intervals can show, in any of {same} figures."
+    sentences = []
     if better:
-        said.append(f"Better with screening: {', '.join(better)}.")
+        sentences.append(f"Better with screening: {', '.join(better)}.")
     if worse:
-        said.append(f"Worse with screening: {', '.join(worse)}.")
-    return twin_said + " ".join(said) + f" In {same} other figures the intervals overlap, so they show no difference."
+        sentences.append(f"Worse with screening: {', '.join(worse)}.")
+    return (
+        twin_sentence
+        + " ".join(sentences)
+        + f" In {same} other figures the intervals overlap, so they show no difference."
+    )
 
 
 def describe_rules(verdicts: Facts) -> list[Facts]:
@@ -129,8 +133,8 @@ def describe_rules(verdicts: Facts) -> list[Facts]:
         cells = []
         for verdict in verdicts.values():
             one = verdict["rules"][turn]
-            said = describe_value(one)
-            cells.append({**said, "outcome": one["outcome"], "style": OUTCOMES[one["outcome"]], "n": one["n"]})
+            shown = describe_value(one)
+            cells.append({**shown, "outcome": one["outcome"], "style": OUTCOMES[one["outcome"]], "n": one["n"]})
             if one["outcome"] == "not judged":
                 cells[-1]["reason"] = one["reason"]
         bound = f"{'at most' if rule['at_most'] else 'at least'} {rule['bound']:g}"

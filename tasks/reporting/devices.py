@@ -25,7 +25,7 @@ def describe_devices(run: Run, manifest: pd.DataFrame, splits: Sequence[str]) ->
     """How often a device is seen, by class, before and after screening; of test only when test is evaluated."""
     from tasks.reporting.figures import as_svg, draw_rates
 
-    how = run.settings.screening
+    screening = run.settings.screening
     facts = run.facts("screen")
     rows = [
         {**row, "name": RATE_NAMES[row["split"]]}
@@ -49,9 +49,9 @@ def describe_devices(run: Run, manifest: pd.DataFrame, splits: Sequence[str]) ->
         "review": facts["review"],
         "screener": facts["screener"]["name"],
         "screener_sha256": facts["screener"]["sha256"],
-        "threshold": f"{how.threshold:g}",
-        "exclude_from": f"{how.leaves_from:g}",
-        "doubtful_to": f"{how.doubtful_to:g}",
+        "threshold": f"{screening.threshold:g}",
+        "exclude_from": f"{screening.leaves_from:g}",
+        "doubtful_to": f"{screening.doubtful_to:g}",
         "quality": describe_quality(facts["quality"]),
         "examples": describe_examples(run, manifest),
         **{name: facts[name] for name in (*counts, *excluded)},
@@ -62,12 +62,12 @@ def describe_examples(run: Run, manifest: pd.DataFrame) -> list[Facts]:
     """Training images the screener is surest about, and those it doubts most, with an outline of what it saw."""
     if not (run.folder / "masks" / "index.json").exists():
         return []
-    how = run.settings.screening
-    rows = manifest[(manifest["split"] == "train") & (manifest["device_score"] >= how.leaves_from).fillna(False)]
+    screening = run.settings.screening
+    rows = manifest[(manifest["split"] == "train") & (manifest["device_score"] >= screening.leaves_from).fillna(False)]
     rows = rows.drop_duplicates("sha256").sort_values(["device_score", "path"], ascending=[False, True])
     surest = rows.head(N_EXAMPLES)
     others = rows.drop(surest.index)
-    nearest = (others["device_score"] - how.threshold).abs().sort_values(kind="stable").index[:N_EXAMPLES]
+    nearest = (others["device_score"] - screening.threshold).abs().sort_values(kind="stable").index[:N_EXAMPLES]
     chosen = pd.concat([surest, others.loc[nearest]])
     ids = list(chosen["image_id"])
     pixels, masks = (

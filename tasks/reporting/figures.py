@@ -129,8 +129,8 @@ def draw_roc(
             ring.set(markerfacecolor="none", markeredgewidth=1.8)
         axes.plot(1 - specificity, sensitivity, "o", color=FOR, markersize=7.5, clip_on=False, zorder=5)
         # Below the diagonal no curve of a network that learned anything passes, wherever its point lies.
-        said = (f"specificity {specificity:.3f}", f"sensitivity {sensitivity:.3f}", f"at threshold {threshold:#.3g}:")
-        for line, text in enumerate(said):
+        lines = (f"specificity {specificity:.3f}", f"sensitivity {sensitivity:.3f}", f"at threshold {threshold:#.3g}:")
+        for line, text in enumerate(lines):
             # A text of its own each: a page's font is not the one that lines were measured in.
             axes.text(0.97, 0.05 + 0.055 * line, text, ha="right", va="bottom")
         axes.annotate("chance", (0.5, 0.5), xytext=(6, -6), textcoords="offset points", va="top", color=MUTED)

@@ -29,7 +29,7 @@ FILTERS = {
 """Attribute of a card -> name and choices of its filter; only choices that occur are offered."""
 
 
-def describe_gallery(run: Path, splits: Sequence[str], how: ExplanationSettings) -> Facts:
+def describe_gallery(run: Path, splits: Sequence[str], explanation: ExplanationSettings) -> Facts:
     """LIME cards by right and wrong of each class; pictures as JPEG, as many as the page has room for."""
     from tasks.reporting.figures import read_picture
 
@@ -59,7 +59,7 @@ def describe_gallery(run: Path, splits: Sequence[str], how: ExplanationSettings)
         "n_shown": len(shown),
         "split": SPLIT_NAMES[found[0]["split"]] if found else None,
         "compared": any(TWIN in item for item in found),
-        "n_samples": how.n_samples,
+        "n_samples": explanation.n_samples,
         "weak": WEAK,
         "trust": describe_trust(read_stage(run, "explain").facts),
     }
@@ -88,12 +88,12 @@ def describe_card(item: Facts, picture: str | None) -> Facts:
         "map": {True: "stable", False: "unstable"}.get(stability["stable"], "unknown"),
     }
     strongest = max(item["weights"] or [0.0], key=abs)
-    said = "below 0.001" if abs(strongest) < 0.001 else f"{strongest:+.3f}".replace("-", "−")
+    strength = "below 0.001" if abs(strongest) < 0.001 else f"{strongest:+.3f}".replace("-", "−")
     lines = [
         ("Truth", kinds["class"] + (f", {item['subtype']}" if item["subtype"] in ("bacteria", "virus") else "")),
         ("Probability", say_probability(item["probability"])),
         ("Device", FILTERS["device"][1][device]),
-        ("Strongest piece", said + (", weak" if abs(strongest) < WEAK else "")),
+        ("Strongest piece", strength + (", weak" if abs(strongest) < WEAK else "")),
         ("R²", "not defined" if item["r2"] is None else f"{item['r2']:.2f}"),
         ("Between seeds", say_stability(stability)),
         ("Deletion", f"{faithful['deletion']:.2f}, at random {faithful['random']:.2f}"),
@@ -127,25 +127,25 @@ def say_stability(stability: Facts) -> str:
 
 def describe_trust(facts: Facts) -> Facts:
     """How far the maps of a run can be believed, as sentences, from the facts of the explain stage."""
-    said: Facts = {"stability": None, "faithfulness": None}
+    trust: Facts = {"stability": None, "faithfulness": None}
     n = facts["n_images"]
     if facts["n_repeated"]:
-        said["stability"] = (
+        trust["stability"] = (
             f"{facts['n_repeated']} of the images were explained with {facts['n_seeds']} seeds each. The median rank "
             f"correlation between two maps of an image is {facts['rank_correlation']:.2f}, and they share "
             f"{facts['top5_overlap']:.0%} of their five strongest pieces; {facts['n_unstable']} of these maps are "
             "unstable."
         )
     if n:
-        said["faithfulness"] = (
+        trust["faithfulness"] = (
             "Hiding pieces in the order of the map makes the probability of the answer fall sooner than hiding them at "
             f"random on {facts['n_deletion_better']} of {n} images (median area {facts['deletion']:.2f} against "
             f"{facts['random']:.2f}); showing them in that order makes it rise sooner on {facts['n_insertion_better']} "
             f"(median area {facts['insertion']:.2f})."
         )
-    return said
+    return trust
 
 
 def say_probability(value: float) -> str:
-    """Three decimals; what would round to 0 or 1 is said as below or above the last number that is not."""
+    """Three decimals; what would round to 0 or 1 is shown as below or above the last number that is not."""
     return "below 0.001" if value < 0.001 else "above 0.999" if value > 0.999 else f"{value:.3f}"

@@ -1,6 +1,6 @@
 """What went into a run and what was left out, for the report and the model card; and words that both share.
 
-Names of files and patients stay out of what is said here.
+Names of files and patients stay out of it.
 """
 
 from pathlib import Path
@@ -69,8 +69,8 @@ def describe_left_out(run: Path, manifest: pd.DataFrame) -> Facts:
         if len(part) or why != OTHER_REASON:
             counts = {name: int((part["split"] == name).sum()) for name in SPLITS}
             rows.append({"reason": why, **counts, "all": len(part)})
-    told = ("n_vanished", "n_nested", "n_nested_only", "n_clutter", "n_test_copies", "n_patients_unknown")
-    also = {name: ingest.get(name, 0) for name in told} | {"n_unscreened_train": screen["n_unscreened_train"]}
+    counted = ("n_vanished", "n_nested", "n_nested_only", "n_clutter", "n_test_copies", "n_patients_unknown")
+    also = {name: ingest.get(name, 0) for name in counted} | {"n_unscreened_train": screen["n_unscreened_train"]}
     return {"n": len(excluded), "reasons": rows, **also}
 
 

@@ -1,7 +1,7 @@
 """Model card: one page about the network of a run, for whoever is handed it (Mitchell et al. 2019).
 
 Reads ``manifest.parquet``, ``metrics.json``, ``audit.json`` and ``stages/``; writes ``model_card.md``. It says only
-what these files know. Names of images and patients stay out of it; a file that a setting names is told without its
+what these files know. Names of images and patients stay out of it; a file that a setting names is shown without its
 folder. Whatever comes from outside is escaped, so that it is read as text.
 """
 
@@ -127,7 +127,7 @@ def gather_card(run: Run) -> Facts:
             {
                 "name": f"{SPLIT_NAMES[split].capitalize()}, {subtype}",
                 "n": group["n"],
-                "said": say_of(group, "sensitivity"),
+                "figures": say_of(group, "sensitivity"),
             }
             for split in splits
             for subtype, group in metrics["subtypes"].get(split, {}).items()
@@ -167,8 +167,8 @@ def describe_rows(metrics: Facts, splits: Sequence[str]) -> list[Facts]:
 
 def find_failures(metrics: Facts, splits: Sequence[str], main: str) -> list[str]:
     """Where the network is worst by the run's own numbers, a sentence each."""
-    said = [*find_weakest(metrics, main), *find_drops(metrics, splits)]
-    said += [
+    sentences = [*find_weakest(metrics, main), *find_drops(metrics, splits)]
+    sentences += [
         f"Under the change “{worst['name']}”, {worst['measure']} on validation is {worst['text']} "
         f"({worst['interval']}) in place of {worst['unchanged']}."
         for worst in find_worst_shifts(metrics)
@@ -176,20 +176,20 @@ def find_failures(metrics: Facts, splits: Sequence[str], main: str) -> list[str]
     ]
     only = metrics["border_only"]
     if only["value"] is not None and only["low"] > 0.5:
-        said.append(f"It reads something off the border: AUC {say_value(only)} on the border alone.")
+        sentences.append(f"It reads something off the border: AUC {say_value(only)} on the border alone.")
     for split in splits:
         group = metrics["bacteria"][split]
         if has_value(group, "auc") and group["auc"]["low"] <= 0.5:
             auc = say_of(group, "auc")
-            said.append(
+            sentences.append(
                 f"On {SPLIT_NAMES[split]} images bacteria are not told from virus better than by chance: AUC {auc}."
             )
-    return said
+    return sentences
 
 
 def find_weakest(metrics: Facts, main: str) -> list[str]:
     """For AUC, sensitivity and specificity the group of the main split where it is lowest, below that of the whole."""
-    name, whole, said = SPLIT_NAMES[main], metrics[main], []
+    name, whole, sentences = SPLIT_NAMES[main], metrics[main], []
     groups = {says: metrics[key] for key, says in GROUPS.items() if key.startswith(f"{main}_") and key in metrics}
     kinds = metrics["subtypes"].get(main, {}).items()
     groups |= {f"{name.capitalize()}, {kind}": group for kind, group in kinds}
@@ -199,58 +199,62 @@ def find_weakest(metrics: Facts, main: str) -> list[str]:
             continue
         where, group = min(known.items(), key=lambda item: item[1][measure]["value"])
         if group[measure]["value"] < whole[measure]["value"]:
-            said.append(
+            sentences.append(
                 f"The group with the lowest {MEASURE_NAMES[measure]} is “{where}” ({group['n']:,} images): "
                 f"{say_of(group, measure)}; on all {name} images it is {say_of(whole, measure)}."
             )
-    return said
+    return sentences
 
 
 def find_drops(metrics: Facts, splits: Sequence[str]) -> list[str]:
     """What is worse on test than on validation beyond both intervals."""
     if len(splits) < 2:
         return []
-    said = []
+    sentences = []
     for measure in ("auc", *DECISIONS):
         before, after = metrics["val"], metrics["test"]
         if has_value(before, measure) and has_value(after, measure) and after[measure]["high"] < before[measure]["low"]:
-            said.append(
+            sentences.append(
                 f"What was found on validation does not carry over to test: {MEASURE_NAMES[measure]} "
                 f"{say_of(before, measure)} there, {say_of(after, measure)} here."
             )
-    return said
+    return sentences
 
 
 def find_limits(
     metrics: Facts, splits: Sequence[str], manifest: pd.DataFrame, ingest: Facts, screen: Facts
 ) -> list[str]:
     """What these numbers cannot say, a sentence each."""
-    said = []
+    sentences = []
     shown = [metrics[key] for key in GROUPS if key.split("_")[0] in splits and key in metrics]
     if any(0 < (group.get("n_patients") or 0) < FEW_PATIENTS for group in shown):
-        said.append(f"Groups marked † hold fewer than {FEW_PATIENTS} patients: intervals of so few are too narrow.")
+        sentences.append(
+            f"Groups marked † hold fewer than {FEW_PATIENTS} patients: intervals of so few are too narrow."
+        )
     if "test" not in splits:
-        said.append("Test images were left unread by the settings: all figures are of validation and optimistic.")
+        sentences.append("Test images were left unread by the settings: all figures are of validation and optimistic.")
     elif not metrics["test"]["n"]:
-        said.append("There is no test image to measure on: all figures are of validation and optimistic.")
+        sentences.append("There is no test image to measure on: all figures are of validation and optimistic.")
     unknown = int(((manifest["label"] == PNEUMONIA) & ~manifest["subtype"].isin(["bacteria", "virus"])).sum())
     if unknown:
-        said.append(f"Of {unknown:,} pneumonia images it is not known whether bacteria or a virus are the cause.")
+        sentences.append(f"Of {unknown:,} pneumonia images it is not known whether bacteria or a virus are the cause.")
     if ingest["n_patients_unknown"]:
-        said.append(
+        sentences.append(
             f"Of {ingest['n_patients_unknown']:,} images the patient is not known; each counts as a patient of its own,"
             " so intervals may be too narrow, and one child may be in training and in validation."
         )
     if screen["n_unscreened_train"]:
-        said.append(f"Of {screen['n_unscreened_train']:,} training images nobody knows whether they show a device.")
-    said.append(
+        sentences.append(
+            f"Of {screen['n_unscreened_train']:,} training images nobody knows whether they show a device."
+        )
+    sentences.append(
         "Labels are those of the source; whether a clinician agrees with them, or with the answers, is not known."
     )
-    said.append(
+    sentences.append(
         "All images come from one source; age, sex, hospital and machine are not recorded, so nothing is known "
         "by them. The changes of exposure, sharpness and framing stand in for another machine; they are none."
     )
-    return said
+    return sentences
 
 
 # -- words -------------------------------------------------------------------------------------------------------------
@@ -270,11 +274,11 @@ def say_of(group: Facts, measure: str) -> str:
 
 def say_value(value: Facts) -> str:
     """``0.973 (0.961 to 0.984)``, or why there is none."""
-    said = describe_value(value)
-    if said["text"] is None:
-        return f"not measured: {said['reason']}"
-    interval = "" if said["interval"] is None else f" ({said['interval']})"
-    return f"{said['text']}{interval}".replace("-", "−")
+    shown = describe_value(value)
+    if shown["text"] is None:
+        return f"not measured: {shown['reason']}"
+    interval = "" if shown["interval"] is None else f" ({shown['interval']})"
+    return f"{shown['text']}{interval}".replace("-", "−")
 
 
 def say_bacteria(group: Facts) -> str:
@@ -314,11 +318,11 @@ def say_members(metrics: Facts, splits: Sequence[str], n_models: int) -> str:
         return "one network was trained, so what another seed would have given is not known"
     parts = []
     for row in describe_members(metrics, splits):
-        said = ", ".join(
+        sentences = ", ".join(
             f"{MEASURE_NAMES[name]} not measured: {value['reason']}"
             if value["text"] is None
             else f"{MEASURE_NAMES[name]} {value['text']} (SD {value['spread']})"
             for name, value in row["alone"].items()
         )
-        parts.append(f"{row['name'].lower()} {said}")
+        parts.append(f"{row['name'].lower()} {sentences}")
     return f"means of the {n_models} networks alone, " + ("; ".join(parts) or "not measured")

@@ -148,5 +148,5 @@ def say_second_point(page: Facts) -> str:
     group = next((group for group in point["groups"] if group["n"]), None)
     if group is None:
         return f"At the threshold for high sensitivity, {point['threshold']}, nothing was measured."
-    said = [f"{m} {group['values'][m]['text'] or 'not measured'}" for m in ("sensitivity", "specificity")]
-    return f"{group['name']}, at the threshold for high sensitivity, {point['threshold']}: {', '.join(said)}."
+    figures = [f"{m} {group['values'][m]['text'] or 'not measured'}" for m in ("sensitivity", "specificity")]
+    return f"{group['name']}, at the threshold for high sensitivity, {point['threshold']}: {', '.join(figures)}."

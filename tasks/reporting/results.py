@@ -31,8 +31,8 @@ GROUPS = {
 }
 POINTS = {"balanced": "Balanced", "high_sensitivity": "High sensitivity"}
 UNCHANGED = "as it is"
-N_AUCS_SAID = 10
-"""With more networks than this, the range of their AUCs is said, not each."""
+N_AUCS_SHOWN = 10
+"""With more networks than this, the range of their AUCs is shown, not each."""
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -86,10 +86,10 @@ def say_start(settings: TrainingSettings) -> str:
 
 def say_aucs(aucs: Sequence[float]) -> str:
     """The validation AUC of each network, or their range where they are many."""
-    said = [f"{auc:.3f}" for auc in aucs]
-    if len(said) > N_AUCS_SAID:
-        return f"from {min(said)} to {max(said)}"
-    return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
+    texts = [f"{auc:.3f}" for auc in aucs]
+    if len(texts) > N_AUCS_SHOWN:
+        return f"from {min(texts)} to {max(texts)}"
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
@@ -215,11 +215,11 @@ def describe_members(metrics: Facts, splits: Sequence[str]) -> list[Facts]:
             continue
         alone = {}
         for name in MEASURES:
-            said = members[name]
-            if said["values"] is None:
-                alone[name] = {"text": None, "spread": None, "reason": said["reason"]}
+            spread = members[name]
+            if spread["values"] is None:
+                alone[name] = {"text": None, "spread": None, "reason": spread["reason"]}
             else:
-                alone[name] = {"text": f"{said['mean']:.3f}", "spread": f"{said['deviation']:.3f}", "reason": None}
+                alone[name] = {"text": f"{spread['mean']:.3f}", "spread": f"{spread['deviation']:.3f}", "reason": None}
         joined = describe_group(metrics[split], MEASURES)["values"]
         rows.append({"name": SPLIT_NAMES[split].capitalize(), "alone": alone, "joined": joined})
     return rows
@@ -265,8 +265,8 @@ def find_worst_shifts(metrics: Facts) -> list[Facts]:
         if UNCHANGED in known:
             name = min(known, key=lambda name: (known[name]["value"], name != UNCHANGED))
             value = describe_value(known[name])
-            said = {"measure": MEASURE_NAMES[measure], "name": name, "unchanged": f"{known[UNCHANGED]['value']:.3f}"}
-            worst.append({**said, "text": value["text"], "interval": value["interval"], "lower": name != UNCHANGED})
+            row = {"measure": MEASURE_NAMES[measure], "name": name, "unchanged": f"{known[UNCHANGED]['value']:.3f}"}
+            worst.append({**row, "text": value["text"], "interval": value["interval"], "lower": name != UNCHANGED})
     return worst
 
 

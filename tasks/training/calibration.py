@@ -40,16 +40,16 @@ def calibrate(run: Run, name: str = MODEL) -> Facts:
         images = run.images()
         rows = used_rows(run.manifest())
         val = rows[rows["split"] == "val"]
-        shifts, said = calibrate_model(model, val, images.read(list(val["image_id"])))
+        shifts, found = calibrate_model(model, val, images.read(list(val["image_id"])))
         write_whole(work_folder(out, name) / "shifts.csv", shifts.to_csv(index=False, float_format="%.6f"))
         checksum = save_network(model, out, name)
-        said |= {"n_val": len(val), "n_weights": int(model.count_params()), "model_sha256": checksum}
+        found |= {"n_val": len(val), "n_weights": int(model.count_params()), "model_sha256": checksum}
         if name != MODEL:
-            return said
+            return found
         learnt = list(rows.loc[rows["split"] == "train", "image_id"])
         batches = (images.read(learnt[i : i + BATCH_IMAGES]) for i in range(0, len(learnt), BATCH_IMAGES))
         save_familiarity(fit_familiarity(batches, [run.settings.seed, len(learnt)]), out)
-        return said
+        return found
 
     given = {
         "network": name,
@@ -83,10 +83,10 @@ def calibrate_model(model: Any, val: pd.DataFrame, packed: NDArray[np.uint8]) ->
     tables = []
     progress = Progress("calibrating", f"Validation under {len(SHIFTS)} shifts")
     for number, (name, change) in enumerate(SHIFTS.items(), start=1):
-        said = answer(model, change(packed))
+        answers = answer(model, change(packed))
         table = val[["image_id", "label", "subtype"]].reset_index(drop=True)
         table.insert(0, "shift", name)
-        tables.append(table.assign(probability=said.probability, bacteria=said.bacteria))
+        tables.append(table.assign(probability=answers.probability, bacteria=answers.bacteria))
         progress.show(number, len(SHIFTS))
     shifts = pd.concat(tables, ignore_index=True)
     asked = {

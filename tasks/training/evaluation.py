@@ -46,8 +46,8 @@ def evaluate(run: Run) -> Facts:
         manifest = run.manifest()
         rows = evaluated_rows(manifest, run.settings.evaluation.splits)
         model, packed = load_network(run.folder), run.images().read(list(rows["image_id"]))
-        said = answer(model, packed)
-        table = rows.assign(probability=said.probability, bacteria=said.bacteria)
+        answers = answer(model, packed)
+        table = rows.assign(probability=answers.probability, bacteria=answers.bacteria)
         columns = ["path", "split", "label", "subtype", "has_device", "probability", "bacteria"]
         write_whole(out / "predictions.csv", table[columns].to_csv(index=False, float_format="%.6f"))
         main = (rows["split"] == ("test" if (rows["split"] == "test").any() else "val")).to_numpy()
@@ -57,7 +57,7 @@ def evaluate(run: Run) -> Facts:
         metrics = measure(table, shifts, run.settings.evaluation, run.settings.seed)
         metrics |= measure_border(table[main], only, removed, run.settings.evaluation, run.settings.seed)
         metrics["members"] = {
-            split: measure_members(table[at], said.members[at], metrics["threshold"])
+            split: measure_members(table[at], answers.members[at], metrics["threshold"])
             for split in run.settings.evaluation.splits
             if (at := (rows["split"] == split).to_numpy()).any()
         }
@@ -190,8 +190,8 @@ def measure_members(rows: pd.DataFrame, members: NDArray[np.float64], threshold:
             facts[name] = {"values": None, "mean": None, "deviation": None, "reason": "a class is missing"}
             continue
         spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-        said = {"values": [round(v, 4) for v in values.tolist()], "mean": round(float(values.mean()), 4)}
-        facts[name] = {**said, "deviation": round(spread, 4)}
+        summary = {"values": [round(v, 4) for v in values.tolist()], "mean": round(float(values.mean()), 4)}
+        facts[name] = {**summary, "deviation": round(spread, 4)}
     return facts
 
 

@@ -78,30 +78,30 @@ def train_network(
         RunError: If train or val lacks a class.
     """
     from tasks.networks.keras_backend import keras
-    from tasks.training.members import Lesson, compile_trainer, shrink_packed, train_member
+    from tasks.training.members import LabelledImages, compile_trainer, shrink_packed, train_member
 
     folder.mkdir(exist_ok=True)
-    lessons = {}
+    splits = {}
     for split in ("train", "val"):
         part = rows[rows["split"] == split]
         if part["label"].nunique() < 2:
             raise RunError(f"manifest: the {split} split has images of one class only; bring more patients")
         pixels = shrink_packed(images.read(list(part["image_id"])), settings.side_px)
         bacteria = part["subtype"].map({"bacteria": 1.0, "virus": 0.0}).to_numpy(np.float32)
-        lessons[split] = Lesson(pixels, part["label"].to_numpy(np.float32), bacteria)
-    train, val = lessons["train"], lessons["val"]
+        splits[split] = LabelledImages(pixels, part["label"].to_numpy(np.float32), bacteria)
+    train, val = splits["train"], splits["val"]
 
     n_epochs = settings.n_models * settings.epochs
     progress = Progress("training", f"Training, {n_epochs} epochs")
     trainer = compile_trainer(settings, len(train.labels))
     history: list[Facts] = []
     for number in range(1, settings.n_models + 1):
-        said = f"member {number} of {settings.n_models}, epoch"
+        prefix = f"member {number} of {settings.n_models}, epoch"
 
-        def show(entry: Facts, said: str = said, before: int = len(history)) -> None:
+        def show(entry: Facts, prefix: str = prefix, before: int = len(history)) -> None:
             progress.show(before + entry["epoch"], n_epochs)
             print(
-                f"{said} {entry['epoch']} of {settings.epochs}: loss {entry['loss']:.4f}, validation AUC "
+                f"{prefix} {entry['epoch']} of {settings.epochs}: loss {entry['loss']:.4f}, validation AUC "
                 f"{entry['val_auc']:.4f}, {entry['seconds']:.1f} s"
             )
 

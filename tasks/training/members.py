@@ -47,7 +47,7 @@ BACTERIA_SHARE = 0.3
 
 
 @dataclass(frozen=True)
-class Lesson:
+class LabelledImages:
     """Images and what is known of them.
 
     Attributes:
@@ -152,8 +152,8 @@ def start_afresh(trainer: keras.Model, settings: TrainingSettings, seed: int) ->
 
 def train_member(
     trainer: keras.Model,
-    train: Lesson,
-    val: Lesson,
+    train: LabelledImages,
+    val: LabelledImages,
     settings: TrainingSettings,
     seed: int,
     folder: Path,
@@ -259,18 +259,18 @@ def read_finished(folder: Path, name: str) -> list[Facts] | None:
         return None
 
 
-def describe_truth(lesson: Lesson) -> NDArray[np.float32]:
+def describe_truth(images: LabelledImages) -> NDArray[np.float32]:
     """What ``two_questions`` asks: label, its weight, bacteria, its weight; float32 ``(n, 4)``.
 
     The weights of each question give both of its answers the same sum and have mean 1 over the images asked about; an
     image of unknown subtype, or without pneumonia, has weight 0 in the second.
     """
-    asked = np.isfinite(lesson.bacteria)
-    bacteria = np.where(asked, lesson.bacteria, 0).astype(np.float32)
+    asked = np.isfinite(images.bacteria)
+    bacteria = np.where(asked, images.bacteria, 0).astype(np.float32)
     second = np.zeros(len(asked), np.float32)
     if len(np.unique(bacteria[asked])) == 2:
         second[asked] = class_weights(bacteria[asked])
-    return np.stack([lesson.labels, class_weights(lesson.labels), bacteria, second], axis=1)
+    return np.stack([images.labels, class_weights(images.labels), bacteria, second], axis=1)
 
 
 def class_weights(labels: NDArray[np.float32]) -> NDArray[np.float32]:

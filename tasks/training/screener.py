@@ -110,10 +110,12 @@ def fit_screener(run: Run, folder: str, recipe: ScreenerRecipe) -> Facts:
         resumable=True,
     )
     report = facts["card"]["figures"]["report"]
-    told = {name: format_value(report[name]["auc"]) if report[name]["n"] else "none" for name in ("all", "pneumonia")}
+    figures = {
+        name: format_value(report[name]["auc"]) if report[name]["n"] else "none" for name in ("all", "pneumonia")
+    }
     print(
-        f"the screener on {report['all']['n']:,} readings of patients it has not seen: AUC {told['all']}, within "
-        f"pneumonia {told['pneumonia']}"
+        f"the screener on {report['all']['n']:,} readings of patients it has not seen: AUC {figures['all']}, within "
+        f"pneumonia {figures['pneumonia']}"
     )
     return facts
 

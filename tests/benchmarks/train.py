@@ -51,12 +51,12 @@ def main() -> None:
 def own_epochs(packed: np.ndarray, labels: np.ndarray, folder: Path) -> tuple[list[float], list[float]]:
     """Seconds of whole epochs as training does them, with validation and checkpoint, and of the steps in them."""
     from tasks.networks.keras_backend import keras
-    from tasks.training.members import Lesson, compile_trainer, shrink_packed, train_member
+    from tasks.training.members import LabelledImages, compile_trainer, shrink_packed, train_member
 
     settings = TrainingSettings(epochs=EPOCHS, batch_size=BATCH_SIZE)
-    lesson = Lesson(shrink_packed(packed, settings.side_px), labels, np.full(len(labels), np.nan, np.float32))
+    lesson = LabelledImages(shrink_packed(packed, settings.side_px), labels, np.full(len(labels), np.nan, np.float32))
     n_val = round(VAL_SHARE * len(labels))
-    val = Lesson(lesson.pixels[:n_val], labels[:n_val], lesson.bacteria[:n_val])
+    val = LabelledImages(lesson.pixels[:n_val], labels[:n_val], lesson.bacteria[:n_val])
     step, inside, ends = keras.Model.train_on_batch, [0.0], [time.perf_counter()]
 
     def timed(self: Any, *arguments: Any) -> Any:

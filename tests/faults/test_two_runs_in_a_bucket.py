@@ -26,21 +26,21 @@ FAULT = "two runs on one run folder in a bucket at once"
 WORK = """
 import sys
 from flows.engine.run_folders import own_run_folder
-from tasks.records import RunError
+from tasks.errors import RunError
 from tasks.runs.bucket import claim_run, fetch_run, send
+from tasks.runs.run import Run
 from tasks.settings import Settings
-from tasks.files import run_folder
 address, cache, me, is_part = sys.argv[1:]
-settings = Settings(run_dir=address, storage={"cache": cache})
-with claim_run(settings, True) if is_part else own_run_folder(settings):
+run = Run(Settings(run_dir=address, storage={"cache": cache}))
+with claim_run(run, True) if is_part else own_run_folder(run):
     print(f"{me} begins", flush=True)
-    fetch_run(settings)
-    (Run(settings).folder / "a.txt").write_text(me)
+    fetch_run(run)
+    (run.folder / "a.txt").write_text(me)
     try:
-        send(settings, ["a.txt"])
+        send(run, ["a.txt"])
         sys.stdin.readline()
-        (Run(settings).folder / "a.txt").write_text(f"{me} again")
-        send(settings, ["a.txt"])
+        (run.folder / "a.txt").write_text(f"{me} again")
+        send(run, ["a.txt"])
     except RunError as error:
         print(error, flush=True)
     print(f"{me} ends", flush=True)

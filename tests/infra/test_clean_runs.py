@@ -39,9 +39,9 @@ def make_run(tmp_path: Path, name: str, age_days: float, finished: bool = True, 
         put(cache / shard, age_s=age_s)
     for kind, shard in (("arrays", f"arrays/shelf/{name}.npy"), ("masks", f"masks/how/shelf/{name}.npz")):
         put(run / kind / "index.json", json.dumps({"shards": [{"name": shard}], "images": {}}), age_s)
-    record = {"entry": f"pack/{name}", "parts": {"inputs": {}}}
+    record = {"facts": {}, "entry": f"pack/{name}"}
     put(run / "stages" / "pack.json", json.dumps(record), age_s)
-    record = {"entry": f"explain/{name}", "parts": {"inputs": {"entries": [f"explanations/{name}"]}}}
+    record = {"facts": {}, "entry": f"explain/{name}", "parts": {"given": {"entries": [f"explanations/{name}"]}}}
     put(run / "stages" / "explain.json", json.dumps(record), age_s)
     for folder in (run, cache / "pack" / name, cache / "explanations" / name, *run.iterdir()):
         os.utime(folder, (NOW - age_s, NOW - age_s))

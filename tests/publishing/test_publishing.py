@@ -427,7 +427,7 @@ def test_of_two_that_publish_at_once_the_later_is_weighed_against_the_earlier(
 def test_of_many_that_publish_at_once_on_one_machine_no_step_is_lost(tmp_path: Path, make: Make, runs: str) -> None:
     made = [make(f"run-{i}") for i in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(publish.fn, made))
+        list(pool.map(publish.fn, map(Run, made)))
     published = published_in(runs, made[0]) or {}
     assert {published["run"], *(one["run"] for one in published["earlier"])} == {f"run-{i}" for i in range(8)}
     assert not list(Path(runs).glob(".published*"))

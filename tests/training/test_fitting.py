@@ -22,7 +22,7 @@ from tasks.pixels.decoding import to_float
 from tasks.pixels.packed import PackedImages
 from tasks.settings import TrainingSettings
 from tasks.training.fitting import train_network
-from tasks.training.members import Lesson, build_trainer, class_weights, describe_truth, shrink_packed
+from tasks.training.members import LabelledImages, build_trainer, class_weights, describe_truth, shrink_packed
 
 SETTINGS = TrainingSettings(epochs=3, n_models=2, side_px=32, width=4, batch_size=8)
 
@@ -232,11 +232,11 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from tasks.networks.keras_backend import keras
-from tasks.training.members import Lesson, compile_trainer, train_member
+from tasks.training.members import LabelledImages, compile_trainer, train_member
 from tasks.networks.classifier import answer, build_member, join_members
 from tasks.settings import TrainingSettings
 pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32), dtype=np.uint8)
-lesson = Lesson(pixels, np.array([0, 1] * 4, np.float32), np.array([np.nan, 1, np.nan, 0] * 2, np.float32))
+lesson = LabelledImages(pixels, np.array([0, 1] * 4, np.float32), np.array([np.nan, 1, np.nan, 0] * 2, np.float32))
 settings = TrainingSettings(side_px=32, width=4, epochs=1, batch_size=8, learning_rate=1e-2)
 folder = Path(sys.argv[1])
 trainer = compile_trainer(settings, 8)
@@ -250,10 +250,10 @@ print(json.dumps({"backend": keras.backend.backend(), "changed": changed, "loss"
 
 def test_bacteria_are_asked_about_only_where_the_subtype_is_known() -> None:
     labels, bacteria = np.array([0, 1, 1, 1, 1], np.float32), np.array([np.nan, 1, 1, 0, np.nan], np.float32)
-    truth = describe_truth(Lesson(np.zeros((5, 2, 2), np.uint8), labels, bacteria))
+    truth = describe_truth(LabelledImages(np.zeros((5, 2, 2), np.uint8), labels, bacteria))
     np.testing.assert_array_equal(truth[:, 0], labels)
     np.testing.assert_allclose(truth[:, 3], [0, 0.75, 0.75, 1.5, 0])
-    nothing = describe_truth(Lesson(np.zeros((5, 2, 2), np.uint8), labels, np.full(5, np.nan, np.float32)))
+    nothing = describe_truth(LabelledImages(np.zeros((5, 2, 2), np.uint8), labels, np.full(5, np.nan, np.float32)))
     assert (nothing[:, 3] == 0).all()
 
 
