@@ -21,7 +21,7 @@ from tasks.settings import Settings
 
 @flow(name="explain", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def explain(settings: Settings) -> str:
-    """Explains single answers, audits, reports, seals the run and may publish it; returns the report's address."""
+    """Explains images, audits, reports, seals the run and may publish it; returns the report's address."""
     run = Run(settings)
     with own_run_folder(run):
         bring_run(run)
@@ -34,11 +34,11 @@ def explain(settings: Settings) -> str:
         require_passed(run)
         seal(run)
         publish(run)
-        note_finished(run)  # after publishing: a run killed before it is not taken for done
+        note_finished(run)  # after publishing: a run killed before that does not count as finished
         return report
 
 
 def explain_images(runner: TaskRunner[Any], run: Run) -> None:
-    """Explains the chosen images that no run explained before."""
+    """Explains the chosen images that are not in the cache."""
     do_shards(runner, "explained", explain_shards, plan_explanations(run), run=run)
     gather_explanations(run)

@@ -1,4 +1,4 @@
-"""The whole job: prepare, train, explain; the one file that knows where training runs.
+"""The whole pipeline: prepare, train, explain; the one file that decides where training runs.
 
 ``python -m flows.pipeline --source sample`` runs it; every setting is a flag (``--help``).
 """
@@ -48,7 +48,7 @@ def pipeline(settings: Settings = Settings()) -> "str | State[str]":
         else:
             train(settings)
         report = explain(settings)
-    print(f"done: the report is {report}")  # in this run's own log: the lines before it are in those of its subflows
+    print(f"done: the report is {report}")  # in this run's own log; earlier lines are in the logs of its subflows
     return report
 
 

@@ -20,7 +20,7 @@ from tasks.sources.fetching import fetch
 
 @flow(name="prepare", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def prepare(settings: Settings) -> None:
-    """Fetches the source, checks it, draws validation, packs pixels and keeps images with devices out of training."""
+    """Fetches the source, checks it, draws validation, packs pixels and excludes images with devices from training."""
     run = Run(settings)
     with own_run_folder(run), open_runner(settings.scaling) as runner:
         bring_run(run)
@@ -34,13 +34,13 @@ def prepare(settings: Settings) -> None:
 
 
 def pack_images(runner: TaskRunner[Any], run: Run, folder: str) -> None:
-    """Packs the images of a source that no run packed before."""
+    """Packs the images of a source that are not in the cache."""
     shards = plan_packing(run)
     do_shards(runner, "packed", pack_shards, shards, run=run, folder=folder)
     pack(run, sum(len(files) for files in shards))
 
 
 def screen_images(runner: TaskRunner[Any], run: Run, folder: str) -> None:
-    """Screens the packed images that no run screened before, and decides which leave training."""
+    """Screens the packed images that are not in the cache, and decides which leave training."""
     do_shards(runner, "screened", screen_shards, plan_screening(run), run=run)
     screen(run, folder)

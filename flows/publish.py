@@ -1,4 +1,4 @@
-"""Publish: says which run is published, rolls back to the one before, or publishes a finished run. On the CPU pool.
+"""Publish: shows which run is published, rolls back to the one before, or publishes a finished run. On the CPU pool.
 
 ``python -m flows.publish --run-dir data/runs`` prints the address of the published run as its last line.
 """
@@ -15,7 +15,7 @@ from tasks.settings import Settings
 
 
 class PublishFlags(BaseModel):
-    """Says which run is published; --run-dir names the folder of runs (s3://bucket/runs/) or any run in it."""
+    """Shows which run is published; --run-dir names the folder of runs (s3://bucket/runs/) or any run in it."""
 
     roll_back: bool = Field(False, description="Publish again what was published before.")
     to: str | None = Field(
@@ -25,11 +25,11 @@ class PublishFlags(BaseModel):
 
 @flow(name="publish", log_prints=True, validate_parameters=True)
 def publish(settings: Settings = Settings(), roll_back: bool = False, to: str | None = None) -> str:
-    """Says, rolls back or moves what is published among the runs of ``settings.run_dir``; returns its run's address.
+    """Shows or changes the published run among the runs of ``settings.run_dir``; returns its address.
 
     Raises:
         SettingsError: If both are asked for, or the run is not one of these.
-        RunError: If nothing is published or was before, the run does not hold its model, or the rules refuse it.
+        RunError: If no run is published, or none was before, or the run lacks its model, or the rules refuse it.
     """
     if roll_back and to is not None:
         raise SettingsError("to: a rollback goes to the run that was published before; give --roll-back or --to RUN")

@@ -1,6 +1,6 @@
-"""Review: takes what a person answered about the doubtful images of a prepared run. Runs on the CPU pool.
+"""Review: takes a person's answers about the doubtful images of a prepared run. Runs on the CPU pool.
 
-``python -m flows.review --run-dir RUN --answers answers.csv``; deployed without answers it waits for a form.
+``python -m flows.review --run-dir RUN --answers answers.csv``; deployed without answers, it waits for a form.
 """
 
 import sys
@@ -32,22 +32,24 @@ from tasks.settings import Settings
 
 
 class ReviewFlags(BaseModel):
-    """Takes what a person answered about the doubtful images of a prepared run, for all runs."""
+    """Takes a person's answers about the doubtful images of a prepared run, for all runs."""
 
     answers: str | None = Field(None, description="CSV saved from the sheet, or any with the columns path,device.")
-    reviewer: str = Field("", description="Who answered, where the CSV does not say; default: the user's name.")
+    reviewer: str = Field("", description="Who answered, if the CSV does not say; default: the user's name.")
 
 
 class ReviewForm(RunInput):
-    """The form that a waiting run shows in the web page."""
+    """The form of a waiting run in the web page."""
 
     answers: str = Field("", description="Address of the CSV saved from the sheet, on the machine of the worker.")
     with_device: str = Field(
         "", description="Or: image ids that show a device, separated by commas or blanks, as the sheet shows them."
     )
     without_device: str = Field("", description="And image ids that show none.")
-    reviewer: str = Field("", description="Who answered, where the CSV does not say.")
-    go_on: bool = Field(False, description="Go on without answers: the screener's score decides where nobody did.")
+    reviewer: str = Field("", description="Who answered, if the CSV does not say.")
+    go_on: bool = Field(
+        False, description="Resume without answers: the screener's score decides about unanswered images."
+    )
 
 
 @flow(name="review", flow_run_name=label_run, log_prints=True, validate_parameters=True)
@@ -72,17 +74,17 @@ def review(settings: Settings = Settings(), answers: str | None = None, reviewer
 
 
 def can_wait() -> bool:
-    """Whether this run can be suspended: Prefect suspends deployed runs only, and none that another run started."""
+    """Whether this run can be suspended: Prefect suspends only deployed runs that no other run started."""
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     return run is not None and run.deployment_id is not None and run.parent_task_run_id is None
 
 
 def wait_for_answers(run: Run) -> None:
-    """Suspends the run until a person filled in the form, and takes what it says.
+    """Suspends the run until a person has filled in the form, then takes its answers.
 
-    A resumed run starts again from the top and comes here once more; Prefect then hands over the forms filled in so
-    far, one after the other. One that is of no use costs a sentence in the log, not the run: it waits for the next.
+    A resumed run starts again from the top and gets here once more; Prefect then returns the forms filled in so far,
+    one by one. An unusable form is logged, and the run waits for the next.
     """
     sheet = run.address(SHEET)
     for turn in count(1):
@@ -97,17 +99,17 @@ def wait_for_answers(run: Run) -> None:
         try:
             take_form(form, run, when_filled_in(form))
         except (PipelineError, OSError) as error:
-            print(f"this form is of no use, the run waits for another one: {error}")
+            print(f"this form cannot be used; the run waits for another one: {error}")
             continue
         share_answers(run)
         return
 
 
 def take_form(form: ReviewForm, run: Run, now: datetime) -> None:
-    """Takes the answers of a form, which may also say to go on without any.
+    """Takes the answers of a form, which may also say to resume without any.
 
     Raises:
-        TableError: If they do not fit the run, or there are none and the form does not say to go on.
+        TableError: If they do not fit the run, or there are none and ``go_on`` is not ticked.
     """
     named = name_images(form.with_device, form.without_device, run.manifest())
     file = form.answers.strip()
@@ -120,7 +122,7 @@ def take_form(form: ReviewForm, run: Run, now: datetime) -> None:
 
 
 def when_filled_in(form: ReviewForm) -> datetime:
-    """When the form came in, so that a run which starts once more does not date its answers anew."""
+    """The time of the form, so that a run that starts again does not give its answers a new time."""
     with get_client(sync_client=True) as client:
         inputs = client.filter_flow_run_input(form.metadata.receiver, form.metadata.key, limit=1, exclude_keys=set())
     filled = inputs[0].created if inputs else None
@@ -128,7 +130,7 @@ def when_filled_in(form: ReviewForm) -> datetime:
 
 
 def take_answers(given: Path | list[Answer], run: Run, reviewer: str, now: datetime) -> None:
-    """Keeps the answers of a CSV or a form, and says in one line of the log how many.
+    """Saves the answers of a CSV or a form, and logs their number.
 
     Raises:
         TableError: If they do not fit the run.

@@ -1,4 +1,4 @@
-"""Score: what the network of a finished run says of the X-rays of a folder or zip. Nothing in the run changes.
+"""Score: scores the X-rays of a folder or zip with the network of a finished run. Nothing in the run changes.
 
 ``python -m flows.score --run-dir RUN --images DIR_OR_ZIP --out scores.csv`` (``--help`` lists all flags).
 """
@@ -18,7 +18,7 @@ from tasks.settings import Settings
 
 
 class ScoreFlags(TableFlags):
-    """Scores X-rays with the network of the run folder --run-dir, and refuses what looks unlike its training images."""
+    """Scores X-rays with the network of the run folder --run-dir, and refuses images unlike its training images."""
 
     out: str = Field(min_length=1, description="CSV file to write: path,probability,decision,device_score,refused.")
 

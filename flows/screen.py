@@ -1,4 +1,4 @@
-"""Screen: which X-rays of a folder or zip show a medical device. Runs on its own, without a run folder.
+"""Screen: finds the X-rays of a folder or zip that show a medical device. Needs no run folder.
 
 ``python -m flows.screen --images DIR_OR_ZIP --out devices.csv`` (``--help`` lists all flags).
 """
@@ -20,7 +20,7 @@ class ScreenFlags(TableFlags):
 
     out: str = Field(min_length=1, description="CSV file to write: path,device_score,has_device,refused.")
     masks: str | None = Field(
-        None, min_length=1, description="Folder for a mask <image_id>.png of each image; default: none are written."
+        None, min_length=1, description="Folder for a mask <image_id>.png of each image; default: no masks."
     )
 
 

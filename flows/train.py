@@ -14,7 +14,7 @@ from tasks.training.fitting import fit
 
 @flow(name="train", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def train(settings: Settings) -> None:
-    """Fits and calibrates the model, and its twin where the audit compares the two; measures the model."""
+    """Fits and calibrates the model, and its twin if the audit compares the two; evaluates the model."""
     run = Run(settings)
     with own_run_folder(run), gpu_slot():
         bring_run(run)

@@ -31,7 +31,7 @@ class TrainScreenerFlags(BaseModel):
 def train_screener(
     settings: Settings = Settings(), review: str | None = None, recipe: ScreenerRecipe = ScreenerRecipe()
 ) -> str:
-    """From a data set with readings to a screener; returns its folder, which ``screening.screener`` takes."""
+    """Trains a screener on a data set with readings; returns its folder, for ``screening.screener``."""
     if review is not None:
         screening = settings.screening.model_copy(update={"review": review})
         settings = settings.model_copy(update={"screening": screening})

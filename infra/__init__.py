@@ -1,1 +1,1 @@
-"""What a server needs before the first run."""
+"""Setting up and maintaining servers, workers and run folders."""

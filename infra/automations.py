@@ -1,7 +1,7 @@
-"""What the server does by itself: runs whose heart stopped are marked crashed and started again, failures are told.
+"""Automations of the server: runs without a heartbeat are marked crashed and restarted, failures are reported.
 
-A self-hosted server notices nothing of this unless such automations are made. They cover deployed runs only; a run
-started from a command line is under somebody's eyes, and Prefect could not start it again.
+A self-hosted server does none of this without such automations. They cover deployed runs only; a run started from a
+command line is watched by a person, and Prefect could not restart it.
 """
 
 from datetime import timedelta
@@ -21,8 +21,8 @@ WEBHOOK = "failed-runs"
 RESTARTS = 3
 RESTART_AFTER_S = 15.0
 
-# What a run may do instead of sending its next heartbeat. Final states that are missing here cost a failed action in
-# the log, no more; the waiting ones (a person's answers, a restart) must be here, else a waiting run is crashed.
+# States that a run may enter instead of sending its next heartbeat. A final state missing here costs only a failed
+# action in the log. The waiting ones (for answers, for a restart) must be here, else a waiting run is marked crashed.
 FINAL = ("Completed", "Nothing new", "Failed", "TimedOut", "Crashed", "Cancelled")
 WAITING = ("Suspended", "Paused", "AwaitingRetry", "Scheduled")
 
@@ -34,7 +34,7 @@ EACH_RUN = {"prefect.resource.id"}
 
 
 def mark_crashed(window_s: float) -> AutomationCore:
-    """Marks a run as crashed that has sent no heartbeat for ``window_s`` seconds and did not stop."""
+    """Marks a run as crashed if it has sent no heartbeat for ``window_s`` seconds and did not stop."""
     return AutomationCore(
         name=MARK,
         description=f"No heartbeat for {window_s:g} s: its worker or machine is gone.",
@@ -53,15 +53,15 @@ def mark_crashed(window_s: float) -> AutomationCore:
 
 
 def restart_crashed(after_s: float = RESTART_AFTER_S) -> AutomationCore:
-    """Schedules a crashed run again, at most ``RESTARTS`` times: the same run, so it goes on in its own run folder.
+    """Restarts a crashed run, at most ``RESTARTS`` times: it is the same run, so it resumes in its own run folder.
 
-    The bound is the run's count of starts, which the server names with each change of state; a run that never started
-    (count 0) is broken in a way that another try does not mend. It waits a little because a worker reports the crash
-    of a process twice, a second or two apart: the later report would end the new process's run.
+    The limit is on the run's count of starts, which the server sends with each change of state. A run that never
+    started (count 0) is not retried: a retry would not help. It waits a little because a worker reports the crash of a
+    process twice, a second or two apart: the later report would end the new process's run.
     """
     return AutomationCore(
         name=RESTART,
-        description=f"Up to {RESTARTS} times; started again, a run goes on where it was.",
+        description=f"Up to {RESTARTS} times; a restarted run resumes where it was.",
         trigger=EventTrigger(
             match=ResourceSpecification({**RUNS, "prefect.run-count": [str(n + 1) for n in range(RESTARTS)]}),
             match_related=OF_DEPLOYMENTS,
@@ -78,7 +78,7 @@ def restart_crashed(after_s: float = RESTART_AFTER_S) -> AutomationCore:
 
 def notify_failed(webhook: UUID) -> AutomationCore:
     """Calls a webhook when a deployed run fails or crashes, once a minute and run at most."""
-    said = "deployment.name ~ ': run ' ~ flow_run.name ~ ' is ' ~ flow_run.state.name ~ ', ' ~ flow_run.state.message"
+    text = "deployment.name ~ ': run ' ~ flow_run.name ~ ' is ' ~ flow_run.state.name ~ ', ' ~ flow_run.state.message"
     return AutomationCore(
         name=NOTIFY,
         description="Calls NOTIFY_WEBHOOK as it was when the server was made ready.",
@@ -91,12 +91,12 @@ def notify_failed(webhook: UUID) -> AutomationCore:
             threshold=1,
             within=timedelta(minutes=1),
         ),
-        actions=[CallWebhook(block_document_id=webhook, payload=f'{{"text": {{{{ ({said}) | tojson }}}}}}')],
+        actions=[CallWebhook(block_document_id=webhook, payload=f'{{"text": {{{{ ({text}) | tojson }}}}}}')],
     )
 
 
 def ensure_automation(client: SyncPrefectClient, wanted: AutomationCore) -> str:
-    """Creates an automation, or corrects the one of that name; says what it did."""
+    """Creates an automation, or corrects the one of that name; returns what it did."""
     found = client.read_automations_by_name(wanted.name)
     if not found:
         client.create_automation(wanted)
@@ -108,7 +108,7 @@ def ensure_automation(client: SyncPrefectClient, wanted: AutomationCore) -> str:
 
 
 def ensure_notification(client: SyncPrefectClient, url: str | None) -> str:
-    """Creates, corrects or, without a ``url``, removes what tells of failures; says what it did."""
+    """Creates, corrects or, without a ``url``, removes the notification of failures; returns what it did."""
     known = read_webhook(client)
     if url is None:
         for automation in client.read_automations_by_name(NOTIFY):
@@ -119,7 +119,7 @@ def ensure_notification(client: SyncPrefectClient, url: str | None) -> str:
         return "removed, since NOTIFY_WEBHOOK is not set"
     changed = known is None or known.data["url"] != url
     if changed:
-        # Chat services take {"text": …}; without the header some take it for a form.
+        # Chat services take {"text": …}; without the header some read it as a form.
         Webhook(url=SecretStr(url), headers={"Content-Type": "application/json"}).save(WEBHOOK, overwrite=True)
         known = read_webhook(client)
     assert known is not None, "it was saved just now"
@@ -128,7 +128,7 @@ def ensure_notification(client: SyncPrefectClient, url: str | None) -> str:
 
 
 def read_webhook(client: SyncPrefectClient) -> BlockDocument | None:
-    """The address that failures are told to, as the server keeps it."""
+    """The webhook that failures are reported to, as the server stores it."""
     try:
         return client.read_block_document_by_name(WEBHOOK, Webhook.get_block_type_slug(), include_secrets=True)
     except ObjectNotFound:

@@ -1,7 +1,7 @@
-"""Makes a Prefect server ready: pools, the limit of GPUs, automations, the deployments of ``prefect.yaml``.
+"""Sets up a Prefect server: pools, the limit of GPUs, automations, the deployments of ``prefect.yaml``.
 
-``make deploy`` calls it against the server at ``PREFECT_API_URL``. Safe to run twice: what is there already stays. Its
-settings are environment variables, which compose files and clusters hand on: ``GPU_SLOTS``, ``POOL_TYPE``,
+``make deploy`` calls it against the server at ``PREFECT_API_URL``. Safe to run twice: what exists is kept. Its settings
+are environment variables, which compose files and clusters pass on: ``GPU_SLOTS``, ``POOL_TYPE``,
 ``CODE_DIR``, ``HEARTBEAT_S``, ``WINDOW_S`` and ``NOTIFY_WEBHOOK`` (the README says what they mean).
 """
 
@@ -30,7 +30,7 @@ UNCHANGED = ("there already", "none")
 
 
 def main() -> int:
-    """Waits for the server, makes what is missing and says so; the exit code."""
+    """Waits for the server, creates what is missing and logs it; returns the exit code."""
     try:
         address = os.environ.get("PREFECT_API_URL")
         if not address:
@@ -50,13 +50,13 @@ def main() -> int:
 
 
 def make_ready(client: SyncPrefectClient) -> Iterator[tuple[str, str]]:
-    """What it ensures, and what it did for that, one after the other.
+    """Sets up the server; yields each object and what was done to it.
 
     Raises:
         SettingsError: If a setting does not fit, before anything is changed, or ``prefect.yaml`` is refused.
     """
-    heartbeat_s = read_number("HEARTBEAT_S", 30, least=30)  # Prefect beats no faster
-    window_s = read_number("WINDOW_S", 5 * heartbeat_s, least=2 * heartbeat_s)  # one late heartbeat is no crash
+    heartbeat_s = read_number("HEARTBEAT_S", 30, least=30)  # Prefect's shortest interval
+    window_s = read_number("WINDOW_S", 5 * heartbeat_s, least=2 * heartbeat_s)  # one late heartbeat is not a crash
     slots = read_number("GPU_SLOTS", 1, least=1)
     kind, webhook = read_pool_type(), read_webhook()
     for name in POOLS:
@@ -76,7 +76,7 @@ def read_number(name: str, default: int, least: int) -> int:
     """A whole number from the environment.
 
     Raises:
-        SettingsError: If it is none, or too small.
+        SettingsError: If it is not a whole number, or too small.
     """
     text = os.environ.get(name) or str(default)
     if not text.isdecimal() or int(text) < least:
@@ -101,7 +101,7 @@ def read_webhook() -> str | None:
     """``NOTIFY_WEBHOOK``, by default none.
 
     Raises:
-        SettingsError: If it is no address; it does not repeat it, since such an address is a key.
+        SettingsError: If it is not an address; the message does not quote it, since such an address is a key.
     """
     url = os.environ.get("NOTIFY_WEBHOOK") or None
     if url is not None and not (url.startswith(("https://", "http://")) and urlsplit(url).hostname):
@@ -110,7 +110,7 @@ def read_webhook() -> str | None:
 
 
 def wait_for_server(client: SyncPrefectClient, address: str, timeout_s: float) -> None:
-    """Returns when the server is healthy.
+    """Waits until the server is healthy.
 
     Raises:
         SettingsError: If it is not within ``timeout_s`` seconds.
@@ -123,7 +123,7 @@ def wait_for_server(client: SyncPrefectClient, address: str, timeout_s: float) -
 
 
 def require_access(client: SyncPrefectClient, address: str) -> None:
-    """Returns if the server lets this client in; its health it tells everybody.
+    """Checks that the server accepts this client's credentials; its health check needs none.
 
     Raises:
         SettingsError: If it does not.
@@ -141,7 +141,7 @@ def require_access(client: SyncPrefectClient, address: str) -> None:
 
 
 def ensure_limit(client: SyncPrefectClient, name: str, slots: int) -> str:
-    """Creates a concurrency limit of the whole server, or corrects it; says what it did. Held slots stay held."""
+    """Creates or corrects a concurrency limit of the whole server; returns what it did. Held slots stay held."""
     try:
         limit = client.read_global_concurrency_limit_by_name(name)
     except ObjectNotFound:
@@ -155,7 +155,7 @@ def ensure_limit(client: SyncPrefectClient, name: str, slots: int) -> str:
 
 
 def read_deployments(client: SyncPrefectClient) -> dict[str, dict[str, Any]]:
-    """The server's deployments by full name, without what changes by itself."""
+    """The server's deployments by full name, without fields that change by themselves."""
     return {
         f"{client.read_flow(found.flow_id).name}/{found.name}": found.model_dump(
             mode="json",
@@ -172,13 +172,13 @@ def read_deployments(client: SyncPrefectClient) -> dict[str, dict[str, Any]]:
 
 
 def deploy(folder: str) -> None:
-    """Applies ``prefect.yaml``, where the commit of the code is called ``$COMMIT``.
+    """Applies ``prefect.yaml``, in which ``$COMMIT`` stands for the commit of the code.
 
     Args:
-        folder: Where the code lies for the worker; ``prefect.yaml`` calls it ``$PWD``.
+        folder: The folder of the code on the worker, ``$PWD`` in ``prefect.yaml``.
 
     Raises:
-        SettingsError: If Prefect refuses it; its own words precede the error.
+        SettingsError: If Prefect refuses it; Prefect's own message is printed before.
     """
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     environment = {**os.environ, "PWD": folder, "COMMIT": shorten_commit()}

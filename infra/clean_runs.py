@@ -1,8 +1,8 @@
-"""Keeping house: removes old run folders, and then what the cache holds for none of the runs that stay.
+"""Clean up: removes old run folders, then cache entries that no remaining run uses.
 
-``make clean-runs KEEP=8``, or ``python -m infra.clean_runs --keep 8 --dry-run`` to see what would go. Stay do the
-newest finished runs, the one that ``latest`` leads to, those that ``published.json`` names, those that hold a trained
-screener, whatever a process is at work on, by its lock, and what was written within a day.
+``make clean-runs KEEP=8``, or ``python -m infra.clean_runs --keep 8 --dry-run`` to see what would go. Kept are the
+newest finished runs, the target of ``latest``, the runs in ``published.json``, those with a trained screener, all that
+a process has locked, and all that was written within a day.
 """
 
 import json
@@ -30,16 +30,16 @@ ENTRIES_NOT_STAGES = ("arrays", "masks", "finished", "runs")
 
 
 class CleanFlags(BaseModel):
-    """Removes all but the newest finished runs, and what the cache (--storage.cache) holds for no run that stays."""
+    """Removes all but the newest finished runs, and entries of the cache (--storage.cache) that no kept run uses."""
 
-    keep: int = Field(ge=1, description="How many of the newest finished runs stay.")
+    keep: int = Field(ge=1, description="Number of newest finished runs to keep.")
     runs: str = Field("data/runs", min_length=1, description="Folder of the runs, on this machine.")
-    dry_run: bool = Field(False, description="Only say what would be removed.")
+    dry_run: bool = Field(False, description="Only list what would be removed.")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder: when it was finished, or last written to while it is not, in seconds since 1970."""
+    """A run folder; its time, in seconds since 1970, is when it was finished or, if it is not, last written to."""
 
     folder: Path
     finished: bool
@@ -47,13 +47,13 @@ class Run:
 
 
 def clean_runs(settings: Settings, keep: int, runs: str, dry_run: bool) -> str:
-    """Removes runs and then cache entries; returns what that freed, in a sentence.
+    """Removes runs and then cache entries; returns a summary in a sentence.
 
     Raises:
-        SettingsError: If the runs are in a bucket, where rules of the bucket's own remove what is old.
+        SettingsError: If the runs are in a bucket, where lifecycle rules of the bucket remove old objects.
     """
     if "://" in runs:
-        raise SettingsError(f"runs: {runs} is no folder on this machine; in a bucket, set a lifecycle rule instead")
+        raise SettingsError(f"runs: {runs} is not a folder on this machine; in a bucket, set a lifecycle rule instead")
     folder, cache, now = Path(runs), Path(settings.storage.cache), time.time()
     there = find_runs(folder) if folder.is_dir() else []
     leaving = choose_leaving(there, keep, find_protected(folder), now)
@@ -87,7 +87,7 @@ def clean_runs(settings: Settings, keep: int, runs: str, dry_run: bool) -> str:
 
 
 def find_runs(folder: Path) -> list[Run]:
-    """The run folders in a folder; links, files, and folders that no run wrote are left alone."""
+    """The run folders in a folder, without links, files, and folders that no run wrote."""
     found = []
     for path in sorted(folder.iterdir()):
         if path.is_symlink() or not path.is_dir() or not ((path / STAGES_FOLDER).is_dir() or (path / SEAL).exists()):
@@ -98,9 +98,9 @@ def find_runs(folder: Path) -> list[Run]:
 
 
 def choose_leaving(runs: list[Run], keep: int, protected: set[Path], now: float) -> list[Run]:
-    """Those that go: finished ones after the newest ``keep``, unfinished ones that nobody touched for a day.
+    """The runs to remove: finished ones after the newest ``keep``, unfinished ones not written to for a day.
 
-    None that a process is at work on: a stage that takes days writes to the cache meanwhile, not to the run folder.
+    Locked runs are kept: a stage that takes days writes to the cache, not to the run folder.
     """
     finished = sorted((run for run in runs if run.finished), key=lambda run: run.time_s, reverse=True)
     old = [run for run in runs if not run.finished and now - run.time_s > DAY_S]
@@ -116,20 +116,20 @@ def choose_leaving(runs: list[Run], keep: int, protected: set[Path], now: float)
 
 
 def find_protected(folder: Path) -> set[Path]:
-    """The runs that ``latest`` leads to and that are or were published.
+    """The target of ``latest``, and the runs that are or were published.
 
     Raises:
-        RunError: If ``published.json`` cannot be read: what it names may not go.
+        RunError: If ``published.json`` cannot be read: its runs must be kept.
     """
     protected = {(folder / "latest").resolve()}
     published = read_published(str(folder), Settings())
-    for one in (published, *published.earlier) if published else ():  # by its name too: the folder may have moved
+    for one in (published, *published.earlier) if published else ():  # also by name: the folder may have moved
         protected |= {Path(one.run_dir).resolve(), (folder / one.run).resolve()}
     return protected
 
 
 def remove_run(folder: Path) -> None:
-    """Removes a run, its seal first, so that what is half removed does not pass for finished."""
+    """Removes a run, its seal first, so that a half-removed run does not count as finished."""
     (folder / SEAL).unlink(missing_ok=True)
     shutil.rmtree(folder)
 
@@ -140,9 +140,9 @@ def remove_run(folder: Path) -> None:
 def find_stale(cache: Path, staying: list[Run], leaving: list[Run], now: float) -> list[Path]:
     """Entries, shards and notes of the cache that no run names.
 
-    Runs that stay are those in the folder of runs, finished ones elsewhere that the cache knows of, and working copies
-    of runs in buckets. Others may be under way anywhere, and have no record yet: what a process is at work on stays,
-    and what was written within a day.
+    Kept runs are those in the folder of runs, finished ones elsewhere that the cache has notes of, and working copies
+    of runs in buckets. Other runs may be under way anywhere, without a record yet, so anything locked or written within
+    a day is kept.
     """
     gone = {run.folder.resolve() for run in leaving}
     elsewhere = [path for path in find_noted(cache) if path.resolve() not in gone]
@@ -161,7 +161,7 @@ def find_stale(cache: Path, staying: list[Run], leaving: list[Run], now: float) 
 
 
 def is_worked_on(path: Path) -> bool:
-    """Whether a process holds the lock of an entry or shard, or of the unfinished one that lies there."""
+    """Whether a process holds the lock of an entry or shard, or of its unfinished version."""
     key = path.name.removeprefix(".").partition(".")[0]
     return any(is_held(path.with_name(name)) for name in (f".{key}.lock", f"{key}.lock"))
 
@@ -180,7 +180,7 @@ def name_used(run: Path) -> Iterator[str]:
 
 
 def list_cache(cache: Path) -> Iterator[tuple[str, Path]]:
-    """Name and path of all that can be removed by itself: entries of stages, shards and their lists, notes."""
+    """Name and path of all that can be removed separately: entries of stages, shards and their lists, notes."""
     for kind in sorted(path for path in cache.iterdir() if path.is_dir() and path.name != "runs"):
         parts = kind.rglob("*") if kind.name in ("arrays", "masks") else kind.iterdir()
         for path in sorted(parts):
@@ -190,13 +190,13 @@ def list_cache(cache: Path) -> Iterator[tuple[str, Path]]:
 
 
 def find_noted(cache: Path) -> list[Path]:
-    """Folders on this machine of the finished runs that the cache knows of and that are still there."""
+    """Existing folders, on this machine, of finished runs that the cache has notes of."""
     noted = [Path(str(read_json(note)["run_dir"])) for note in (cache / "finished").glob("*.json")]
     return [path for path in noted if (path / SEAL).exists()]
 
 
 def is_valid_note(note: Path, gone: set[Path]) -> bool:
-    """Whether a note about a finished run is of use: its run is there, or in a bucket."""
+    """Whether a note about a finished run is useful: its run exists, or is in a bucket."""
     address = str(json.loads(note.read_text())["run_dir"])
     return "://" in address or ((Path(address) / SEAL).exists() and Path(address).resolve() not in gone)
 
@@ -208,7 +208,7 @@ def last_written(path: Path) -> float:
     """When a file, or anything in a folder, was last written to, in seconds since 1970."""
     try:
         return max(part.lstat().st_mtime for part in (path, *path.rglob("*")))
-    except FileNotFoundError:  # it took its final name, or went, while we looked
+    except FileNotFoundError:  # it was renamed or removed meanwhile
         return math.inf
 
 
@@ -219,7 +219,7 @@ def measure(path: Path) -> int:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder; of an entry of a stage first what makes it whole, lest half of it pass for all."""
+    """Removes a file or a folder; the record of an entry first, so that half an entry does not count as whole."""
     if path.is_dir():
         (path / "stage.json").unlink(missing_ok=True)
         shutil.rmtree(path)
@@ -228,7 +228,7 @@ def remove(path: Path) -> None:
 
 
 def remove_empty(cache: Path) -> None:
-    """Removes shelves that nothing is left on."""
+    """Removes empty shelves."""
     for kind in ("arrays", "masks"):
         for folder in sorted((cache / kind).rglob("*"), reverse=True):
             if folder.is_dir() and not any(folder.iterdir()):

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Starts a worker for the pool POOL, or the command that is given instead.
+# Starts a worker for the pool POOL, or the given command.
 set -eu
-# Where /data is a fresh mount, the folders that /app/data leads to are not there yet.
+# In a fresh mount at /data, the folders that /app/data links to do not exist yet.
 mkdir -p /data/cache /data/raw /data/runs
 if [ $# -eq 0 ]; then
     : "${POOL:?name the work pool, cpu or gpu}"

@@ -1,4 +1,4 @@
-"""Work pools: how a worker starts a run. Processes by default; on Kubernetes from the templates beside this file."""
+"""Work pools: how a worker starts a run, as a process by default, on Kubernetes by the templates beside this file."""
 
 import json
 from pathlib import Path
@@ -20,10 +20,10 @@ TEMPLATES = Path(__file__).parent / "kubernetes"
 def job_template(name: str, kind: PoolType, heartbeat_s: int) -> dict[str, Any]:
     """The base job template of a pool.
 
-    Its runs get their heartbeat here and not from the worker's environment: a worker started without it would let them
-    send one in 180 s, and the automation that waits for heartbeats would take them for dead. They also wait for a
-    server that is away for some minutes, and keep results as JSON, as runs of a command line do: where a worker starts
-    them, Prefect has read its settings before ``tasks`` is imported.
+    It sets the heartbeat of runs, so that this does not depend on the worker's environment: without it, runs send one
+    every 180 s, and the automation would mark them crashed. It also sets the waiting time for a server that is away,
+    and JSON for results, as in runs of a command line: in a worker's run, Prefect reads its settings before ``tasks``
+    is imported.
     """
     if kind == "kubernetes":
         template = json.loads((TEMPLATES / f"{name}.json").read_text())
@@ -38,12 +38,12 @@ def job_template(name: str, kind: PoolType, heartbeat_s: int) -> dict[str, Any]:
 
 
 def ensure_pool(client: SyncPrefectClient, name: str, kind: PoolType, heartbeat_s: int) -> str:
-    """Creates a pool, or corrects the one of that name; says what it did.
+    """Creates a pool, or corrects the one of that name; returns what it did.
 
     A pool has no limit of its own: the server's limit ``gpu`` counts trainings wherever they run.
 
     Raises:
-        SettingsError: If a pool of that name is of another type, which Prefect cannot change.
+        SettingsError: If the pool has another type, which Prefect cannot change.
     """
     template = job_template(name, kind, heartbeat_s)
     try:

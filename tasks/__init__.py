@@ -1,9 +1,9 @@
-"""The words of the product: each stage is pure functions under one thin task.
+"""The work itself: each stage is pure functions under one thin task.
 
-Prefect and Great Expectations read these variables when they are first imported, so they are set here, before that:
-the temporary server needs longer than Prefect's 20 s on a small machine, a server that is away for some minutes is
-waited for (with pauses of 2, 4, 8 … 256 s, instead of a minute in all), nothing is reported to anybody, results
-that somebody has Prefect keep are JSON, not pickle, and Prefect caches no task: ``tasks.runs.stages`` does, by content.
+Prefect and Great Expectations read these variables when they are first imported, so they are set here, before that.
+The temporary server may take longer to start than Prefect's 20 s. A server that is away for some minutes is waited for
+(pauses of 2, 4, 8 … 256 s instead of a minute in all). No telemetry is sent. Results that Prefect is asked to keep are
+JSON, not pickle. Prefect caches no task: ``tasks.runs.stages`` does, by content.
 """
 
 import os

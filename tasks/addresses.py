@@ -1,4 +1,4 @@
-"""Addresses of sources as people may see them: a share link is a key, and so is a password in an address."""
+"""Addresses of sources without their secrets: a share link is a key, and so is a password in an address."""
 
 import re
 from urllib.parse import urlsplit
@@ -7,13 +7,13 @@ BARE_LINK = re.compile(
     r"(?P<rest>\W{0,8}(\w{1,5}\W{1,4})?)(([^/\s]*[.@])?dropbox(usercontent)?\.com(:\d+)?/|.*[?&]rlkey=)",
     re.DOTALL | re.IGNORECASE,
 )
-"""A share link that lost its ``https://``, or a part of that, where it was copied; it is a key all the same."""
+"""A share link copied without its ``https://``, or without a part of it; it is still a key."""
 
 
 def hide_keys(address: str) -> str:
-    """An address as it may be shown: of one on the web host and file name, since its path and query are keys.
+    """An address as it may be shown: of a web address only host and file name, since path and query are keys.
 
-    A path on this machine, and an address in a bucket that holds nothing else, are shown as they are.
+    A path on this machine, and an address in a bucket without credentials or query, are shown as they are.
     """
     scheme, found, _ = address.partition("://")
     if not found and (link := BARE_LINK.match(address)):

@@ -1,6 +1,6 @@
 """The errors, drawn as a tree; each message is one sentence that names the file or setting and the way out.
 
-PipelineError            the user can mend it; exit code 2
+PipelineError            the user can fix it; exit code 2
 ├── SettingsError        a flag or setting
 ├── SourceError          the source: not there, not readable, not in a known layout
 │   └── ArchiveError     an archive: broken, hostile or beyond a limit
@@ -12,18 +12,18 @@ PipelineError            the user can mend it; exit code 2
 └── AuditError           the audit found a shortcut that the settings do not accept
 """
 
-LONGEST_SAID = 2_000
+LONGEST_MESSAGE = 2_000
 
 
 class PipelineError(Exception):
-    """Something that the user can mend; its message is one sentence that says how."""
+    """An error that the user can fix; its message is one sentence that says how."""
 
     def __str__(self) -> str:
-        """In one line, whatever names it quotes: line breaks, terminal codes and turned writing come as escapes."""
-        said = super().__str__()
-        if len(said) > LONGEST_SAID:
-            said = f"{said[: LONGEST_SAID // 2]} … {said[-LONGEST_SAID // 2 :]}"
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in said)
+        """The message on one line: line breaks, terminal codes and right-to-left marks in quoted names are escaped."""
+        message = super().__str__()
+        if len(message) > LONGEST_MESSAGE:
+            message = f"{message[: LONGEST_MESSAGE // 2]} … {message[-LONGEST_MESSAGE // 2 :]}"
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
 
 
 class SettingsError(PipelineError):
@@ -55,10 +55,10 @@ class DiskError(PipelineError):
 
 
 class OutsideError(PipelineError):
-    """A failure of a network or a server, which another try may mend.
+    """A failure of a network or a server, which a retry may resolve.
 
     Attributes:
-        retry_after_s: How long the server asks to be left alone; 0 where it does not say.
+        retry_after_s: How long the server asks clients to wait; 0 where it does not say.
     """
 
     def __init__(self, message: str, retry_after_s: float = 0.0) -> None:

@@ -21,10 +21,10 @@ from filelock import FileLock, Timeout
 from tasks.errors import DiskError, PipelineError, RunError, SourceError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says where no more can be written: the disk, a quota, or the largest file that is allowed."""
+"""Error codes where no more can be written: the disk, a quota, or the size limit of a file is reached."""
 
 NOTHING_LEFT = 1 << 16
-"""Bytes. NumPy and HDF5 tell of a full disk in words of their own: below this, they mean it."""
+"""Bytes. NumPy and HDF5 report a full disk as errors of their own; with less than this free, that is the cause."""
 
 WAY_OUT = (
     "make room there, or name another disk with storage.cache, storage.raw or --run-dir, and give the same command "
@@ -36,7 +36,7 @@ BROKEN = (
     *(OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError, SyntaxError),
     *(zipfile.BadZipFile, zlib.error),
 )
-"""What NumPy and zipfile raise when a file is broken or another one: bytes anywhere in it may be wrong."""
+"""What NumPy and zipfile raise for a damaged or foreign file."""
 
 
 def sha256_of_file(path: Path) -> str:
@@ -47,21 +47,19 @@ def sha256_of_file(path: Path) -> str:
 
 @contextmanager
 def open_source(path: Path) -> Iterator[BufferedReader]:
-    """Opens a file of the source; a pipe or device, which might never end, is not opened.
+    """Opens a file of the source; refuses a pipe or device, which might never end.
 
     Raises:
         SourceError: If it cannot be read.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise OSError("it is no file but a pipe or device")
+            raise OSError("it is a pipe or device, not a file")
         with path.open("rb") as stream:
             yield stream
     except OSError as error:
         reason = error.strerror or error
-        raise SourceError(
-            f"source: {path} cannot be read ({reason}); put it right or remove it, and run again"
-        ) from None
+        raise SourceError(f"source: {path} cannot be read ({reason}); fix or remove it, and run again") from None
 
 
 def digest(value: object) -> str:
@@ -71,11 +69,11 @@ def digest(value: object) -> str:
 
 @contextmanager
 def open_whole(path: Path, n_bytes: int | None = None) -> Iterator[BinaryIO]:
-    """Opens a file beside its place and renames it after the block, so that it is whole whenever it is there.
+    """Opens a temporary file and renames it after the block, so that the file is complete whenever it exists.
 
     Args:
         path: The file.
-        n_bytes: How many it will have, where that is known.
+        n_bytes: Its size, where that is known.
 
     Raises:
         DiskError: If there is no room for it.
@@ -92,14 +90,14 @@ def open_whole(path: Path, n_bytes: int | None = None) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Writes a file beside its place and renames it, so that it is whole whenever it is there."""
+    """Writes a temporary file and renames it, so that the file is complete whenever it exists."""
     data = content.encode() if isinstance(content, str) else content
     with open_whole(path, len(data)) as stream:
         stream.write(data)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes JSON whole; a value that is not finite is refused, because JSON has no NaN."""
+    """Writes JSON by ``write_whole``; refuses a value that is not finite, because JSON has no NaN."""
     write_whole(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
@@ -118,10 +116,10 @@ def read_json(path: Path) -> Any:
 
 
 def read_record(path: Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
-    """A JSON object of a run that has entries of these names and types.
+    """Reads a JSON object of a run and checks that it has entries of these names and types.
 
     Raises:
-        RunError: If the file is missing, not JSON, or something else.
+        RunError: If the file is missing, not JSON, or lacks an entry.
     """
     found = read_json(path)
     if not isinstance(found, dict) or any(not isinstance(found.get(name), kind) for name, kind in kinds.items()):
@@ -149,16 +147,16 @@ def make_once(
     is_valid: Callable[[Path], bool] = lambda target: True,
     resumable: bool = False,
 ) -> bool:
-    """Makes a folder unless it is there already; whole or not at all, and by one process at a time.
+    """Makes a folder unless it exists; complete or not at all, and by one process at a time.
 
     Args:
-        target: The folder that shall exist afterwards.
+        target: The folder.
         make: Fills the folder it is given, which is renamed to ``target`` when it returns.
-        is_valid: Whether a folder that is there still holds; one that does not is made again.
-        resumable: Keep what an interrupted attempt left, so that ``make`` can go on from it.
+        is_valid: Whether an existing folder is still valid; an invalid one is made again.
+        resumable: Keep what an interrupted attempt left, so that ``make`` can resume it.
 
     Returns:
-        Whether the folder was there.
+        Whether the folder existed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(target.name + ".partial")
@@ -181,7 +179,7 @@ def make_once(
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds a lock file; waits, and says so, while another process does. The system frees it when a process dies."""
+    """Holds a lock file; waits, and logs that, while another process holds it. A process that dies frees its lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, thread_local=False)
     try:
@@ -196,12 +194,12 @@ def locked(path: Path) -> Iterator[None]:
             path.write_text(f"process {os.getpid()} on {os.uname().nodename}")
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: who waits looks whether what it got still has a name
+        path.unlink(missing_ok=True)  # while held: a waiting process checks that its file still exists
         lock.release()
 
 
 def is_held(path: Path) -> bool:
-    """Whether somebody holds a lock file just now."""
+    """Whether a process holds a lock file."""
     if not path.exists():
         return False
     try:
@@ -213,11 +211,11 @@ def is_held(path: Path) -> bool:
 
 @contextmanager
 def room_in(folder: Path, needed: int | None = None) -> Iterator[None]:
-    """Around what writes below a folder: a disk that is full, or becomes so, ends in one sentence.
+    """Wraps code that writes below a folder: a disk that is or becomes full is reported in one sentence.
 
     Args:
-        folder: Need not be there yet.
-        needed: Bytes, where they are known before; if they are not free, the block does not begin.
+        folder: Need not exist yet.
+        needed: Bytes, where known before; if they are not free, the block is not run.
 
     Raises:
         DiskError: Names the folder, what was needed and what is free.
@@ -234,18 +232,18 @@ def room_in(folder: Path, needed: int | None = None) -> Iterator[None]:
             raise
         if isinstance(error, OSError) and error.errno == errno.EFBIG:
             largest = say_bytes(resource.getrlimit(resource.RLIMIT_FSIZE)[0])
-            said = f"more than {largest}" if needed is None else say_bytes(needed)
+            amount = f"more than {largest}" if needed is None else say_bytes(needed)
             raise DiskError(
-                f"{folder}: {said} are needed there, and a file may have {largest} at most, though "
+                f"{folder}: {amount} are needed there, and a file may have {largest} at most, though "
                 f"{say_bytes(free_bytes(folder))} are free; raise that limit (ulimit -f) and give the same command "
                 "again; what is finished is kept"
             ) from None
-        said = f"more than {say_bytes(free)}" if needed is None else say_bytes(needed)
-        raise DiskError(say_full(folder, said, free_bytes(folder))) from None
+        amount = f"more than {say_bytes(free)}" if needed is None else say_bytes(needed)
+        raise DiskError(say_full(folder, amount, free_bytes(folder))) from None
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether the system says that no more can be written."""
+    """Whether an error means that no more can be written."""
     return isinstance(error, OSError) and error.errno in FULL
 
 
@@ -255,11 +253,11 @@ def say_full(folder: Path, needed: str, free: int) -> str:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that may still be written to the disk that a folder lies on, or will lie on."""
+    """Free bytes on the disk of a folder, which need not exist yet."""
     there = next(part for part in (folder.absolute(), *folder.absolute().parents) if part.exists())
     return shutil.disk_usage(there).free
 
 
 def say_bytes(n: int) -> str:
-    """``1.3 MB``; small counts as they are."""
+    """``1.3 MB``; below 0.1 MB in bytes."""
     return f"{n / 1e6:,.1f} MB" if n >= 100_000 else f"{n:,} bytes"

@@ -1,4 +1,4 @@
-"""How good a decision is: AUC, accuracy, sensitivity, specificity, with intervals by a bootstrap over patients."""
+"""Measures of a decision: AUC, accuracy, sensitivity, specificity, with intervals by a bootstrap over patients."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def draw_patients(patients: "pd.Series[str]", n_bootstrap: int, seed: int) -> ND
 
 
 def summarise(values: NDArray[np.float64], reason: str) -> Facts:
-    """``{"value", "low", "high"}`` of a value and, after it, its bootstrap draws; ``None`` and why if not finite."""
+    """``{"value", "low", "high"}`` of a value followed by its bootstrap draws; ``None`` and a reason if not finite."""
     value, drawn = float(values[0]), values[1:][np.isfinite(values[1:])]
     if not np.isfinite(value):
         return {"value": None, "low": None, "high": None, "reason": reason}
@@ -90,7 +90,7 @@ def measure_calibration(rows: pd.DataFrame, n_bootstrap: int, seed: int) -> Fact
 
     Args:
         rows: ``label, probability, patient_id``.
-        n_bootstrap: Draws of patients behind the interval.
+        n_bootstrap: Draws of patients for the interval.
         seed: Seed of the draws.
 
     Returns:
@@ -107,16 +107,16 @@ def measure_calibration(rows: pd.DataFrame, n_bootstrap: int, seed: int) -> Fact
     bins: list[Facts] = []
     for i in range(N_BINS):
         inside = at == i
-        said: Facts = {"from": i / N_BINS, "to": (i + 1) / N_BINS, "n": int(inside.sum())}
+        facts: Facts = {"from": i / N_BINS, "to": (i + 1) / N_BINS, "n": int(inside.sum())}
         if inside.any():
-            said |= {"mean_probability": round(float(probabilities[inside].mean()), 4)}
-            said |= {"share": round(float(labels[inside].mean()), 4)}
-        bins.append(said)
+            facts |= {"mean_probability": round(float(probabilities[inside].mean()), 4)}
+            facts |= {"share": round(float(labels[inside].mean()), 4)}
+        bins.append(facts)
     return {"n": len(rows), "ece": summarise(gap, "no image is in this group"), "bins": bins}
 
 
 def format_value(value: dict[str, Any]) -> str:
-    """``0.973 (0.961 to 0.984)``, or why there is none."""
+    """``0.973 (0.961 to 0.984)``, or the reason why there is no value."""
     if value["value"] is None:
         return f"none ({value['reason']})"
     return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
@@ -147,8 +147,8 @@ def to_logit(probability: Array) -> Array:
 def choose_threshold(labels: Array, probabilities: Array) -> float:
     """The probability from which on an image counts as pneumonia: highest sensitivity + specificity (Youden 1950).
 
-    A cut lies in the middle of two neighbouring probabilities, in logits; of equally good cuts, the one in the widest
-    gap.
+    A threshold lies in the middle of two neighbouring probabilities, in logits; of equally good ones, the one in the
+    widest gap is taken.
     """
     logits = np.unique(to_logit(probabilities))
     cuts = (logits[1:] + logits[:-1]) / 2 if len(logits) > 1 else logits
@@ -163,7 +163,7 @@ def choose_threshold(labels: Array, probabilities: Array) -> float:
 
 
 def choose_sensitive_threshold(shifts: pd.DataFrame, min_sensitivity: float, balanced: float) -> float:
-    """The highest threshold, not above the balanced one, that keeps the sensitivity under each shift of validation.
+    """The highest threshold, at most the balanced one, that keeps the sensitivity under each shift of validation.
 
     Args:
         shifts: ``shift, label, probability``, rounded to six decimals as ``shifts.csv`` holds them.
@@ -174,6 +174,6 @@ def choose_sensitive_threshold(shifts: pd.DataFrame, min_sensitivity: float, bal
     for _, rows in shifts[shifts["label"] == 1].groupby("shift"):
         found = np.sort(rows["probability"].to_numpy(float))[::-1]
         n_needed = int(np.ceil(min_sensitivity * len(found) - 1e-9))
-        # A step of the rounding lower: the image at the edge counts whichever way its probability was rounded.
+        # One rounding step lower: the image at the edge counts whichever way its probability was rounded.
         lowest = min(lowest, float(found[max(n_needed, 1) - 1]) - 1e-6)
     return max(lowest, 0.0)

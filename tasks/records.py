@@ -9,7 +9,7 @@ MODEL, TWIN = "model", "unfiltered"
 TITLES = {MODEL: "the model", TWIN: "its unscreened twin"}
 
 Facts = dict[str, Any]
-"""What a stage tells about itself: JSON, counts and short strings, never arrays."""
+"""Facts of a stage for log and report: JSON, counts and short strings, never arrays."""
 
 NORMAL, PNEUMONIA = 0, 1
 CLASS_FOLDERS = {"NORMAL": NORMAL, "PNEUMONIA": PNEUMONIA}
@@ -21,15 +21,15 @@ READ_DEVICE = "shows a medical device (reviewed)"
 SCORED_DEVICE = "shows a medical device (screener)"
 DOUBTFUL_DEVICE = "may show a medical device (screener)"
 DEVICE_REASONS = (READ_DEVICE, SCORED_DEVICE, DOUBTFUL_DEVICE)
-"""What ``excluded`` says of training images that screening took out."""
+"""Values of ``excluded`` for training images that screening took out."""
 
 
 class StageParts(BaseModel):
-    """What the key of a stage's entry in the cache is made from.
+    """The parts of the key of a stage's cache entry.
 
     Attributes:
         reads: sha256 of each file of the run that the stage reads, by name.
-        given: Settings, and what lies elsewhere.
+        given: Settings, and inputs from outside the run.
         code: A hash of the code that shapes the result.
         packages: Versions of installed distributions.
     """
@@ -42,7 +42,7 @@ class StageParts(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _rename_inputs(cls, found: Any) -> Any:
-        # Runs made before December 2026 have all in "inputs".
+        # Runs from before December 2026 have everything in "inputs".
         return {"given": found["inputs"]} if isinstance(found, dict) and "inputs" in found else found
 
 
@@ -51,11 +51,11 @@ class StageRecord(BaseModel):
 
     Attributes:
         facts: Counts for log and report.
-        seconds: That the work took when it was done.
-        parts: What the key is made from.
+        seconds: How long the work took.
+        parts: The parts of the key.
         reused: Whether the run took it from the cache.
-        entry: Its name in the cache.
-        files: Names of what was placed in the run.
+        entry: The name of its cache entry.
+        files: Names of the files placed in the run.
     """
 
     facts: Facts

@@ -1,4 +1,4 @@
-"""Every knob of the product: type, unit, bounds, default and one sentence. No I/O happens here.
+"""All settings: type, unit, bounds, default and one sentence each. No I/O happens here.
 
 ``Settings`` is the parameter of every flow (the web page makes a form of it) and, through pydantic-settings, every
 field is a flag of the command line: ``--training.epochs 3``.
@@ -35,14 +35,14 @@ RunFolder = Annotated[str, AfterValidator(_refuse_other_buckets)]
 
 
 class Section(BaseModel):
-    """A frozen group of settings that refuses names it does not know, and values that nothing can work with."""
+    """A frozen group of settings that refuses unknown names and unusable values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator("*", mode="after")
     @classmethod
     def _refuse_no_text(cls, value: Any) -> Any:
-        """No file has such a name, and JSON no such text."""
+        """Refuses text that neither a file name nor JSON can hold."""
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str) and ("\x00" in text or re.search("[\ud800-\udfff]", text)):
                 raise ValueError("should be text in UTF-8 without NUL bytes")
@@ -50,7 +50,7 @@ class Section(BaseModel):
 
 
 class StorageSettings(Section):
-    """Where work that can be used again is kept."""
+    """Where work that can be reused is kept."""
 
     cache: Folder = Field("data/cache", description="Folder of finished work, shared by all runs and keyed by content.")
     raw: Folder = Field("data/raw", description="Folder on this machine for unpacked archives and the drawn sample.")
@@ -71,7 +71,7 @@ class ScalingSettings(Section):
 
     @property
     def reaches_out(self) -> bool:
-        """Whether shards may be worked on on other machines."""
+        """Whether other machines may work on shards."""
         return self.runner.startswith("tcp://")
 
 
@@ -84,7 +84,7 @@ class IngestionSettings(Section):
         description="Expected sha256 of the archive, 64 hex digits; checked when given.",
     )
     skip_unchanged: bool = Field(
-        False, description="End early, saying 'nothing new', when source, review, settings and code are as they were."
+        False, description="End early, saying 'nothing new', when source, review, settings and code are unchanged."
     )
     allowed_hosts: tuple[str, ...] = Field(
         ("www.dropbox.com", "dropbox.com", "*.dropboxusercontent.com"),
@@ -102,9 +102,7 @@ class IngestionSettings(Section):
         le=3_600,
         description="First pause between attempts, in seconds; it doubles each time, with jitter, up to 60 s.",
     )
-    max_wait_s: float = Field(
-        600.0, ge=0, le=86_400, description="Longest pause that is made because a server asks for it, in seconds."
-    )
+    max_wait_s: float = Field(600.0, ge=0, le=86_400, description="Longest pause at a server's request, in seconds.")
     n_connections: int = Field(8, ge=1, le=64, description="Objects fetched from a bucket at the same time.")
     aws_block: str | None = Field(
         None, description="Name of a prefect-aws AwsCredentials block; default: the standard chain of credentials."
@@ -152,7 +150,7 @@ class QualitySettings(Section):
 
 
 class SplittingSettings(Section):
-    """How validation is drawn again from train + val."""
+    """How validation is redrawn from train + val."""
 
     val_fraction: float = Field(0.1, gt=0, lt=0.5, description="Share of patients that go to validation.")
     salt: str = Field("x_ray_classification", description="Salt of the patient hash; another salt, another draw.")
@@ -168,7 +166,7 @@ class PackingSettings(Section):
 
 
 class ScreeningSettings(Section):
-    """Which images count as showing a medical device, and which go before a person."""
+    """Which images count as showing a medical device, and which a person is asked about."""
 
     review: str | None = Field(
         None,
@@ -177,37 +175,38 @@ class ScreeningSettings(Section):
     )
     answers: str | None = Field(
         None,
-        description="Folder that keeps what people answered about doubtful images, for all runs, in a CSV per "
-        "submission; a CSV of its name beside it is read too. Default: device_answers beside the run folder.",
+        description="Folder of people's answers about doubtful images, for all runs, one CSV per submission; a CSV "
+        "of the same name beside it is read too. Default: device_answers beside the run folder.",
     )
     screener: str | None = Field(
         None,
-        description="Folder with model.keras and model.sha256 of another screener, and readings.csv, without which "
-        "nobody knows what it learnt from and the report does not measure it; default: the shipped one.",
+        description="Folder of another screener: model.keras, model.sha256 and readings.csv, which lists what it "
+        "learnt from; without that list the report does not measure it. Default: the shipped one.",
     )
     threshold: float = Field(
         0.3,
         ge=0,
         le=1,
-        description="An image nobody read shows a device from this device_score on; at the default, sensitivity + "
-        "specificity is highest on the readings the shipped screener was tuned on and on drawn chests.",
+        description="device_score from which an image nobody read counts as showing a device; at the default, "
+        "sensitivity + specificity is highest on the readings the shipped screener was tuned on and on drawn chests.",
     )
     exclude_from: float = Field(
         0.25,
         ge=0,
         le=1,
-        description="Images nobody read leave training from this device_score on, the lower edge of the doubtful band: "
-        "a clean image lost costs less than a device kept. At the default, at most 15 % of the clean pneumonia images "
-        "the shipped screener was tuned on are lost; each report says how many that costs.",
+        description="device_score from which an image nobody read leaves training, the lower edge of the doubtful "
+        "band: a clean image lost costs less than a device kept. At the default, at most 15 % of the clean pneumonia "
+        "images the shipped screener was tuned on are lost; each report says how many were.",
     )
     doubtful_to: float = Field(
-        0.8, ge=0, le=1, description="Upper edge of the doubtful band, whose images go before a person."
+        0.8, ge=0, le=1, description="Upper edge of the doubtful band, whose images a person is asked about."
     )
     n_review: int = Field(
         200, ge=0, le=2_000, description="Most images on the sheet for a person, those nearest to the threshold first."
     )
     wait_for_review: bool = Field(
-        False, description="Suspend a deployed run until a person answered about the doubtful images, then go on."
+        False,
+        description="Suspend a deployed run until a person has answered about the doubtful images, then resume it.",
     )
 
     @property
@@ -217,7 +216,7 @@ class ScreeningSettings(Section):
 
 
 class TrainingSettings(Section):
-    """The network and how it is fitted."""
+    """The network and its training."""
 
     epochs: int = Field(24, ge=1, le=1_000, description="Passes over the training images, for each member.")
     n_models: int = Field(
@@ -231,7 +230,7 @@ class TrainingSettings(Section):
     learning_rate: float = Field(
         2e-3, gt=0, le=1, description="Peak learning rate of the cosine schedule (AdamW); about 1e-4 suits a backbone."
     )
-    side_px: int = Field(128, ge=32, le=224, description="Side that the network resizes to inside, in pixels.")
+    side_px: int = Field(128, ge=32, le=224, description="Side that the network resizes images to, in pixels.")
     width: int = Field(
         24, ge=4, le=256, description="Channels of the first convolution from scratch; later ones are multiples."
     )
@@ -255,9 +254,9 @@ class EvaluationSettings(Section):
     """What is measured."""
 
     splits: tuple[Split, ...] = Field(
-        ("val", "test"), min_length=1, description="Splits that are evaluated; 'val' alone leaves test unread."
+        ("val", "test"), min_length=1, description="Splits to evaluate; 'val' alone leaves test unread."
     )
-    n_bootstrap: int = Field(1_000, ge=20, le=100_000, description="Bootstrap draws of patients behind each interval.")
+    n_bootstrap: int = Field(1_000, ge=20, le=100_000, description="Bootstrap draws of patients for each interval.")
     min_sensitivity: float = Field(
         0.95,
         gt=0,
@@ -268,11 +267,11 @@ class EvaluationSettings(Section):
 
 
 class ExplanationSettings(Section):
-    """Which images are explained by LIME, and how closely."""
+    """Which images LIME explains, and in what detail."""
 
-    n_images: int = Field(12, ge=0, le=1_000, description="Images that are explained, spread over right and wrong.")
-    n_samples: int = Field(512, ge=50, le=20_000, description="Perturbed copies of an image behind one explanation.")
-    n_segments: int = Field(64, ge=8, le=400, description="Superpixels (SLIC) that an image is cut into, about.")
+    n_images: int = Field(12, ge=0, le=1_000, description="Images to explain, spread over right and wrong answers.")
+    n_samples: int = Field(512, ge=50, le=20_000, description="Perturbed copies of an image per explanation.")
+    n_segments: int = Field(64, ge=8, le=400, description="Approximate number of superpixels (SLIC) per image.")
     n_repeated: int = Field(
         4,
         ge=0,
@@ -306,7 +305,7 @@ class AuditingSettings(Section):
         "the classes.",
     )
     max_flips: float = Field(
-        0.05, gt=0, le=1, description="Largest accepted share of images whose decision a device alone turns."
+        0.05, gt=0, le=1, description="Largest accepted share of images whose decision a device alone flips."
     )
     max_outside_auc: float = Field(
         0.75, ge=0.5, le=1, description="Largest accepted AUC where only the outside of the lung window is left."
@@ -377,20 +376,20 @@ class Settings(Section):
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """``model``, and ``unfiltered`` where the comparison is asked for; also the names of their files."""
+        """``model``, and ``unfiltered`` if the twin is asked for; also the names of their files."""
         return (MODEL, TWIN) if self.auditing.compare_unfiltered else (MODEL,)
 
     @property
     def public_source(self) -> str:
-        """The source as it may be shown; see ``hide_keys``."""
+        """The source without its keys; see ``hide_keys``."""
         return hide_keys(self.source)
 
     @field_serializer("source", when_used="json")
     def _write_source(self, source: str) -> str:
-        # Prefect writes the parameters of a run into its server's database; what fetches the source has the object.
+        # Prefect writes a run's parameters into its database; the code that fetches the source reads the object.
         return hide_keys(source)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        """What ``repr`` and ``str`` show: the source as it may be shown."""
+        """For ``repr`` and ``str``: shows the source without its keys."""
         for name, value in super().__repr_args__():
             yield name, self.public_source if name == "source" else value

@@ -1,4 +1,4 @@
-"""CSV tables that people write: each row becomes a pydantic model, or the table is refused in one sentence."""
+"""CSV tables written by people: each row becomes a pydantic model, or the table is refused in one sentence."""
 
 import csv
 import stat
@@ -15,7 +15,7 @@ MAX_MB = 200
 MAX_LINE = 1_000_000  # characters
 
 Device = Annotated[Literal[0, 1], BeforeValidator(lambda text: {"0": 0, "1": 1}.get(text, text))]
-"""The cell that says what a person saw in an image: 1 a device, 0 none."""
+"""A person's reading of an image: 1 device, 0 none."""
 
 Row = TypeVar("Row")
 
@@ -25,9 +25,9 @@ def read_rows(path: Path, setting: str, model: Callable[..., Row]) -> Iterator[R
 
     Args:
         path: The file.
-        setting: What names it for the user, for messages: a setting or ``index.csv``.
-        model: A pydantic class with a field for each column, which gets stripped text, empty where a cell is missing.
-            A field without default is a column that has to be there; columns without a field are not looked at.
+        setting: The table's name in messages: a setting or ``index.csv``.
+        model: A pydantic class with a field for each column; it gets stripped text, empty where a cell is missing.
+            A field without default is a required column; columns without a field are ignored.
 
     Raises:
         TableError: If the file is missing, not a CSV in UTF-8, lacks a column or names it twice, has a row with more
@@ -38,7 +38,7 @@ def read_rows(path: Path, setting: str, model: Callable[..., Row]) -> Iterator[R
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):
-            raise TableError(f"{setting}: {path} is no file but a folder, pipe or device; name a CSV file")
+            raise TableError(f"{setting}: {path} is a folder, pipe or device, not a file; name a CSV file")
         if state.st_size > MAX_MB * 1e6:
             raise TableError(f"{setting}: {path} is larger than {MAX_MB} MB; give a table of images only")
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -62,7 +62,7 @@ def read_rows(path: Path, setting: str, model: Callable[..., Row]) -> Iterator[R
         raise TableError(f"{setting}: {path} is not UTF-8 text; save it as CSV in UTF-8") from None
     except (csv.Error, OSError, ValueError) as error:
         reason = str(error).split("\n")[0][:100]
-        raise TableError(f"{setting}: {path} is no CSV table ({reason}); give columns {needed}") from None
+        raise TableError(f"{setting}: {path} is not a CSV table ({reason}); give columns {needed}") from None
 
 
 def _lines(stream: TextIO) -> Iterator[str]:

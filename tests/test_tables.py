@@ -98,7 +98,7 @@ def test_a_row_with_more_cells_than_the_header_is_refused_by_its_line(content: s
 
 
 def test_a_quote_that_is_never_closed_is_refused(tmp_path: Path) -> None:
-    assert "is no CSV table" in refusal(tmp_path, 'path,device\n"a.jpeg,1\n')
+    assert "is not a CSV table" in refusal(tmp_path, 'path,device\n"a.jpeg,1\n')
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
@@ -109,7 +109,7 @@ def test_text_that_is_not_utf_8_is_refused(encoding: str, tmp_path: Path) -> Non
 def test_a_table_that_is_not_there_or_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="does not exist; name a CSV file with the columns path, device"):
         list(read_rows(tmp_path / "none.csv", "x", Row))
-    with pytest.raises(TableError, match="is no file but a folder, pipe or device"):
+    with pytest.raises(TableError, match="is a folder, pipe or device, not a file"):
         list(read_rows(tmp_path, "x", Row))
 
 

@@ -1,1 +1,1 @@
-"""What flows need of Prefect and the shell: command lines, names, run folders, runners, the GPU slot."""
+"""Parts of flows that deal with Prefect and the shell: command lines, names, run folders, runners, the GPU slot."""

@@ -25,7 +25,7 @@ from tasks.settings import Settings
 
 
 class _CommandLine(BaseSettings, Settings):
-    """The settings as flags; neither the environment nor files are read, so a run is what its command says."""
+    """The settings as flags; neither the environment nor files are read, so the command determines the run."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -59,7 +59,7 @@ def read_own_flags(arguments: Sequence[str], program: str, extra: type[BaseModel
 
     Args:
         arguments: The flags; a boolean one without a value is true.
-        program: What the help calls the command.
+        program: The command's name in the help.
         extra: The flow's own flags: a field each, described like a setting, under a name that no setting has.
 
     Raises:
@@ -82,7 +82,7 @@ def read_own_flags(arguments: Sequence[str], program: str, extra: type[BaseModel
 
 
 def _spell_out(arguments: Sequence[str], model: type[BaseModel]) -> list[str]:
-    """``--strict`` -> ``--strict=true``, when no value follows: implicit flags of the parser would refuse one."""
+    """``--strict`` -> ``--strict=true`` if no value follows: the parser's implicit flags would refuse a value."""
     switches = set(_switches(model))
     following = [*arguments[1:], "--"]
     return [
@@ -106,7 +106,7 @@ def describe_problem(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{place}: is missing; give --{place.replace('_', '-')}, see --help"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    if isinstance(problem["input"], dict):  # a rule over a whole group says itself what is wrong
+    if isinstance(problem["input"], dict):  # the message of a rule over a whole group is complete
         return f"{place}: {message}; see --help"
     return f"{place}: {message[:1].lower()}{message[1:]}, not {problem['input']!r:.100}; see --help"
 
@@ -114,19 +114,19 @@ def describe_problem(problem: Any) -> str:
 def run_command(
     flow: Callable[..., object], arguments: Sequence[str], program: str, extra: type[BaseModel] = BaseModel
 ) -> int:
-    """Runs a flow with the settings of a command line and prints what it returns as the last line; the exit code.
+    """Runs a flow with the settings of a command line and prints its result as the last line; returns the exit code.
 
-    0 all is done, 2 the user can mend it, 130 stopped by Ctrl-C, 143 by SIGTERM.
+    0 success, 2 an error that the user can fix, 130 stopped by Ctrl-C, 143 by SIGTERM.
 
     Args:
         flow: Called with ``settings`` and, by keyword, a value for each field of ``extra``.
         arguments: The flags.
-        program: What the help calls the command.
-        extra: The flow's own flags beside the settings (see ``read_own_flags``).
+        program: The command's name in the help.
+        extra: The flow's own flags besides the settings (see ``read_own_flags``).
     """
     show_own_errors_once()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show is no failure
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show is not a failure
     try:
         settings, own = read_own_flags(arguments, program, extra)
         _refuse_useless_home()
@@ -138,22 +138,22 @@ def run_command(
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        if is_full(error):  # where nothing more is known of it
+        if is_full(error):  # when no folder is known
             folders = [Path(settings.storage.cache), Path(settings.storage.raw), Path(settings.run_dir or "data/runs")]
             fullest = min(folders, key=free_bytes)
-            said = say_full(fullest, "more than that", free_bytes(fullest))
+            message = say_full(fullest, "more than that", free_bytes(fullest))
         else:
-            said = f"{error.filename}: {error.strerror}; check path and rights"
-        print(f"error: {said}", file=sys.stderr)
+            message = f"{error.filename}: {error.strerror}; check path and permissions"
+        print(f"error: {message}", file=sys.stderr)
         return 2
     except (httpx.HTTPError, RuntimeError) as error:
-        if not (said := _describe_server_problem(error)):
+        if not (message := _describe_server_problem(error)):
             raise
-        print(f"error: {said}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, _Terminated) as stop:
-        goes_on = "the same command with the same --run-dir goes on from here"
-        print(f"stopped; {goes_on if extra is BaseModel else 'give the same command again'}", file=sys.stderr)
+        way_out = "the same command with the same --run-dir resumes from here"
+        print(f"stopped; {way_out if extra is BaseModel else 'give the same command again'}", file=sys.stderr)
         return 143 if isinstance(stop, _Terminated) else 130
     sys.stderr.flush()
     print(result)
@@ -161,10 +161,10 @@ def run_command(
 
 
 def _refuse_useless_home() -> None:
-    """Refuses to begin where Prefect's temporary server, which a command without a server starts, finds no place.
+    """Refuses to start if Prefect's temporary server, which a command without a server starts, cannot write its files.
 
     Raises:
-        SettingsError: Names ``PREFECT_HOME``.
+        SettingsError: If ``PREFECT_HOME`` cannot be written to.
     """
     home = Path(PREFECT_HOME.value()).absolute()
     there = next(part for part in (home, *home.parents) if part.exists())
@@ -191,12 +191,12 @@ def _describe_server_problem(error: Exception) -> str:
 
 
 class _Terminated(BaseException):
-    """SIGTERM came."""
+    """Raised on SIGTERM."""
 
 
 @contextmanager
 def _sigterm_raised() -> Iterator[None]:
-    """Has SIGTERM end the block with an exception; Prefect's engine marks its runs first, and then sends it on."""
+    """Makes SIGTERM end the block with an exception; Prefect's engine marks its runs first, then passes it on."""
 
     def end(*_: object) -> None:
         raise _Terminated
@@ -212,9 +212,9 @@ def _sigterm_raised() -> Iterator[None]:
 
 
 def show_own_errors_once() -> None:
-    """Keeps Prefect's console log from printing tracebacks of errors that end in one sentence of ours.
+    """Keeps Prefect's console log from printing tracebacks of errors that the command reports in one sentence.
 
-    Prefect logs every exception with its traceback, each time it passes a task or flow; what goes to its server stays.
+    Prefect logs every exception with its traceback, each time it passes a task or flow. The log on its server is kept.
     """
 
     def wanted(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""A GPU never trains two models: a deployed training holds a slot of the server's limit ``gpu`` while it works."""
+"""A GPU never trains two models at once: a deployed training holds a slot of the server's limit ``gpu``."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,21 +12,21 @@ from tasks.errors import SettingsError
 
 LIMIT = "gpu"
 LEASE_S = 300
-"""How long a slot stays taken after its holder last spoke to the server, which it does every 225 s.
+"""How long a slot stays taken after its holder last renewed it at the server, which it does every 225 s.
 
-A killed worker's slot is free after that time; a server that is away for less than the difference costs nothing.
+A killed worker's slot is free after that time; a server may be away for up to the difference.
 """
 
 
 @contextmanager
 def gpu_slot() -> Iterator[None]:
-    """Holds a slot, waiting for it as long as it takes; a run that is not deployed has this machine to itself.
+    """Holds a slot, waiting for it as long as needed; a run that is not deployed needs no slot.
 
-    The limit counts trainings, wherever they run: it holds also where two pools or two workers share a card. Should
-    the slot be lost while the training works, the training is stopped: it goes on from its last whole epoch.
+    The limit counts trainings wherever they run, also if two pools or two workers share a card. If the slot is lost
+    during training, the training is stopped; it can be resumed from its last finished epoch.
 
     Raises:
-        SettingsError: If the server has no such limit; without it nothing would be limited.
+        SettingsError: If the server has no such limit.
     """
     context = FlowRunContext.get()
     run = context.flow_run if context else None
@@ -39,7 +39,7 @@ def gpu_slot() -> Iterator[None]:
 
 
 def say_if_taken() -> None:
-    """Says that the run is going to wait, where it is.
+    """Logs that the run is going to wait, if it is.
 
     Raises:
         SettingsError: If there is no limit.

@@ -1,4 +1,4 @@
-"""What a flow run is called and tagged with: the source it works on, and the commit of the code."""
+"""Name and tags of a flow run: its source, and the commit of the code."""
 
 from functools import cache
 from typing import Any
@@ -12,10 +12,10 @@ from tasks.settings import Settings
 
 
 def label_run() -> str:
-    """Name of the flow run that is about to start, ``pipeline sample 360cf31e``; it is tagged on the way.
+    """Name of the flow run that is about to start, ``pipeline sample 360cf31e``; also adds its tags.
 
-    Given to a flow as its ``flow_run_name``: Prefect asks for it when the parameters are validated and nothing has run
-    yet, whether the flow was called, deployed, or restarted.
+    Passed to a flow as its ``flow_run_name``: Prefect calls it after validating the parameters and before the flow
+    runs, whether the flow was called, deployed, or restarted.
     """
     context = FlowRunContext.get()
     assert context is not None and context.flow_run is not None and context.flow is not None
@@ -27,7 +27,7 @@ def label_run() -> str:
 
 
 def find_subject(parameters: dict[str, Any]) -> str:
-    """What a run is about: the X-rays it is given, the run it takes answers for, or the source of its settings."""
+    """The subject of a run: the X-rays it is given, the run it takes answers for, or the source in its settings."""
     settings = parameters["settings"]
     assert isinstance(settings, Settings)
     if "images" in parameters:
@@ -37,6 +37,6 @@ def find_subject(parameters: dict[str, Any]) -> str:
 
 @cache
 def shorten_commit() -> str:
-    """The first 8 digits of the commit, with ``-dirty`` where files differ from it."""
+    """The first 8 digits of the commit, with ``-dirty`` if files differ from it."""
     commit, _, dirty = (read_commit() or "unknown").partition("-")
     return commit[:8] + ("-dirty" if dirty else "")

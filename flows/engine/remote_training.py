@@ -18,10 +18,10 @@ RESTART_S = 60.0
 
 
 def train_elsewhere(settings: Settings) -> None:
-    """Has the deployment ``settings.train_on`` train the run, and waits for it.
+    """Trains the run by the deployment ``settings.train_on``, and waits for it.
 
-    The key of the child follows from this run alone: one that starts again from the top, because its worker died, finds
-    the child that is training still, or done. A child that had failed by then is left behind.
+    The key of the child depends on this run alone: if this run starts again from the top, because its worker died, it
+    finds the child that is still training or done. A child that has failed by then is replaced by a new one.
 
     Raises:
         SettingsError: If there is no such deployment.
@@ -41,13 +41,13 @@ def train_elsewhere(settings: Settings) -> None:
             continue
         ended = "without a state" if child.state is None else f"as {child.state.name}"
         raise RunError(
-            f"train_on: the run {child.name} of {settings.train_on} ended {ended}; its log says why, and the same "
-            f"command with --run-dir {settings.run_dir} goes on from there"
+            f"train_on: the run {child.name} of {settings.train_on} ended {ended}; its log says why; the same "
+            f"command with --run-dir {settings.run_dir} resumes it"
         )
 
 
 def _comes_back(child: FlowRun) -> bool:
-    """Whether a crashed training is started again, as the server's automation does within half a minute."""
+    """Whether a crashed training is started again: the server's automation does so within half a minute."""
     if child.state is None or not child.state.is_crashed():
         return False
     print(f"the run {child.name} crashed; waiting {RESTART_S:.0f} s for the server to start it again")

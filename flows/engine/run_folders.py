@@ -1,4 +1,4 @@
-"""Where a run is kept when its command does not say, and who may work there."""
+"""The default run folder, and the lock that keeps other runs out of it."""
 
 import os
 from collections.abc import Iterator
@@ -19,16 +19,16 @@ from tasks.runs.run import Run
 from tasks.settings import Settings
 
 HELD: ContextVar[frozenset[Path]] = ContextVar("HELD", default=frozenset())
-"""Run folders, free of links, that this flow, or one that called it, keeps others out of."""
+"""Resolved paths of the run folders that this flow, or one that called it, has locked."""
 
 
 def with_run_folder(settings: Settings) -> Settings:
-    """The settings with a run folder: the one named, else ``<UTC time>-<source>`` in the folder of runs.
+    """The settings with a run folder: the one given, else ``<UTC time>-<source>`` in the folder of runs.
 
-    That is ``data/runs``, or the address in a bucket that ends in a slash.
+    The folder of runs is ``data/runs``, or the address in a bucket that ends in a slash.
 
-    The time is when the run was due, which stays the same when it starts again from the top: resumed after a person
-    answered, or restarted after its worker died.
+    The time is when the run was due. It stays the same when the run starts again from the top: resumed after a
+    person's answers, or restarted after its worker died.
     """
     runs = "data/runs/" if settings.run_dir is None else settings.run_dir
     if not (settings.run_dir is None or (Run(settings).in_bucket and runs.endswith("/"))):
@@ -41,17 +41,17 @@ def with_run_folder(settings: Settings) -> Settings:
 
 @contextmanager
 def own_run_folder(run: Run) -> Iterator[None]:
-    """Keeps other runs on this machine out of the run folder until the block ends; waits while one works there.
+    """Keeps other runs on this machine out of the run folder until the block ends; waits while another works there.
 
-    What another run started works in the folder with it: subflows, and trainings that it waits for. Of two machines
-    that work on a run in a bucket the one that began last goes on; the other one can send nothing any more and fails.
+    Subflows of a run, and trainings that it waits for, share its folder. If two machines work on a run in a bucket, the
+    one that started last continues; the other can send nothing any more and fails.
 
     Raises:
         RunError: If the bucket cannot be used.
     """
     context = FlowRunContext.get()
     is_part = bool(context and context.flow_run and context.flow_run.parent_task_run_id)
-    folder = Path(os.path.realpath(run.folder))  # the lock is the folder's, whatever name leads to it
+    folder = Path(os.path.realpath(run.folder))  # one lock per folder, also if links lead to it
     if folder in HELD.get():
         yield
         return
@@ -72,23 +72,23 @@ def _lock_here(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder / f".{folder.name}.lock"):
-            for left in folder.rglob("*.partial"):  # by a process that was killed while it wrote
-                if left.is_file():  # a folder of this name is work to go on from, in a cache that lies here
+            for left in folder.rglob("*.partial"):  # of a process that was killed while it wrote
+                if left.is_file():  # a folder of this name is unfinished work to resume, if the cache lies here
                     left.unlink()
             yield
     finally:
-        with suppress(OSError):  # a run that was refused before it wrote anything leaves nothing
+        with suppress(OSError):  # leaves nothing of a run that was refused before it wrote anything
             folder.rmdir()
 
 
 def bring_run(run: Run) -> None:
-    """Brings a run in a bucket, and the answers beside it, up to date here, in a task that Prefect tries again."""
+    """Syncs a run in a bucket, and the answers beside it, to this machine, in a task that Prefect retries."""
     if run.in_bucket:
         bring_here.with_options(**retries_of(run.settings.ingestion))(run)
 
 
 @task(name="fetch run")
 def bring_here(run: Run) -> None:
-    """See ``bring_run``; answers that came in meanwhile are news for the next run."""
+    """The task of ``bring_run``; answers that come in later are used by the next run."""
     fetch_run(run)
     share_answers(run)

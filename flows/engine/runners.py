@@ -1,8 +1,8 @@
-"""Shards of images, worked on side by side: by threads, by processes of this machine, or by a Dask cluster.
+"""Parallel work on shards of images: by threads, by processes of this machine, or by a Dask cluster.
 
-Packing, screening and explaining are three steps each: a task plans which shards are still to be done, task runs do
-them where ``scaling.runner`` says, and the stage itself gathers what they left in the cache. Nothing but addresses and
-settings goes to a shard's task run, and nothing comes back.
+Packing, screening and explaining have three steps each: a task plans which shards are still to do, task runs do them
+where ``scaling.runner`` says, and the stage itself gathers the results from the cache. A shard's task run receives only
+addresses and settings, and returns nothing.
 """
 
 import logging
@@ -21,19 +21,19 @@ from tasks.runs.artifacts import Progress
 from tasks.settings import ScalingSettings
 
 MOST_RUNS = 60
-"""Task runs that one stage is spread over at most: each costs the server some milliseconds, and SQLite's patience."""
+"""Most task runs per stage: each costs the server some milliseconds and SQLite a write."""
 CONNECT_S = 10.0
 
 
 def do_shards(runner: TaskRunner[Any], done: str, task: Task[..., Any], shards: Sequence[Any], **same: object) -> None:
-    """Has task runs do shards, at most ``MOST_RUNS`` of them; a shard that fails raises here what it raised there.
+    """Does shards in at most ``MOST_RUNS`` task runs; the error of a failed shard is raised here.
 
     Args:
-        runner: Where.
-        done: What was done with them, for people.
+        runner: Runs them.
+        done: The verb for log and progress, such as ``packed``.
         task: Takes some of the shards as ``shards``.
-        shards: The argument of each.
-        same: The other arguments, the same for all.
+        shards: The shards.
+        same: Other arguments of the task.
     """
     if not shards:
         return
@@ -53,13 +53,13 @@ def do_shards(runner: TaskRunner[Any], done: str, task: Task[..., Any], shards: 
         if type(error).__module__.partition(".")[0] != "distributed":
             raise
         raise RunError(
-            f"scaling.runner: the Dask cluster gave up ({type(error).__name__}: workers died, or left); look at its "
+            f"scaling.runner: the Dask cluster gave up ({type(error).__name__}: workers died, or left); check its "
             "log and give the same command again, finished shards are kept"
         ) from None
 
 
 def deal_out(shards: Sequence[Any], most: int) -> list[list[Any]]:
-    """Shards in at most ``most`` groups of neighbours, as even as can be."""
+    """Shards in at most ``most`` groups of neighbours, of nearly equal size."""
     n = min(most, len(shards))
     edges = [round(turn * len(shards) / n) for turn in range(n + 1)]
     return [list(shards[start:end]) for start, end in pairwise(edges)]
@@ -69,16 +69,16 @@ def deal_out(shards: Sequence[Any], most: int) -> list[list[Any]]:
 
 
 @contextmanager
-def open_runner(how: ScalingSettings) -> Iterator[TaskRunner[Any]]:
-    """The task runner that ``scaling.runner`` names, ready for use; a Dask cluster of its own starts when first needed.
+def open_runner(scaling: ScalingSettings) -> Iterator[TaskRunner[Any]]:
+    """The task runner that ``scaling.runner`` names, ready for use; a local Dask cluster starts when first needed.
 
-    Opened inside a flow, because a deployed flow would bring along the runner it was decorated with.
+    Opened inside a flow, because a deployed flow would use the runner it was decorated with.
 
     Raises:
         SettingsError: If prefect-dask is not installed, or no scheduler answers.
     """
-    n_workers = how.n_workers or os.cpu_count() or 1
-    if how.runner == "threads":
+    n_workers = scaling.n_workers or os.cpu_count() or 1
+    if scaling.runner == "threads":
         with ThreadPoolTaskRunner[Any](max_workers=n_workers) as runner:
             yield runner
         return
@@ -86,16 +86,16 @@ def open_runner(how: ScalingSettings) -> Iterator[TaskRunner[Any]]:
         from prefect_dask import DaskTaskRunner
     except ImportError as error:
         raise SettingsError(
-            f"scaling.runner: {how.runner} needs prefect-dask ({error.name} is missing); install requirements.txt, or "
-            "choose threads"
+            f"scaling.runner: {scaling.runner} needs prefect-dask ({error.name} is missing); install requirements.txt, "
+            "or choose threads"
         ) from None
-    logging.getLogger("distributed").setLevel(logging.ERROR)  # else each connection that opens or closes is a line
-    if how.reaches_out:
-        _greet_scheduler(how.runner)
-        dask = DaskTaskRunner(address=how.runner)
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # otherwise it logs each connection that opens or closes
+    if scaling.reaches_out:
+        _greet_scheduler(scaling.runner)
+        dask = DaskTaskRunner(address=scaling.runner)
     else:
-        # One thread a process: networks of two shards do not get in each other's way. No limit on memory, since
-        # Dask would end processes over it; its web page at any free port.
+        # One thread per process, so that networks of two shards do not compete. No limit on memory, at which Dask
+        # would end processes; its web page is at any free port.
         page = "127.0.0.1:0"
         cluster = {"n_workers": n_workers, "threads_per_worker": 1, "memory_limit": 0, "dashboard_address": page}
         dask = DaskTaskRunner(cluster_kwargs=cluster)
@@ -119,7 +119,7 @@ def _greet_scheduler(address: str) -> None:
 
 @contextmanager
 def _one_server() -> Iterator[None]:
-    """Has workers report to the temporary server of this process; each would start one of its own otherwise."""
+    """Makes workers report to the temporary server of this process; otherwise each would start its own."""
     if PREFECT_API_URL.value():
         yield
         return

@@ -1,1 +1,1 @@
-"""Medical devices in X-rays: the screener, readings and answers of people, the sheet that asks them."""
+"""Medical devices in X-rays: the screener, people's readings and answers, and the sheet of doubtful images."""

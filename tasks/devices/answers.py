@@ -1,9 +1,9 @@
-"""Answers: what people said about doubtful images, kept for all runs in a folder beside them, ``device_answers/``.
+"""People's answers about doubtful images, kept for all runs in a folder beside them, ``device_answers/``.
 
 Each submission is a file of its own, which never changes: a CSV ``path,sha256,device,reviewer,time``, device 1 seen or
-0 not, time ISO 8601 (UTC where no zone is given). Of one image the newest answer counts. An answer holds for the
-content of a file, not for its path, which occurs in other data sets too. Earlier versions kept all answers in one table
-beside that folder, ``device_answers.csv``: it is read, and not written to.
+0 not, time ISO 8601 (UTC if no zone is given). The newest answer about an image counts. An answer belongs to the
+content of a file, not to its path, which may occur in other data sets too. Earlier versions kept all answers in one
+table beside that folder, ``device_answers.csv``: it is read, but not written.
 """
 
 import csv
@@ -32,11 +32,11 @@ ANSWERS = "device_answers"
 TABLE = f"{ANSWERS}.csv"
 COLUMNS = ("path", "sha256", "device", "reviewer", "time")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""A spreadsheet takes a cell that starts with one of these for a formula, and runs it."""
+"""A spreadsheet runs a cell that starts with one of these as a formula."""
 
 LONGEST_NAME = 100
 CLOCK_SKEW = timedelta(days=1)
-"""A time further ahead than clocks differ is a mistake, and would outlast every later answer."""
+"""A time further ahead than clocks differ is a mistake, and would override every later answer."""
 
 
 def _check_sha256(text: str) -> str:
@@ -66,7 +66,7 @@ def _read_time(given: str | datetime | None) -> datetime | None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a person said about an image: ``device`` 1 seen, 0 not; ``sha256`` empty or 64 hex digits."""
+    """A person's answer about an image: ``device`` 1 seen, 0 not; ``sha256`` empty or 64 hex digits."""
 
     path: Annotated[str, Field(min_length=1), AfterValidator(lambda text: text.removeprefix("./"))]
     device: Device
@@ -76,7 +76,7 @@ class Answer:
 
 
 def answers_folder(run: Run) -> Path:
-    """Where answers are kept: ``screening.answers`` without ``.csv``, else ``device_answers`` beside the run folder.
+    """The folder of answers: ``screening.answers`` without ``.csv``, else ``device_answers`` beside the run folder.
 
     Raises:
         SettingsError: If the setting names no folder on this machine.
@@ -94,12 +94,12 @@ def answers_folder(run: Run) -> Path:
 
 
 def share_answers(run: Run) -> None:
-    """Copies what is kept here to the answers beside a run in a bucket, and those to here.
+    """Syncs the answers kept here with those beside a run in a bucket, in both directions.
 
-    Answers that could not be sent when they were given, because credentials had expired, go with the next run.
+    Answers that could not be sent when they were given, because credentials had expired, are sent by the next run.
 
     Raises:
-        TableError: If what comes from the bucket is no table of answers.
+        TableError: If a file from the bucket is not a table of answers.
         RunError: If the bucket cannot be used.
     """
     if run.settings.screening.answers is not None or not run.in_bucket:
@@ -108,7 +108,7 @@ def share_answers(run: Run) -> None:
     there = bucket.entries(f"{ANSWERS}/")
     for name in (TABLE, *(name for name in there if name.endswith(".csv"))):
         path = folder / Path(name).name
-        if path.exists() and name != TABLE:  # which earlier versions change
+        if path.exists() and name != TABLE:  # TABLE changes: earlier versions write it
             continue
         bucket.get(name, path)
         try:
@@ -123,7 +123,7 @@ def share_answers(run: Run) -> None:
 
 
 def read_answered(run: Run) -> dict[str, int]:
-    """What is known of images by the answers that are kept: sha256 -> 0 or 1; empty while nobody answered.
+    """The kept answers that count: sha256 -> 0 or 1; empty if there are none.
 
     Raises:
         TableError: As ``read_kept``.
@@ -132,11 +132,11 @@ def read_answered(run: Run) -> dict[str, int]:
 
 
 def read_kept(folder: Path) -> list[Answer]:
-    """All answers that are kept, once each: of the files in a folder, and of a CSV of its name beside it.
+    """All kept answers, once each: from the files in a folder, and from a CSV of the same name beside it.
 
     Raises:
-        TableError: As ``read_answers``, also for two of these files together, and for a row that does not name by its
-            sha256 the content it is about.
+        TableError: As ``read_answers``, also if two of these files contradict each other, and for a row without a
+            sha256.
     """
     table, answers = folder.with_name(f"{folder.name}.csv"), []
     for path in ([table] if table.exists() else []) + sorted(folder.glob("*.csv")):
@@ -156,11 +156,11 @@ def read_answers(path: Path, setting: str) -> list[Answer]:
 
     Args:
         path: A CSV with at least ``path,device``.
-        setting: What names it for the user, for messages.
+        setting: The table's name in messages.
 
     Raises:
-        TableError: On values that do not fit, and on two answers about one image that contradict each other and are
-            from the same time or both without one.
+        TableError: On values that do not fit, and on two contradicting answers about one image with the same time or
+            both without one.
     """
     answers = list(read_rows(path, setting, Answer))
     _refuse_contradictions(answers, f"{setting}: {path}")
@@ -168,7 +168,7 @@ def read_answers(path: Path, setting: str) -> list[Answer]:
 
 
 def default_reviewer() -> str:
-    """The user of this machine; ``unknown`` where it has no name."""
+    """The user of this machine; ``unknown`` if there is no name."""
     try:
         return _check_reviewer(getpass.getuser()) or "unknown"
     except (OSError, KeyError, ImportError, ValueError):
@@ -179,10 +179,10 @@ def default_reviewer() -> str:
 
 
 def newest(answers: Iterable[Answer]) -> dict[str, int]:
-    """What counts, by content: sha256 -> 0 or 1, independent of the order of the answers.
+    """The answers that count, by content: sha256 -> 0 or 1, independent of their order.
 
-    Of each path and content the newest answer counts, one without time only where there is no other. Identical files
-    under several paths that people read differently count as showing a device.
+    Of each path and content the newest answer counts; one without time counts only if there is no other. Identical
+    files under several paths with different answers count as showing a device.
     """
     counts: dict[str, int] = {}
     for (_, sha256), answer in _newest_of_each(answers).items():
@@ -191,16 +191,16 @@ def newest(answers: Iterable[Answer]) -> dict[str, int]:
 
 
 def _newest_of_each(answers: Iterable[Answer]) -> dict[tuple[str, str], Answer]:
-    def age(answer: Answer) -> tuple[datetime, int, str]:  # the rest only makes the order a fixed one
+    def age(answer: Answer) -> tuple[datetime, int, str]:  # device and reviewer only make the order unique
         return (answer.time or datetime.min.replace(tzinfo=UTC), answer.device, answer.reviewer)
 
     return {(answer.path, answer.sha256): answer for answer in sorted(answers, key=age)}
 
 
 def _refuse_contradictions(answers: Iterable[Answer], place: str) -> None:
-    said: dict[tuple[str, str, datetime | None], int] = {}
+    devices: dict[tuple[str, str, datetime | None], int] = {}
     for answer in answers:
-        if said.setdefault((answer.path, answer.sha256, answer.time), answer.device) != answer.device:
+        if devices.setdefault((answer.path, answer.sha256, answer.time), answer.device) != answer.device:
             when = f"at {write_time(answer.time)}" if answer.time else "without a time"
             raise TableError(f"{place} says 0 and 1 about {answer.path!r} {when}; keep one line")
 
@@ -219,7 +219,7 @@ def name_images(with_device: str, without_device: str, manifest: pd.DataFrame) -
     for field, text in (("with_device", with_device), ("without_device", without_device)):
         for image in filter(None, re.split(r"[\s,;]+", text.lower())):
             if image not in paths:
-                raise TableError(f"{field}: {image!r} is no image_id of this run; copy it from the sheet")
+                raise TableError(f"{field}: {image!r} is not an image_id of this run; copy it from the sheet")
             answers.append(Answer(paths[image].strip(), 1 if field == "with_device" else 0))
     _refuse_contradictions(answers, "with_device, without_device: the form")
     return answers
@@ -228,21 +228,20 @@ def name_images(with_device: str, without_device: str, manifest: pd.DataFrame) -
 def keep_answers(
     answers: list[Answer], manifest: pd.DataFrame, folder: Path, *, reviewer: str, place: str, now: datetime
 ) -> Facts:
-    """Keeps answers about images of a manifest as a new file in the folder, named by time and content.
+    """Saves answers about images of a manifest as a new file in the folder, named by time and content.
 
     Returns:
-        Numbers of images: ``n_taken`` that the answers are about, of these ``n_new``, ``n_changed``, ``n_unchanged``
-        and ``n_older`` (a newer answer was there and holds), ``n_with_device`` as they now count; ``n_kept`` answers
-        in all files.
+        Numbers of images: ``n_taken`` that the answers are about, of these ``n_new``, ``n_changed``, ``n_unchanged``,
+        ``n_older`` (a newer answer exists and counts) and ``n_with_device``; ``n_kept`` answers in all files.
 
     Raises:
-        TableError: On an image that is not in the manifest, a sha256 that is not that file's, a time that lies ahead,
-            or a contradiction to an answer of the same time.
+        TableError: On an image that is not in the manifest, a wrong sha256, a time in the future, or a contradiction to
+            an answer of the same time.
     """
     try:
         reviewer = _check_reviewer(reviewer)
     except ValueError as error:
-        raise TableError(f"reviewer: {reviewer!r:.100} is no name; {error}") from None
+        raise TableError(f"reviewer: {reviewer!r:.100} is not a name; {error}") from None
     contents = {path.strip(): sha for path, sha in zip(manifest["path"], manifest["sha256"], strict=True)}
     found = [_resolve(answer, contents, place) for answer in answers]
     for answer in found:
@@ -257,7 +256,7 @@ def keep_answers(
     for answer in found:
         stamped = replace(answer, reviewer=answer.reviewer or reviewer, time=answer.time or now)
         last = before.get((answer.path, answer.sha256))
-        # Taking the same list once more is no second reading.
+        # Taking the same list again adds no reading.
         if answer.time or not last or (last.device, last.reviewer) != (stamped.device, stamped.reviewer):
             everything[stamped] = None
     _refuse_contradictions(everything, f"{place} and {folder} together: one")
@@ -276,7 +275,7 @@ def keep_answers(
 
 
 def _resolve(answer: Answer, contents: dict[str, str], place: str) -> Answer:
-    """The answer with the content it is about; ``contents`` is path -> sha256 of the run's images."""
+    """The answer with its sha256; ``contents`` is path -> sha256 of the run's images."""
     sha256 = contents.get(answer.path)
     if sha256 is None:
         raise TableError(
@@ -290,12 +289,12 @@ def _resolve(answer: Answer, contents: dict[str, str], place: str) -> Answer:
     return replace(answer, sha256=sha256)
 
 
-def _describe_change(was: Answer | None, counts: Answer, said: Answer) -> str:
+def _describe_change(was: Answer | None, counts: Answer, given: Answer) -> str:
     if was is None:
         return "n_new"
     if was.device != counts.device:
         return "n_changed"
-    return "n_unchanged" if counts.device == said.device else "n_older"
+    return "n_unchanged" if counts.device == given.device else "n_older"
 
 
 def write_table(answers: Iterable[Answer]) -> str:
@@ -305,7 +304,7 @@ def write_table(answers: Iterable[Answer]) -> str:
 
 
 def safe_path(path: str) -> str:
-    """A path as a cell that no spreadsheet takes for a formula; ``./`` before it names the same file."""
+    """A path as a cell that no spreadsheet runs as a formula; ``./`` before it names the same file."""
     return f"./{path}" if path.startswith(FORMULA) else path
 
 

@@ -1,8 +1,8 @@
-"""The sheet of doubtful images: one page that works offline, on which a person says what shows a device.
+"""The sheet of doubtful images: one page that works offline, on which a person marks those with a device.
 
-It shows the X-ray, the outline of what the screener took for a device, the score and the split. It shows neither the
-class nor the path, which names the class: who knows that a child is ill sees more devices, and the answers would carry
-the class into the very table that shall keep it out. The path travels along unseen, for the table of answers.
+It shows the X-ray, the outline of the device that the screener found, the score and the split. It shows neither the
+class nor the path, which names the class: people who know that a child is ill see more devices, and their answers would
+depend on the class. The page holds the path unseen, for the table of answers.
 """
 
 import base64
@@ -29,7 +29,7 @@ TEMPLATE = Path(__file__).with_name("contact_sheet.html.j2")
 SHEET = "review/index.html"
 LISTING = "review/doubtful.csv"
 NEVER_USED = ("duplicate", "undecodable", "conflict")
-"""Starts of reasons in ``excluded`` for which an image is not used whatever a person says about devices in it."""
+"""Starts of reasons in ``excluded`` for which an image is not used, with or without a device."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,32 +45,32 @@ class SheetRow:
     mask: NDArray[np.uint8]
 
 
-def doubtful_rows(manifest: pd.DataFrame, how: ScreeningSettings) -> pd.DataFrame:
-    """The images that go before a person, those nearest to the threshold first, at most ``n_review``.
+def doubtful_rows(manifest: pd.DataFrame, settings: ScreeningSettings) -> pd.DataFrame:
+    """The images that a person is asked about, those nearest to the threshold first, at most ``n_review``.
 
     Args:
         manifest: Columns ``image_id, path, sha256, split, device_score, device_reviewed, excluded``.
-        how: The doubtful band, from ``leaves_from`` to ``doubtful_to``, and the threshold.
+        settings: The doubtful band, from ``leaves_from`` to ``doubtful_to``, and the threshold.
 
     Returns:
         Rows of the manifest: nobody has read them, they have pixels, and each content occurs once.
     """
-    return find_doubtful(manifest, how).head(how.n_review)
+    return find_doubtful(manifest, settings).head(settings.n_review)
 
 
-def find_doubtful(manifest: pd.DataFrame, how: ScreeningSettings) -> pd.DataFrame:
-    """As ``doubtful_rows``, however many they are."""
+def find_doubtful(manifest: pd.DataFrame, settings: ScreeningSettings) -> pd.DataFrame:
+    """Like ``doubtful_rows``, without the limit."""
     scores = manifest["device_score"].astype("Float64")
-    in_band = scores.between(how.leaves_from, how.doubtful_to).fillna(False)
+    in_band = scores.between(settings.leaves_from, settings.doubtful_to).fillna(False)
     unread = ~manifest["device_reviewed"].fillna(False).astype(bool)
     used = ~manifest["excluded"].fillna("").str.startswith(NEVER_USED)
     rows = manifest[in_band & unread & used].sort_values("path").drop_duplicates("sha256")
-    distance = (rows["device_score"].astype(float) - how.threshold).abs()
+    distance = (rows["device_score"].astype(float) - settings.threshold).abs()
     return rows.loc[distance.sort_values(kind="stable").index]
 
 
 def count_doubtful(run: Run) -> int:
-    """How many images of a prepared run wait for a person on its sheet."""
+    """Number of images on the sheet of a prepared run that wait for an answer."""
     return len(doubtful_rows(run.manifest(), run.settings.screening))
 
 
@@ -79,10 +79,10 @@ def write_sheet(out: Path, rows: pd.DataFrame, images: PackedImages, masks: Devi
 
     Args:
         out: A run folder, or the folder of the stage.
-        rows: As from ``doubtful_rows``; with none the page says so.
-        images: Holds the pixels of these images.
-        masks: Holds the masks of these images.
-        source_name: What the page calls the data.
+        rows: From ``doubtful_rows``; if there are none the page says so.
+        images: The pixels of these images.
+        masks: The masks of these images.
+        source_name: The name of the data on the page.
     """
     ids = list(rows["image_id"])
     pixels, drawn = images.read(ids), masks.read(ids)
@@ -97,7 +97,7 @@ def write_sheet(out: Path, rows: pd.DataFrame, images: PackedImages, masks: Devi
 
 
 def render_sheet(rows: Sequence[SheetRow], source_name: str) -> str:
-    """The page as HTML, with everything in it; every value is escaped, and only the script written here may run."""
+    """The page as self-contained HTML; every value is escaped, and only the page's own script may run."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -122,7 +122,7 @@ def render_sheet(rows: Sequence[SheetRow], source_name: str) -> str:
 
 
 def show_sheet(run: Run, n: int) -> None:
-    """Shows in Prefect's web page where the sheet is and how many images wait for a person on it."""
+    """Shows in Prefect's web page the address of the sheet and the number of images on it."""
     images = "1 doubtful image waits" if n == 1 else f"{n:,} doubtful images wait"
     lines = [
         f"**{images if n else 'No doubtful image waits'} for a person.**",

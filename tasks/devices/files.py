@@ -1,4 +1,4 @@
-"""The files of a screener (``model.keras``, ``model.sha256``, ``card.json``, ``readings.csv``); none is loaded here."""
+"""The files of a screener: ``model.keras``, ``model.sha256``, ``card.json``, ``readings.csv``; loads no network."""
 
 import csv
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class ScreenerFiles:
 
 
 def find_screener(setting: str | None) -> ScreenerFiles:
-    """The screener that ``screening.screener`` names, else the shipped one; the checksum is that of the file itself.
+    """The screener that ``screening.screener`` names, else the shipped one; the checksum is computed from the file.
 
     Raises:
         RunError: If the folder has no ``model.keras``.
@@ -34,7 +34,7 @@ def find_screener(setting: str | None) -> ScreenerFiles:
 
 
 def known_readings(folder: Path) -> frozenset[str] | None:
-    """First 16 hex digits of the sha256 of the images that a screener was fitted or tuned to; ``None`` without a list.
+    """First 16 hex digits of the sha256 of the images that a screener was fitted or tuned on; ``None`` without a list.
 
     Raises:
         RunError: If ``readings.csv`` lacks the columns ``sha256,part``.
@@ -47,7 +47,7 @@ def known_readings(folder: Path) -> frozenset[str] | None:
             rows = csv.DictReader(stream)
             whole = {"sha256", "part"} <= set(rows.fieldnames or ())
             learnt = frozenset(row["sha256"] for row in rows if row["part"] in LEARNT_FROM) if whole else frozenset()
-            whole &= None not in learnt  # as a row has it that was cut short
+            whole &= None not in learnt  # a row that was cut short has None
     except (csv.Error, ValueError):
         whole = False
     if not whole:

@@ -1,4 +1,4 @@
-"""How good a screener is, on readings that it has not learnt from, and what its decisions cost."""
+"""Quality of a screener on readings that it has not learnt from, and the cost of its decisions."""
 
 from collections.abc import Collection
 
@@ -16,22 +16,21 @@ TOO_FEW = "a class has too few readings"
 def judge_screener(
     manifest: pd.DataFrame, known: Collection[str], threshold: float, exclude_from: float, n_bootstrap: int, seed: int
 ) -> Facts:
-    """What the readings say of the scores, as if nobody had read the images.
+    """Measures the scores against the readings, as if the scores alone decided.
 
     Args:
-        manifest: ``sha256, label, split, patient_id, device_score, device_reading`` (0 or 1; missing where nobody read
-            the image) and ``usable``.
-        known: First 16 hex digits of the sha256 of images that the screener was fitted or tuned to; left out here.
-        threshold: Score from which on an image counts as showing a device.
-        exclude_from: Score from which on an image leaves training.
-        n_bootstrap: Draws of patients behind each interval.
+        manifest: ``sha256, label, split, patient_id, device_score, device_reading`` (0 or 1; missing if nobody read the
+            image) and ``usable``.
+        known: First 16 hex digits of the sha256 of images that the screener was fitted or tuned on; left out here.
+        threshold: Score from which an image counts as showing a device.
+        exclude_from: Score from which an image leaves training.
+        n_bootstrap: Draws of patients for each interval.
         seed: Seed of the draws.
 
     Returns:
         ``{"n_known", "all", "normal", "pneumonia", "cost", "residual"}``: groups as in ``metrics.json``; ``cost`` by
-        class, the share of device-free images with a score from ``exclude_from`` on; ``residual``, the share of
-        training rows that would still show a device, were the scores alone to decide. Without readings ``{"n": 0,
-        "reason"}`` in their place.
+        class, the share of device-free images with a score from ``exclude_from``; ``residual``, the share of training
+        rows that would still show a device if the scores alone decided. Without readings: ``{"n": 0, "reason"}``.
     """
     read = manifest[manifest["device_reading"].notna() & manifest["device_score"].notna()].drop_duplicates("sha256")
     is_known = read["sha256"].str[:16].isin(list(known))
@@ -58,10 +57,10 @@ def judge_screener(
 def weigh_decision(
     rows: pd.DataFrame, exclude_from: float, n_of_class: dict[int, int], weights: NDArray[np.float64]
 ) -> tuple[dict[int, NDArray[np.float64]], NDArray[np.float64]]:
-    """Under each row of weights: by class the share of clean images lost, and the share of kept ones with a device.
+    """For each row of weights: by class the share of clean images lost, and the share of kept ones with a device.
 
-    The readings may hold another mix of the classes than training does, so the classes are weighed by ``n_of_class``.
-    Not finite where a class has no reading.
+    The readings may have another mix of classes than training, so the classes are weighted by ``n_of_class``. Not
+    finite if a class has no reading.
     """
     kept = (rows["probability"] < exclude_from).to_numpy(float)
     device = rows["label"].to_numpy(float)

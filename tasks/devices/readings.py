@@ -1,4 +1,4 @@
-"""Readings: what people saw of devices in images of a data set, one line per image, in a table that comes with it."""
+"""Readings: a table that comes with a data set; for each image, whether a person saw a device in it."""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +19,7 @@ SHIPPED_APPLIES_FROM = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A row of a review table; its other columns are for people."""
+    """A row of a review table; other columns are ignored."""
 
     path: str
     device: Device
@@ -27,7 +27,7 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Review:
-    """Readings by path: 1 a device is seen, 0 none is; ``name`` says where they come from, ``address`` is the table."""
+    """Readings by path, 1 device or 0 none; ``name`` of their origin, ``address`` of the table."""
 
     name: str
     readings: dict[str, int]
@@ -35,7 +35,7 @@ class Review:
 
 
 def find_review(setting: str | None, folder: Path, paths: "pd.Series[str]") -> Review:
-    """The review table that applies: the one named, the source's own, or the shipped one where it belongs.
+    """The review table that applies: the one named, the source's own, or the shipped one for the public data set.
 
     Raises:
         TableError: If the table does not fit, or a table that applies holds no path of the source.

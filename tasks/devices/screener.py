@@ -1,8 +1,8 @@
-"""The screener: a segmentation network that says where an X-ray shows a medical device, and how sure it is.
+"""The screener: a segmentation network that finds medical devices in an X-ray.
 
-From an X-ray as it is in memory it makes a mask of where devices are, and from that mask alone, not from the rest of
-the picture, the `device_score`: what counts is seen on the mask. The network is a small U-Net (Ronneberger et al.
-2015, arXiv:1505.04597) with residual blocks. Weights are shipped in ``data/screener/``, with a card.
+From an X-ray as it is in memory it predicts a mask of devices. The `device_score` comes from that mask alone, not from
+the rest of the picture, so the mask shows what led to the score. The network is a small U-Net (Ronneberger et al. 2015,
+arXiv:1505.04597) with residual blocks. Weights are shipped in ``data/screener/``, with a card.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ WIDTHS = (24, 48, 96, 128, 160)
 
 
 class Screened(NamedTuple):
-    """What the screener says of a batch: scores float32 ``(n,)`` in 0 to 1, masks uint8 ``(n, 224, 224)``, 255 sure."""
+    """The screener's results for a batch: scores float32 ``(n,)``, 0 to 1; masks uint8 ``(n, 224, 224)``, 255 sure."""
 
     scores: NDArray[np.float32]
     masks: NDArray[np.uint8]
@@ -54,7 +54,7 @@ class StrongestEvidence(keras.layers.Layer):
 
 
 def build_core(seed: int, widths: tuple[int, ...] = WIDTHS) -> keras.Model:
-    """The untrained part of the screener that has weights; `finish_screener` makes the screener of it.
+    """The untrained part of the screener that has weights; `finish_screener` completes it.
 
     Args:
         seed: Seed of the initial weights.
@@ -85,7 +85,7 @@ def build_core(seed: int, widths: tuple[int, ...] = WIDTHS) -> keras.Model:
 
 
 def finish_screener(core: keras.Model) -> keras.Model:
-    """The screener around a core.
+    """Completes a core to a screener.
 
     Returns:
         float32 ``(n, 224, 224, 1)`` in 0.0 to 1.0 -> ``mask`` ``(n, 224, 224, 1)``, the probability of a device at
@@ -121,28 +121,28 @@ def _residual_block(x: Any, channels: int, kernels: Iterator[Any]) -> Any:
 
 
 def screen_pixels(model: keras.Model, packed: NDArray[np.uint8], batch_size: int = 32) -> Iterator[Screened]:
-    """What the screener says of packed images, uint8 ``(n, 224, 224)``, batch after batch."""
+    """Screens packed images, uint8 ``(n, 224, 224)``, batch by batch."""
     for start in range(0, len(packed), batch_size):
-        said = model.predict_on_batch(to_float(packed[start : start + batch_size]))
-        scores, masks = (ops.convert_to_numpy(said[name]) for name in ("device_score", "mask"))
+        outputs = model.predict_on_batch(to_float(packed[start : start + batch_size]))
+        scores, masks = (ops.convert_to_numpy(outputs[name]) for name in ("device_score", "mask"))
         yield Screened(scores[:, 0].astype(np.float32), np.round(masks[..., 0] * 255).astype(np.uint8))
 
 
 def score_pixels(model: keras.Model, packed: NDArray[np.uint8]) -> NDArray[np.float32]:
     """``device_score`` of packed images: uint8 ``(n, 224, 224)`` -> float32 ``(n,)``."""
-    return np.concatenate([said.scores for said in screen_pixels(model, packed)] or [np.empty(0, np.float32)])
+    return np.concatenate([batch.scores for batch in screen_pixels(model, packed)] or [np.empty(0, np.float32)])
 
 
 def load_screener(folder: Path) -> keras.Model:
-    """Loads a screener, after its checksum matched.
+    """Loads a screener after checking its checksum.
 
     Raises:
-        RunError: If a file is missing, the checksum differs, or the file holds no screener.
+        RunError: If a file is missing, the checksum differs, or the file is not a screener.
     """
     try:
         model = load_network(folder)
     except RunError as error:
-        # What comes last, how to mend the classifier of a run, is of no use here.
+        # Without the last part, the way out for a run's classifier.
         raise RunError(
             f"screening.screener: {str(error).rpartition(': ')[0]}; name a folder with model.keras and model.sha256 of "
             "a screener, or leave the setting out"

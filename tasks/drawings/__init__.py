@@ -1,1 +1,1 @@
-"""Drawn chests and devices: the sample, and what the screener learns from and the audit puts on."""
+"""Drawn chests and devices, for the sample, for training the screener, and for the audit."""

@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 Floats = NDArray[Any]
 Finding = Literal["normal", "bacteria", "virus"]
 
-# Anatomy is soft: it is drawn on a coarser grid and enlarged; grain, letters and devices come at full detail.
+# Anatomy is soft: it is drawn on a coarser grid and enlarged; grain, letters and devices are drawn at full detail.
 _DETAIL = 0.75
 _TABLE = np.linspace(-1.5, 2.5, 1024)
 
@@ -41,7 +41,7 @@ class Child:
 
 
 def imagine_child(rng: np.random.Generator) -> Child:
-    """A child between infancy and school age."""
+    """Draws the build of a child between infancy and school age."""
     return Child(
         half_width=float(rng.uniform(0.31, 0.4)),
         chest_height=float(rng.uniform(0.5, 0.66)),
@@ -100,7 +100,7 @@ def draw_chest(
 
 
 def finish_film(picture: Floats, rng: np.random.Generator) -> Floats:
-    """Adds what comes after the child: blur, grain, side letter and the edge of the beam; shape and range as given."""
+    """Adds what the machine adds: blur, grain, side letter and the edge of the beam; keeps shape and range."""
     height, width = picture.shape
     film = gaussian_filter(picture, rng.uniform(0.3, 0.75) * height / 256)
     grain = rng.standard_normal(picture.shape, dtype=np.float32)

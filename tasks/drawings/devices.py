@@ -20,13 +20,13 @@ KINDS: tuple[str, ...] = ("electrode", "line", "tube", "clip")
 
 MIN_SIDE_PX = 64
 CONSPICUOUS = 2.5
-"""Strength of devices that nobody can miss."""
+"""Strength of conspicuous devices."""
 
 MASKED_DENSITY = 0.03
 """A pixel whose brightness a device may change by more than this belongs to the mask."""
 
 _REFERENCE_SIDE_PX = 256
-# How often kinds occur together among children with devices: electrode 0.45, tube 0.47, line 0.38, clip 0.25 in all.
+# How often kinds occur together among children with devices; in all, electrode 0.45, tube 0.47, line 0.38, clip 0.25.
 _COMBINATIONS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("electrode",), 0.22),
     (("tube",), 0.10),
@@ -127,7 +127,7 @@ class _Film:
 
 @dataclass(frozen=True)
 class _Scene:
-    """What placing a device needs to know of a picture: its size, the spine, and the edges of the body by height."""
+    """What placing a device needs of a picture: its size, the spine, and the edges of the body by height."""
 
     height: int
     width: int
@@ -207,7 +207,7 @@ def _place(outline: ArrayLike, centre: ArrayLike, angle: float) -> NDArray[np.fl
 
 
 def _draw_electrodes(scene: _Scene, rng: np.random.Generator) -> Exposures:
-    """One to three alike, mostly at the shoulders, else on flanks and belly; about half of them with their leads."""
+    """One to three alike, mostly at the shoulders, else on flanks and belly; about half of them with leads."""
     n_pieces = int(rng.choice([1, 2, 3], p=[0.3, 0.42, 0.28]))
     first = int(rng.integers(2))
     centres = []

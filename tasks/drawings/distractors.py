@@ -1,4 +1,4 @@
-"""Draws what fools a finder of medical devices on a child's chest X-ray although no device is there.
+"""Draws distractors on a child's chest X-ray: things that look like medical devices but are none.
 
 Bones, clavicle ends, gas, folds of skin and cloth, hands of an adult, borders, letters and text. Dense things are
 screened over the image and gas is taken out of it, so that anatomy and noise stay visible. Sizes are reference
@@ -57,7 +57,7 @@ def draw_distractors(image: np.ndarray, rng: np.random.Generator, kinds: Sequenc
 
 @dataclass(frozen=True)
 class _Scene:
-    """A picture, drawn on in place. In reference pixels: sides, spine's column, image's right dome's row, centres."""
+    """A picture to draw on in place; in reference pixels its sides, spine's column, right dome's row, and centres."""
 
     plane: Floats
     scale: float
@@ -264,7 +264,7 @@ def _write(scene: _Scene, text: str, size: float, pad: float, ink: float, paper:
 
 
 def _burn(scene: _Scene, rng: np.random.Generator, layers: Sequence[_Layer], turn: float, share: ArrayLike) -> None:
-    """Exposes layers turned by degrees; `share` (x, y) of the room they leave lies before them."""
+    """Exposes layers, turned by degrees; `share` (x, y) is their position in the free room."""
     for layer in (layer for layer in layers if layer.ink.getextrema() != (_NOTHING, _NOTHING)):
         layer.ink = layer.ink.rotate(turn, Image.Resampling.BILINEAR, expand=True, fillcolor=_NOTHING)
         room = np.array([scene.width, scene.height]) - np.array(layer.ink.size) / _SHARP

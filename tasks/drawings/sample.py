@@ -1,4 +1,4 @@
-"""The embedded sample: drawn chest X-rays of children in the layout of the public archive, warts and all.
+"""The embedded sample: drawn chest X-rays of children in the layout of the public archive, with its flaws.
 
 Nothing here comes from a real picture. The truth about every drawing (class, subtype, devices and their masks) is
 written beside the data set, where the pipeline does not look.
@@ -40,7 +40,7 @@ MAX_TRIES = 20
 _REVIEW_COLUMNS = ("path", "device", "kinds", "confidence", "x0", "y0", "x1", "y1")
 _TRUTH_COLUMNS = ("path", "label", "subtype", "device", "kinds")
 
-# A folder view of macOS starts with these bytes, its resource fork with those; no reader gets further.
+# First bytes of macOS's folder views and resource forks; readers stop there.
 _DS_STORE = b"\x00\x00\x00\x01Bud1\x00\x00\x10\x00\x00\x00\x08\x00\x00\x00\x10\x00" + bytes(6126)
 _APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        \x00\x02\x00\x00\x00\x09" + bytes(86)
 
@@ -63,7 +63,7 @@ class _Plan:
 
 @dataclass
 class _Reading:
-    """What is truly on a picture, as a careful reader would write it down."""
+    """The truth about a picture, as a careful reader would write it down."""
 
     kinds: tuple[str, ...] = ()
     confidence: int = 2
@@ -128,7 +128,7 @@ def write_sample(
 
 
 def _plan_sample(n_images: int, seed: int, device_effect: str) -> list[_Plan]:
-    """Decides split, class, patient, name, device and copy of every picture; draws nothing."""
+    """Decides split, class, patient, name, device and copy of every picture, without drawing."""
     rng = np.random.default_rng((seed, 0))
     n_val = 8 if n_images < 100 else 16
     n_test = round(TEST_SHARE * n_images)
@@ -158,7 +158,7 @@ def _plan_sample(n_images: int, seed: int, device_effect: str) -> list[_Plan]:
     originals = [index for index, plan in enumerate(plans) if plan.split == "train"]
     for turn, source in enumerate(rng.choice(originals, n_copies, replace=False)):
         original = plans[int(source)]
-        # A copy comes back under the same patient, or, worse for a split by patient, under another one.
+        # A copy has the same patient or, worse for a split by patient, another one.
         namesake = namer.name_again(original, new_patient=turn % 2 == 0)
         plans.append(replace(original, path=namesake, copy_of=int(source)))
     return plans
@@ -243,7 +243,7 @@ def _draw_plan(
 def _draw_seen(
     film: NDArray[np.float32], kinds: tuple[str, ...], rng: np.random.Generator, strength: float
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Draws devices anew while they cannot be seen: a tube that is white on a white spine is no tube to a reader."""
+    """Draws devices, again until they can be seen: a reader does not see a white tube on a white spine."""
     enough = SEEN_PX * film.shape[0] * film.shape[1] / 256**2
     for _ in range(MAX_TRIES):
         drawn, mask = draw_devices(film, kinds, rng, strength)
@@ -274,7 +274,7 @@ def _read_device(
 
 
 def _write_warts(root: Path, plans: list[_Plan], seed: int) -> None:
-    """What unpacking the public archive leaves around the pictures."""
+    """Writes the flaws of the public archive: nested copies, stubs and Finder files."""
     rng = np.random.default_rng((seed, 3))
     folder = root / "chest_xray"
     n_nested = max(2, round(0.01 * len(plans)))

@@ -1,7 +1,7 @@
-"""Takes real devices off one X-ray and puts them on another, or fills their place from what surrounds them.
+"""Takes real devices off one X-ray and puts them on another, or fills their place from its surroundings.
 
-A device attenuates: what lies under it stays visible. Lifted off is therefore not a patch of the donor but a density,
-what it takes to get from the filled-in picture to the one with the device, so that a lung does not travel along.
+A device attenuates: the anatomy under it stays visible. So a density is lifted off, not a patch of the donor: the
+difference between the filled-in picture and the one with the device. The donor's lung does not come along.
 """
 
 import numpy as np
@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, gaussian_filter
 
 SURE = 128
-"""Brightness of a mask from which on a pixel counts as device: a probability of one half."""
+"""Brightness of a mask from which a pixel counts as device: a probability of one half."""
 MARGIN_PX = 3
-"""A mask is drawn a little tight and at half the side; what is filled or lifted reaches so much further."""
+"""Pixels by which a mask is grown before filling or lifting: it is a little tight and drawn at half the side."""
 MAX_DENSITY = 0.97
 
 Floats = NDArray[np.float32]
 
 
 def grow_mask(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Where a device is, its edges included: uint8 ``(side, side)``, 255 sure -> bool of the same shape."""
+    """The place of a device, edges included: uint8 ``(side, side)``, 255 sure -> bool of the same shape."""
     return np.asarray(binary_dilation(mask >= SURE, iterations=MARGIN_PX))
 
 
@@ -37,7 +37,7 @@ def fill_place(grey: Floats, place: NDArray[np.bool_]) -> Floats:
 
 
 def lift_density(grey: Floats, place: NDArray[np.bool_]) -> Floats:
-    """What a device adds to the X-ray it lies on: density 0.0 to 0.97, ``(side, side)``, 0 outside of its place."""
+    """The density that a device adds to its X-ray: 0.0 to 0.97, ``(side, side)``, 0 outside of its place."""
     filled = fill_place(grey, place)
     density = np.clip((grey - filled) / np.maximum(1 - filled, 1e-3), 0, MAX_DENSITY)
     soft = np.clip(gaussian_filter(place.astype(np.float32), 1.0) * 2 - 0.5, 0, 1)  # no step at the edge

@@ -1,1 +1,1 @@
-"""The classifier and what all networks need. Exports nothing: Keras is loaded where a network is used."""
+"""The classifier and the parts that all networks share. Exports nothing: Keras is loaded where a network is used."""

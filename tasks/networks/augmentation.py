@@ -1,8 +1,8 @@
-"""Augmentation: layers that show a network in training what another machine, operator or child would have given.
+"""Augmentation: layers that vary training images as another machine, operator or child would.
 
-They run inside the training network, on the accelerator; the network that is kept is built without them. Each draws
-from ``generator``, whose state ``reseed`` in ``checkpoints`` sets from the seed and the epoch. No mirroring: the heart
-lies on one side, and a mirrored chest is another finding.
+They run inside the training network, on the accelerator; the final network is built without them. Each draws from
+``generator``, whose state ``reseed`` in ``checkpoints`` sets from the seed and the epoch. Images are not mirrored: the
+heart lies on one side, and a mirrored chest is another finding.
 
 Input and output shape of all of them: ``(n, side, side, 1)``, 0.0 to 1.0.
 """
@@ -18,7 +18,7 @@ ops = keras.ops
 
 
 class Augmentation(keras.layers.Layer):
-    """What all share: a seed, a generator, and nothing done outside of training."""
+    """Base class: a seed and a generator; changes images in training only."""
 
     def __init__(self, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -26,11 +26,11 @@ class Augmentation(keras.layers.Layer):
         self.generator = keras.random.SeedGenerator(seed)
 
     def call(self, x: Any, training: bool = False) -> Any:
-        """The changed images in training, otherwise the same."""
+        """Returns changed images in training, otherwise the same ones."""
         return self.change(x) if training else x
 
     def change(self, x: Any) -> Any:
-        """What the layer does to images."""
+        """Changes a batch of images."""
         raise NotImplementedError
 
     def draw(self, x: Any, low: float, high: float, rank: int = 4) -> Any:
@@ -43,7 +43,7 @@ class Augmentation(keras.layers.Layer):
 
 
 def _along_sides(x: Any) -> tuple[Any, Any]:
-    """How far down and how far right a pixel lies, 0 to 1: ``(1, side, 1, 1)`` and ``(1, 1, side, 1)``."""
+    """Row and column of each pixel, 0 to 1: ``(1, side, 1, 1)`` and ``(1, 1, side, 1)``."""
     side = x.shape[1]
     ramp = (np.arange(side, dtype=np.float32) + 0.5) / side
     return ops.reshape(ramp, (1, side, 1, 1)), ops.reshape(ramp, (1, 1, side, 1))
@@ -53,8 +53,8 @@ def _along_sides(x: Any) -> tuple[Any, Any]:
 class ExposureShift(Augmentation):
     """Changes exposure and contrast as another machine or operator would.
 
-    Half of the images are mixed with an S curve of their grey values (as look-up tables of detectors are), which has a
-    share of up to ``curve``. Then gamma is drawn log-uniformly from ``[exp(-gamma), exp(gamma)]``, and a tilt of up to
+    Half of the images are mixed with an S curve of their grey values, as in look-up tables of detectors; its share is
+    up to ``curve``. Then gamma is drawn log-uniformly from ``[exp(-gamma), exp(gamma)]``, and a tilt of up to
     ``tilt`` brightens one side and one end.
     """
 
@@ -84,8 +84,8 @@ class ExposureShift(Augmentation):
 class DetailShift(Augmentation):
     """Blurs or sharpens, and adds grain: resolution and noise are the machine's, not the child's.
 
-    The difference to a Gaussian blur (deviation 1 px) is taken away or added again, up to ``sharpness`` times; grain
-    has a deviation of up to ``noise``.
+    The difference to a Gaussian blur (deviation 1 px) is subtracted or added, up to ``sharpness`` times; grain has a
+    deviation of up to ``noise``.
     """
 
     def __init__(self, sharpness: float = 0.5, noise: float = 0.02, seed: int = 0, **kwargs: Any) -> None:
@@ -109,9 +109,9 @@ class DetailShift(Augmentation):
 
 @keras.saving.register_keras_serializable("x_ray")
 class BorderBlank(Augmentation):
-    """Each edge, in half of the draws, loses a strip of up to ``width`` of the side to the image's mean grey.
+    """Blanks, in half of the draws, a strip of up to ``width`` of the side at each edge with the image's mean grey.
 
-    So letters, edges of collimation and what lies outside of the lungs cannot be relied on.
+    So the network cannot rely on letters, edges of collimation or anything else outside of the lungs.
     """
 
     def __init__(self, width: float = 0.16, seed: int = 0, **kwargs: Any) -> None:
@@ -134,7 +134,7 @@ class BorderBlank(Augmentation):
 
 @keras.saving.register_keras_serializable("x_ray")
 class FramingShift(Augmentation):
-    """Moves, scales and turns each image a little; what comes in from outside is black."""
+    """Moves, scales and turns each image a little; the outside is black."""
 
     def __init__(
         self, degrees: float = 12.0, scale: float = 0.15, shift: float = 0.08, seed: int = 0, **kwargs: Any

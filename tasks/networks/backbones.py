@@ -1,8 +1,8 @@
 """Backbones: the networks of Keras Applications, without their classification layers, for transfer to X-rays.
 
-A backbone takes the X-ray as it is in memory, grey and 0.0 to 1.0, and gives pooled features; what its family expects
-instead (three channels, another range of values) is a layer of the network, so that a saved one needs nothing around
-it. Transfer helps most where images are few (Kermany et al. 2018, https://doi.org/10.1016/j.cell.2018.02.010, did so).
+A backbone takes the X-ray as it is in memory, grey and 0.0 to 1.0, and returns pooled features. A layer of the network
+converts it to what its family expects (three channels, another range), so that a saved network needs no preprocessing.
+Transfer helps most with few images (Kermany et al. 2018, https://doi.org/10.1016/j.cell.2018.02.010).
 """
 
 import difflib
@@ -26,10 +26,10 @@ WEIGHT_SUFFIXES = (".weights.h5", ".h5")
 
 @keras.saving.register_keras_serializable("x_ray")
 class ImagenetPixels(keras.layers.Layer):
-    """Grey X-rays as the colour pictures that a family of Keras Applications is used to.
+    """Turns grey X-rays into the colour pictures that a family of Keras Applications expects.
 
-    The grey is repeated to red, green and blue, brought to 0 to 255, and goes through the family's own
-    ``preprocess_input``, which scales or centres it, or leaves it alone where the network does that inside.
+    The grey is repeated to red, green and blue, scaled to 0 to 255, and passed through the family's own
+    ``preprocess_input``, which scales or centres it, or leaves it alone if the network does that inside.
 
     Input shape: ``(n, side, side, 1)``, 0.0 to 1.0. Output shape: ``(n, side, side, 3)``, in the family's range.
 
@@ -53,12 +53,12 @@ class ImagenetPixels(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("x_ray")
 class Spread(keras.layers.Layer):
-    """Spreads each colour about ImageNet's mean, as EfficientNet's weights from ImageNet want it; at first not at all.
+    """Scales each colour about ImageNet's mean, as EfficientNet's ImageNet weights need; at first by 1.
 
-    They were trained on values divided by the variance instead of the deviation. Keras mends that by one more layer
-    behind the normalisation inside, but builds it only where it fetches the weights itself, not for a file of the same
-    weights (https://github.com/tensorflow/tensorflow/issues/49930). Here the gains are weights that are not trained:
-    they come along wherever the others are saved, loaded or copied, and every EfficientNet is built alike.
+    These were trained on values divided by the variance instead of the deviation. Keras corrects that by one more layer
+    behind the normalisation, but builds it only when it fetches the weights itself, not for a file of the same weights
+    (https://github.com/tensorflow/tensorflow/issues/49930). Here the gains are weights that are not trained: they are
+    saved, loaded and copied with the others, and every EfficientNet is built alike.
 
     Input and output shape: ``(n, side, side, 3)``, 0 to 255 before spreading.
     """
@@ -74,10 +74,10 @@ class Spread(keras.layers.Layer):
 
 
 def add_backbone(pixels: Any, name: str, weights: str | None) -> Any:
-    """Puts a network of Keras Applications behind a tensor of X-rays; all of its weights can be trained.
+    """Adds a network of Keras Applications behind a tensor of X-rays; all of its weights can be trained.
 
-    The family decides which sides it takes: from 32 px on, Xception from 71, InceptionV3 and InceptionResNetV2 from
-    75. ImageNet's weights were learnt at 224 px and more; without classification layers they serve any of these sides.
+    The smallest side depends on the family: 32 px, for Xception 71, for InceptionV3 and InceptionResNetV2 75.
+    ImageNet's weights were learnt at 224 px and more; without classification layers they work at any of these sides.
 
     Args:
         pixels: Keras tensor ``(n, side, side, 1)``, 0.0 to 1.0, of a known side.
@@ -92,7 +92,7 @@ def add_backbone(pixels: Any, name: str, weights: str | None) -> Any:
         SettingsError: If there is no such network, it does not take this side, or its weights are missing or unfit.
     """
     if name not in network_names():
-        raise SettingsError(f"training.backbone: {name!r} is no Keras Applications network; {_way_out(name)}")
+        raise SettingsError(f"training.backbone: {name!r} is not a Keras Applications network; {_way_out(name)}")
     side_px = pixels.shape[1]
     if weights == "imagenet":
         backbone = _build_imagenet(name, side_px)
@@ -100,7 +100,7 @@ def add_backbone(pixels: Any, name: str, weights: str | None) -> Any:
         backbone = _build(name, side_px)
         if weights not in (None, "none"):
             _load_weights(backbone, name, str(weights))
-    # In float32 whatever the policy: 0 to 255 about a mean loses its last bits in half precision.
+    # In float32 under any policy: half precision loses the last bits of 0 to 255 about a mean.
     x = ImagenetPixels(family_of(name), dtype="float32", name="imagenet_pixels")(pixels)
     if family_of(name) == "efficientnet":
         spread = Spread(dtype="float32", name="spread")
@@ -126,7 +126,7 @@ def _way_out(name: str) -> str:
     return f"did you mean {' or '.join(near)}?" if near else "take one of " + ", ".join(network_names())
 
 
-# A network is built under its own name: EfficientNetV2 picks its preprocessing by the first letter of the name.
+# A network keeps its own name: EfficientNetV2 picks its preprocessing by the first letter of the name.
 def _build(name: str, side_px: int) -> Any:
     """The network with random weights."""
     try:
@@ -142,18 +142,18 @@ def _build_imagenet(name: str, side_px: int) -> Any:
     """The network with the weights that Keras fetches for it."""
     try:
         with warnings.catch_warnings():
-            # That weights learnt at 224 px serve another side is what is wanted here.
+            # Weights learnt at 224 px are meant to be used at another side here.
             warnings.filterwarnings("ignore", message=".*Weights for input shape", category=UserWarning)
             fetched = _call_builder(name, side_px, "imagenet")
-    except Exception as error:  # Keras raises a bare Exception where a download fails
-        _build(name, side_px)  # has the better word for it when the side is to blame
+    except Exception as error:  # Keras raises a bare Exception if a download fails
+        _build(name, side_px)  # raises the better error if the side is the cause
         raise SettingsError(
             f"training.weights: the ImageNet weights of {name} could not be downloaded ({_reason(error)}); run where "
             "the network can be reached, or set training.weights to a file of them, ending in .weights.h5 or .h5"
         ) from None
     if family_of(name) != "efficientnet":
         return fetched
-    # Keras builds this family with a layer more where it fetches the weights; `Spread` is here in its stead.
+    # Keras builds this family with one more layer when it fetches the weights; here `Spread` replaces it.
     backbone = _build(name, side_px)
     backbone.set_weights(fetched.get_weights())
     for layer in _normalisations(backbone):
@@ -171,7 +171,8 @@ def _load_weights(backbone: Any, name: str, weights: str) -> None:
     path = Path(weights)
     if not path.is_file():
         raise SettingsError(
-            f"training.weights: {weights} is no file; name one that ends in .weights.h5 or .h5, or set imagenet or none"
+            f"training.weights: {weights} is not a file; name one that ends in .weights.h5 or .h5, or set imagenet or "
+            "none"
         )
     if not path.name.endswith(WEIGHT_SUFFIXES):
         raise SettingsError(
@@ -180,9 +181,9 @@ def _load_weights(backbone: Any, name: str, weights: str) -> None:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # Keras warns where it leaves a layer at random
+            warnings.simplefilter("error", UserWarning)  # Keras warns if it leaves a layer at random values
             backbone.load_weights(path)
-    except Exception as error:  # h5py and Keras raise many kinds for files of another make
+    except Exception as error:  # h5py and Keras raise many kinds for files that do not fit
         raise SettingsError(
             f"training.weights: {weights} does not fit {name} ({_reason(error)}); write it by save_weights of "
             f"keras.applications.{name}(include_top=False)"
@@ -190,7 +191,7 @@ def _load_weights(backbone: Any, name: str, weights: str) -> None:
 
 
 def _is_from_imagenet(backbone: Any) -> bool:
-    """Whether a network that normalises inside does so with ImageNet's means; one trained elsewhere has others."""
+    """Whether a network that normalises inside uses ImageNet's means; one trained elsewhere has others."""
     means = [layer.get_weights()[0] for layer in _normalisations(backbone)]
     return any(np.allclose(mean, IMAGENET_MEAN, atol=1e-3) for mean in means)
 
@@ -200,5 +201,5 @@ def _normalisations(backbone: Any) -> list[Any]:
 
 
 def _reason(error: Exception) -> str:
-    """The start of what a library says, without its full stop: a clause to put in brackets."""
+    """The first sentence of a library's message, without its full stop, to put in brackets."""
     return " ".join(str(error).split())[:300].split(". ")[0].rstrip(".") or type(error).__name__

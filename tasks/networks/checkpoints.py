@@ -1,4 +1,4 @@
-"""What the trainings of classifier and screener share: schedule, seeds of an epoch, checkpoints, a signal to stop."""
+"""Shared by the trainings of classifier and screener: schedule, seeds of an epoch, checkpoints, stop signals."""
 
 import json
 import threading
@@ -36,26 +36,26 @@ def build_optimizer(learning_rate: float, epochs: int, n_train: int, batch_size:
 
 
 def reseed(model: Any, seed: int, epoch: int) -> None:
-    """Sets the seed of every random layer, in nested models too, to one that follows from the seed and the epoch."""
+    """Sets the seed of every random layer, also in nested models, from the seed and the epoch."""
     for i, state in enumerate(_flatten(model)):
         if state is not None:
             state.assign(np.array([(seed * 1_000_003 + epoch) % 2**31, i], dtype="uint32"))
 
 
 def read_seeds(model: Any) -> list[list[int]]:
-    """Where every random layer stands, which a saved model does not hold; for ``put_seeds``."""
+    """The state of every random layer, which a saved model does not hold; for ``put_seeds``."""
     return [keras.ops.convert_to_numpy(state).tolist() for state in _flatten(model) if state is not None]
 
 
 def put_seeds(model: Any, seeds: list[list[int]]) -> None:
-    """Brings every random layer to where it stood when its seeds were read."""
+    """Restores the state of every random layer from ``read_seeds``."""
     states = [state for state in _flatten(model) if state is not None]
     for state, seed in zip(states, seeds, strict=True):
         state.assign(np.array(seed, dtype="uint32"))
 
 
 def _flatten(model: Any) -> Iterator[Any]:
-    """For each layer, in nested models too, the variable that its seed is in, or ``None``."""
+    """For each layer, also in nested models, the variable that holds its seed, or ``None``."""
     for layer in model.layers:
         generator = getattr(layer, "generator", None) or getattr(layer, "seed_generator", None)
         yield generator and generator.state
@@ -64,16 +64,16 @@ def _flatten(model: Any) -> Iterator[Any]:
 
 
 def save_checkpoint(model: Any, state: Facts, folder: Path) -> None:
-    """Keeps model and optimiser; the small JSON, written last, says which file counts, with the sha256 of both.
+    """Saves model and optimiser; a small JSON record, written last, names the valid file, with checksums of both.
 
     Args:
-        model: Compiled.
-        state: ``history``, an entry for each epoch that is done, and ``losses`` of the steps since.
-        folder: Of this network alone.
+        model: A compiled model.
+        state: ``history``, an entry for each finished epoch, and ``losses`` of the steps since.
+        folder: The folder of this network alone.
     """
     steps = len(state.get("losses", ()))
     name = f"checkpoint-{len(state['history'])}{f'-{steps}' if steps else ''}.keras"
-    beside = folder / "checkpoint-.partial.keras"  # Keras goes by the ending
+    beside = folder / "checkpoint-.partial.keras"  # Keras picks the format by the ending
     variables = [*model.trainable_variables, *model.optimizer.variables]
     try:
         with room_in(folder, sum(4 * int(np.prod(variable.shape)) for variable in variables)):
@@ -81,21 +81,22 @@ def save_checkpoint(model: Any, state: Facts, folder: Path) -> None:
             beside.replace(folder / name)
     finally:
         beside.unlink(missing_ok=True)
-    said = {**state, "model": name, "sha256": sha256_of_file(folder / name)}
-    write_whole(folder / CHECKPOINT, json.dumps({**said, "digest": digest(said)}))
+    record = {**state, "model": name, "sha256": sha256_of_file(folder / name)}
+    write_whole(folder / CHECKPOINT, json.dumps({**record, "digest": digest(record)}))
     for old in folder.glob("checkpoint-*.keras"):
         if old.name != name:
             old.unlink()
 
 
 def run_stoppable(train: Callable[[Callable[[Callable[[], None]], None]], T]) -> T:
-    """Trains in a thread of its own, so that a signal, which raises in the main thread, ends it between two steps.
+    """Trains in a thread of its own, so that a signal, which raises in the main thread, stops it between two steps.
 
-    So SIGTERM, by which machines are taken away, and Ctrl-C cost no step: Prefect's handler, or whichever there is,
-    raises here, and what it raised goes on when the training has saved.
+    So SIGTERM, which is sent before a machine is taken away, and Ctrl-C cost no step: Prefect's handler, or any other,
+    raises here, and its exception is passed on once the training has saved a checkpoint.
 
     Args:
-        train: Given what it calls between two steps, with what saves: there it ends, once it shall.
+        train: Given a function to call between two steps, with one that saves a checkpoint. That call saves and stops
+    the training after a signal.
     """
     stop = threading.Event()
 
@@ -104,7 +105,7 @@ def run_stoppable(train: Callable[[Callable[[Callable[[], None]], None]], T]) ->
             save()
             raise _StoppedError
 
-    with ThreadPoolExecutor(1, "training") as pool:  # waits for it at the end
+    with ThreadPoolExecutor(1, "training") as pool:  # waits for the thread at the end
         future = pool.submit(copy_context().run, train, look)
         try:
             return future.result()
@@ -113,18 +114,18 @@ def run_stoppable(train: Callable[[Callable[[Callable[[], None]], None]], T]) ->
 
 
 class _StoppedError(Exception):
-    """The training ended early; whoever stopped it raises something else."""
+    """Ends the training thread early; the main thread raises the signal's exception."""
 
 
 def load_checkpoint(folder: Path, of: str) -> tuple[Any, Facts] | None:
-    """Model and state of a training that was killed; ``None`` where there is none to go on from.
+    """Model and state of a training to resume; ``None`` if there is no usable checkpoint.
 
-    A checkpoint that is damaged, or of another training, costs the epochs in it and not the run: it is left alone, and
-    the training starts afresh.
+    A checkpoint that is damaged, or of another training, costs its epochs, not the run: it is ignored, and the training
+    starts again.
 
     Args:
-        folder: Where ``save_checkpoint`` kept it.
-        of: What the state has to say under this name: which training it belongs to.
+        folder: The folder given to ``save_checkpoint``.
+        of: The training that the checkpoint must belong to, as in the entry ``of`` of its state.
     """
     if not (folder / CHECKPOINT).exists():
         return None
@@ -136,5 +137,5 @@ def load_checkpoint(folder: Path, of: str) -> tuple[Any, Facts] | None:
             raise RunError(f"{folder / CHECKPOINT} is of another training")
         return load_checked(inside(folder, state["model"]), state["sha256"], compiled=True), state
     except RunError as error:
-        print(f"the checkpoint cannot be gone on from, training starts afresh: {error}")
+        print(f"the checkpoint cannot be resumed, training starts again: {error}")
         return None

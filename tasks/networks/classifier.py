@@ -1,11 +1,10 @@
-"""Networks: build, join and ask them; what fit, evaluate, explain, audit and score share.
+"""The classifier: building members, joining them to a model, and predicting; shared by all stages that need it.
 
-Networks are layers and ``keras.ops`` only, so that the same model trains on TensorFlow, JAX or PyTorch, and a saved
-one loads with ``safe_mode=True``. The kept model takes X-rays as they are in memory, float32 ``(n, 224, 224, 1)`` in
-0.0 to 1.0, resizes and standardises them inside, and answers with calibrated probabilities: what it needs is part of
-it.
+Networks use layers and ``keras.ops`` only, so that the same model trains on TensorFlow, JAX or PyTorch, and a saved
+one loads with ``safe_mode=True``. The saved model takes X-rays as they are in memory, float32 ``(n, 224, 224, 1)`` in
+0.0 to 1.0, resizes and standardises them inside, and returns calibrated probabilities.
 
-A **member** is one network that was trained; the model averages the logits of its members and calibrates the mean.
+A **member** is one trained network; the model averages the logits of its members and calibrates the mean.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,8 +29,8 @@ OUTPUTS = ("probability", "bacteria")
 class Calibrate(keras.layers.Layer):
     """A column of logits to calibrated probability: sigmoid(slope * logit + offset) (Platt 1999).
 
-    Slope and offset are fitted after training, on validation (``tasks.training.calibration``). The logit is kept within
-    +-LIMIT, so that single precision rounds no probability to 0 or 1: the logit of every answer is finite.
+    Slope and offset are fitted after training, on validation (``tasks.training.calibration``). The logit is clipped to
+    +-LIMIT, so that single precision rounds no probability to 0 or 1: the logit of every prediction is finite.
 
     Input shape: ``(n, 2)``. Output shape: ``(n, 1)``.
     """
@@ -58,27 +57,27 @@ class Calibrate(keras.layers.Layer):
 
 
 def build_member(settings: TrainingSettings, seed: int, name: str = "member_1") -> keras.Model:
-    """One network: from scratch a small residual one, or a Keras Applications network if ``backbone`` names one.
+    """Builds one network: a small residual one, or a Keras Applications network if ``backbone`` names one.
 
     Args:
         settings: ``side_px``, ``width``, ``backbone`` and ``weights``.
         seed: Seed of the initial weights.
 
     Returns:
-        float32 ``(n, side_px, side_px, 1)`` in 0.0 to 1.0 -> logits ``(n, 2)`` in the order of ``OUTPUTS``; from
-        scratch at the default width 278,714 weights.
+        float32 ``(n, side_px, side_px, 1)`` in 0.0 to 1.0 -> logits ``(n, 2)`` in the order of ``OUTPUTS``; without a
+        backbone, at the default width, 278,714 weights.
 
     Raises:
-        SettingsError: If there is no such backbone, or its weights are not to be had.
+        SettingsError: If there is no such backbone, or its weights are not available.
     """
     kernels = draw_kernels(seed)
     pixels = keras.Input((settings.side_px, settings.side_px, 1), name="small_pixels")
     if settings.backbone is None:
-        # In single precision whatever the rest computes in: the difference of two means has few digits left.
+        # In single precision under any policy: the difference of two means has few digits left.
         x = Standardise(dtype="float32")(LocalContrast(dtype="float32")(pixels))
         x = _residual_features(x, settings.width, kernels)
     else:
-        keras.utils.set_random_seed(seed)  # a backbone without a file draws its weights itself
+        keras.utils.set_random_seed(seed)  # a backbone without a weights file draws its own
         x = add_backbone(pixels, settings.backbone, settings.weights)
     x = layers.Dropout(0.3, seed=seed + 3)(x)
     logits = layers.Dense(len(OUTPUTS), kernel_initializer=next(kernels), dtype="float32", name="logits")(x)
@@ -109,17 +108,17 @@ def _residual_block(x: Any, channels: int, kernels: Iterator[Any]) -> Any:
 
 
 def shrink(side_px: int) -> keras.layers.Layer:
-    """The layer that brings ``(n, 224, 224, 1)`` to the side the members work at."""
+    """The layer that resizes ``(n, 224, 224, 1)`` to the members' side."""
     return layers.Resizing(side_px, side_px, interpolation="bilinear", antialias=True, name="shrink")
 
 
 def join_members(members: Sequence[keras.Model]) -> keras.Model:
-    """The model of a run: one network out of its members, which bear different names.
+    """The model of a run: one network made of its members, which need different names.
 
     Returns:
         float32 ``(n, 224, 224, 1)`` in 0.0 to 1.0 -> ``probability`` and ``bacteria``, ``(n, 1)`` each, from the mean
-        of the members' logits, and ``members`` ``(n, len(members))``, the probability that each of them alone would
-        give. Until ``set_calibration``, slopes are 1 and offsets 0.
+        of the members' logits, and ``members`` ``(n, len(members))``, the probability by each member alone. Until
+        ``set_calibration``, slopes are 1 and offsets 0.
     """
     pixels = keras.Input((SIDE_PX, SIDE_PX, 1), name="pixels")
     small = shrink(members[0].input_shape[1])(pixels)
@@ -133,7 +132,7 @@ def join_members(members: Sequence[keras.Model]) -> keras.Model:
 
 
 def set_calibration(model: keras.Model, name: str, slope: float, offset: float) -> None:
-    """Sets how the logit of an answer becomes its probability."""
+    """Sets slope and offset of an output's calibration."""
     layer = model.get_layer(name)
     layer.slope.assign(slope)
     layer.offset.assign(offset)
@@ -141,11 +140,11 @@ def set_calibration(model: keras.Model, name: str, slope: float, offset: float) 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says of ``n`` images, float64.
+    """Predictions of a model for ``n`` images, float64.
 
     Attributes:
         probability: P(label = 1), ``(n,)``.
-        bacteria: P(bacteria) for an image that shows pneumonia, ``(n,)``; says nothing about other images.
+        bacteria: P(bacteria) for an image that shows pneumonia, ``(n,)``; meaningless for other images.
         members: P(label = 1) by each member alone, ``(n, n_models)``.
     """
 
@@ -155,12 +154,12 @@ class Answers:
 
 
 def answer(model: keras.Model, packed: NDArray[np.uint8], batch_size: int = 64) -> Answers:
-    """All that the model says of packed images, uint8 ``(n, 224, 224)``."""
+    """All predictions of the model for packed images, uint8 ``(n, 224, 224)``."""
     return answer_pixels(model, (to_float(packed[i : i + batch_size]) for i in range(0, len(packed), batch_size)))
 
 
 def answer_pixels(model: keras.Model, batches: Iterable[NDArray[np.float32]]) -> Answers:
-    """All that the model says of batches of X-rays in memory, each float32 ``(n, 224, 224, 1)``."""
+    """All predictions of the model for batches of X-rays in memory, each float32 ``(n, 224, 224, 1)``."""
     parts = [model.predict_on_batch(batch) for batch in batches]
     width = model.output["members"].shape[1]
 

@@ -1,10 +1,10 @@
-"""Familiarity: whether an image looks like the chest X-rays a network was trained on, judged without the network.
+"""Familiarity: whether an image looks like the chest X-rays a network was trained on, without asking the network.
 
-A network answers every image, a photo of a cat too. This check knows how edges run in the images of a run: an image is
-described by a coarse histogram of oriented gradients (Dalal & Triggs 2005, CVPR), and its distance from the others has
-two parts, how far it lies from their mean within the directions in which they differ, and how far outside of these
-(Moghaddam & Pentland 1997, IEEE TPAMI 19:696). A third part asks whether the image stands on its head, which the other
-two see too seldom. To be familiar means to be of that kind, not to be well exposed, in focus or easy.
+A network scores every image, even a photo of a cat. This check compares the edges of an image with those of the run's
+images. An image is described by a coarse histogram of oriented gradients (Dalal & Triggs 2005, CVPR). Its distance from
+the others has two parts: from their mean within the directions in which they differ, and outside of these directions
+(Moghaddam & Pentland 1997, IEEE TPAMI 19:696). A third part detects images that are upside down, which the other two
+often miss. A familiar image is of that kind; it need not be well exposed, in focus or easy.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,17 +30,17 @@ TURNED_WEIGHT = 0.25
 FOLDS = 10
 REFUSED_SHARE = 1 / 1000  # of images like those the check was fitted on
 REFUSED_Z, CONFIDENCE_Z = 3.0902, 2.3263  # of the normal distribution at 0.999 and 0.99
-MARGIN = 1.1  # for what training leaves out and use brings: medical devices, other machines
-MIN_IMAGES = 20  # with fewer nobody can say what is usual, and nothing is refused
+MARGIN = 1.1  # for what training leaves out but use meets: medical devices, other machines
+MIN_IMAGES = 20  # with fewer, what is usual is unknown, and nothing is refused
 
-# About as much as training turns, scales and shifts its images: no reason to refuse.
+# About as much as training turns, scales and shifts images, which is no reason to refuse one.
 TURN_DEGREES, SCALE, SHIFT = 10.0, 0.12, 0.06
 _BATCH = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Familiarity:
-    """What is usual among the images a network was trained on.
+    """Statistics of the images a network was trained on.
 
     Attributes:
         mean: float32 ``(392,)``, the mean description.
@@ -48,7 +48,7 @@ class Familiarity:
         spreads: float32 ``(k,)``, the standard deviation along each of them.
         rest: float32 ``()``, the mean squared distance outside of these directions.
         turned: float32 ``(k,)``, the direction, in units of ``spreads``, in which images go when turned upside down.
-        bound: Beyond this distance an image does not count as one of their kind; ``inf`` where they were too few.
+        bound: Beyond this distance an image counts as unfamiliar; ``inf`` if there were too few images.
     """
 
     mean: NDArray[np.float32]
@@ -59,7 +59,7 @@ class Familiarity:
     bound: float
 
     def distances(self, packed: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """How unlike the others each image is; 1 is usual.
+        """Distance of each image from the others; 1 is usual.
 
         Args:
             packed: uint8 ``(n, 224, 224)``.
@@ -74,7 +74,7 @@ class Familiarity:
     def _measure(self, described: NDArray[np.float32]) -> NDArray[np.float64]:
         """Distances of described images, float32 ``(n, 392)`` -> float64 ``(n,)``."""
         centred = described - self.mean.astype(np.float64)
-        # einsum, not @: a matrix product may round a row otherwise when more rows come with it.
+        # einsum, not @: a matrix product may round a row differently when it has more rows.
         along = np.einsum("nd,dk->nk", centred, self.axes.astype(np.float64))
         outside = np.maximum((centred**2).sum(1) - (along**2).sum(1), 0.0) / self.rest
         scaled = along / self.spreads
@@ -83,15 +83,15 @@ class Familiarity:
 
 
 def fit_familiarity(batches: Iterable[NDArray[np.uint8]], seed: int | Sequence[int]) -> Familiarity:
-    """Learns what is usual among images, and how far from it one may be.
+    """Fits the statistics of images and the bound.
 
-    The images teach together with a slightly turned, scaled and shifted copy of each, so that framing alone is no
-    reason to refuse. The bound comes from images that were held out in turn, in blocks of neighbours, because
-    neighbouring rows are often of one child.
+    A slightly turned, scaled and shifted copy of each image is added, so that framing alone is no reason to refuse. The
+    bound comes from images that were held out in turn, in blocks of neighbours, because neighbouring rows are often of
+    one child.
 
     Args:
-        batches: uint8 ``(n, 224, 224)`` each, the images a network was trained on; used once, one after the other.
-        seed: Seed of the copies, in one number or several.
+        batches: uint8 ``(n, 224, 224)`` each, the images a network was trained on; read once, in order.
+        seed: Seed of the copies, one number or several.
 
     Raises:
         ValueError: If there is no image.
@@ -131,7 +131,7 @@ def choose_bound(distances: NDArray[np.float64]) -> float:
 
 
 def describe(small: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How edges run in each part of an image, whatever its brightness and contrast.
+    """Describes the edges in each part of an image, independent of its brightness and contrast.
 
     Args:
         small: float32 ``(n, 56, 56)``, 0 to 255.
@@ -167,7 +167,7 @@ def load_familiarity(folder: Path) -> Familiarity:
     """Reads ``familiar.npz`` of a run.
 
     Raises:
-        RunError: If it is missing, broken, or another file.
+        RunError: If it is missing, damaged, or not such a file.
     """
     path = folder / FILE
     if not path.exists():
@@ -184,7 +184,7 @@ def load_familiarity(folder: Path) -> Familiarity:
 
 
 def _fits(found: dict[str, NDArray[np.float32]]) -> bool:
-    """Whether arrays are numbers, of the shapes of a `Familiarity`, and can measure a distance."""
+    """Whether arrays are numbers, have the shapes of a `Familiarity`, and can measure a distance."""
     if not found or any(values.dtype.kind != "f" for values in found.values()):
         return False
     k = found["spreads"].size
@@ -198,13 +198,13 @@ def _fits(found: dict[str, NDArray[np.float32]]) -> bool:
 def _learn(
     usual: NDArray[np.float32], varied: NDArray[np.float32], turned: NDArray[np.float32], bound: float
 ) -> Familiarity:
-    """From described images, their copies and them upside down, each float32 ``(n, 392)``."""
+    """Fits all but the bound to descriptions of images, their copies, and the images upside down, ``(n, 392)`` each."""
     together = np.concatenate([usual, varied]).astype(np.float64)
     mean = together.mean(0)
     centred = together - mean
     variances, axes = np.linalg.eigh(centred.T @ centred / len(centred))
     k = int(np.clip(len(usual) // IMAGES_PER_AXIS, 1, MAX_AXES))
-    # Images that are all the same have no spread; the floor is far below that of any two X-rays.
+    # Identical images have no spread; the floor is far below the spread of any two X-rays.
     axes, spreads = axes[:, : -k - 1 : -1], np.sqrt(np.maximum(variances[: -k - 1 : -1], 1e-6))
     rest = max(float(variances[:-k].sum()), 1e-6)
     upright, upside_down = (centred @ axes / spreads, (turned - mean) @ axes / spreads)
@@ -219,7 +219,7 @@ def _learn(
 
 
 def _direction_between(here: NDArray[np.float64], there: NDArray[np.float64]) -> NDArray[np.float64]:
-    """From two groups ``(n, k)`` the direction ``(k,)`` that parts them best (Fisher 1936), its deviation here 1."""
+    """The direction ``(k,)`` that best separates two groups ``(n, k)`` (Fisher 1936); deviation 1 in ``here``."""
     own, other = (c.T @ c / len(c) for c in (here - here.mean(0), there - there.mean(0)))
     both = own + other + 0.01 * np.eye(len(own))  # few images do not span all directions
     direction = np.linalg.solve(both, there.mean(0) - here.mean(0))
@@ -236,7 +236,7 @@ def _shrink(packed: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
 
 
 def _vary(small: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """A copy of each image ``(n, 56, 56)``, a little turned, scaled and shifted; black comes in at the edges."""
+    """A copy of each image ``(n, 56, 56)``, a little turned, scaled and shifted; the outside is black."""
     from scipy.ndimage import affine_transform
 
     varied = np.empty_like(small)

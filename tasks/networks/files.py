@@ -1,4 +1,4 @@
-"""Network files: ``<name>.keras`` with its checksum, ``<name>.sha256``; nothing loads before the checksum matched."""
+"""Network files: ``<name>.keras`` and its checksum ``<name>.sha256``; nothing loads before the checksum matches."""
 
 import zipfile
 from pathlib import Path
@@ -8,7 +8,7 @@ from tasks.errors import RunError
 from tasks.files import BROKEN, sha256_of_file
 
 MAX_RATIO, SMALL = 10, 20_000_000
-"""What may come out of a network's file: so many times its bytes, and so many more."""
+"""Most bytes that a network's file may unpack to: a multiple of its size, plus a constant."""
 
 
 def save_network(network: Any, folder: Path, name: str = "model") -> str:
@@ -21,7 +21,7 @@ def save_network(network: Any, folder: Path, name: str = "model") -> str:
 
 
 def read_checksum(folder: Path, name: str = "model") -> str:
-    """The sha256 of ``<name>.keras`` of a run as ``<name>.sha256`` notes it; the network itself is not read.
+    """The sha256 of ``<name>.keras`` of a run from ``<name>.sha256``; the network itself is not read.
 
     Raises:
         RunError: If one of the two files is missing.
@@ -34,7 +34,7 @@ def read_checksum(folder: Path, name: str = "model") -> str:
 
 
 def check_network(folder: Path, name: str = "model") -> str:
-    """The sha256 of ``<name>.keras`` of a run, after it matched ``<name>.sha256``; nothing is loaded.
+    """Checks ``<name>.keras`` of a run against ``<name>.sha256``, without loading it; returns the sha256.
 
     Raises:
         RunError: If a file is missing or the checksum differs.
@@ -45,7 +45,7 @@ def check_network(folder: Path, name: str = "model") -> str:
 
 
 def load_network(folder: Path, name: str = "model") -> Any:
-    """Loads ``<name>.keras`` of a run, a ``keras.Model``, after its checksum matched.
+    """Loads ``<name>.keras`` of a run, a ``keras.Model``, after checking its checksum.
 
     Raises:
         RunError: If a file is missing, the checksum differs, or the file does not load.
@@ -54,27 +54,27 @@ def load_network(folder: Path, name: str = "model") -> Any:
 
 
 def load_checked(path: Path, sha256: str, noted_in: str = "its checksum", *, compiled: bool = False) -> Any:
-    """Loads a ``keras.Model`` from a ``.keras`` file; nothing else loads one, and nothing before its checksum matched.
+    """Loads a ``keras.Model`` from a ``.keras`` file after checking its checksum; the only place that loads one.
 
     Args:
         path: The file.
-        sha256: Its checksum as noted when it was written.
-        noted_in: Where, for the error.
-        compiled: With optimiser and loss, to go on training.
+        sha256: Its expected checksum.
+        noted_in: Where that is recorded, for the error.
+        compiled: With optimiser and loss, to resume training.
 
     Raises:
-        RunError: If it is no ``.keras`` file, the checksum differs, or it does not load in Keras' safe mode.
+        RunError: If it is not a ``.keras`` file, the checksum differs, or it does not load in Keras' safe mode.
     """
     from tasks.networks.keras_backend import keras
 
-    # Keras goes by the name, and would load an .h5 file without its safe mode.
+    # Keras picks the format by the name, and would load an .h5 file without its safe mode.
     if path.suffix != ".keras":
-        raise RunError(f"{path} is no .keras file: train again")
+        raise RunError(f"{path} is not a .keras file: train again")
     _refuse_change(path, sha256, noted_in)
     _refuse_bomb(path)
     try:
         return keras.saving.load_model(path, compile=compiled, safe_mode=True)
-    except Exception as error:  # Keras raises many kinds for a network of another make, some without a message
+    except Exception as error:  # Keras raises many kinds for a foreign network, some without a message
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"{path} does not load ({reason[:120]}): train again") from None
 
@@ -89,15 +89,15 @@ def _refuse_change(path: Path, sha256: str, noted_in: str) -> None:
 
 
 def _refuse_bomb(path: Path) -> None:
-    """Refuses a file of which much more would come out than it has; weights hardly pack.
+    """Refuses a file that would unpack to much more than its size; weights hardly compress.
 
     Raises:
-        RunError: Names it.
+        RunError: If it would.
     """
     try:
         with zipfile.ZipFile(path) as members:
             n_bytes = sum(member.file_size for member in members.infolist())
     except BROKEN:
-        raise RunError(f"{path} does not load (it is no .keras file): train again") from None
+        raise RunError(f"{path} does not load (it is not a .keras file): train again") from None
     if n_bytes > MAX_RATIO * path.stat().st_size + SMALL:
         raise RunError(f"{path} does not load (it unpacks to {n_bytes / 1e6:,.0f} MB): train again")

@@ -1,7 +1,7 @@
-"""Keras, imported once for all of the product, with the native log of its backend muted.
+"""Keras, imported in one place, with the native log of its backend muted.
 
-TensorFlow's C++ parts write a page about processors and missing GPUs to standard error before any logging setting
-reaches them. File descriptor 2 leads elsewhere while it starts; if the start fails, what was said comes back.
+TensorFlow's C++ code logs a page about processors and missing GPUs to standard error before any logging setting takes
+effect. File descriptor 2 is redirected while it starts; if the start fails, the log is printed.
 """
 
 import contextlib
@@ -35,6 +35,6 @@ with native_log_muted():
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        tf.config.list_physical_devices("GPU")  # looks for a GPU now, while nobody listens
+        tf.config.list_physical_devices("GPU")  # looks for a GPU now, while the log is muted
 
 __all__ = ["keras"]

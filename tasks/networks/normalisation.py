@@ -1,4 +1,4 @@
-"""Normalisation: layers that take out of an X-ray what the machine put in."""
+"""Normalisation: layers that remove the effects of the machine from an X-ray."""
 
 import random
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ ops = keras.ops
 
 @keras.saving.register_keras_serializable("x_ray")
 class Standardise(keras.layers.Layer):
-    """Brings each image to mean 0 and deviation 1, so that overall exposure and contrast carry nothing.
+    """Scales each image to mean 0 and deviation 1, which removes overall exposure and contrast.
 
     Input and output shape: ``(n, side, side, 1)``. A constant image becomes all 0.
     """
@@ -25,11 +25,10 @@ class Standardise(keras.layers.Layer):
 @keras.saving.register_keras_serializable("x_ray")
 class LocalContrast(keras.layers.Layer):
     """Subtracts from each pixel the mean grey around it, and divides by the deviation there (Pinto et al. 2008; Jarrett
-    et al. 2009): what is left is texture and edges, while exposure, contrast and what the software of the machine did
-    to them, from one region to the next, are gone.
+    et al. 2009). Texture and edges remain; exposure, contrast and the machine's local processing of them are removed.
 
-    Around it: the square of about ``window`` of the side. Mean and deviation are taken on a grid of 4 px and brought
-    back bilinearly, which costs a tenth of a box filter. Beyond the edge the image is mirrored.
+    The surroundings are a square of about ``window`` of the side. Mean and deviation are computed on a grid of 4 px and
+    enlarged bilinearly, at a tenth of the cost of a box filter. Beyond the edge the image is mirrored.
 
     Input and output shape: ``(n, side, side, 1)``, the input 0.0 to 1.0. A constant image becomes all 0.
     """

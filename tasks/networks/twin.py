@@ -1,4 +1,4 @@
-"""The networks that a run may make: the model, and its twin, which learns from images that were not screened.
+"""The networks of a run: the model, and its twin, which learns from images that were not screened.
 
 Both are trained, calibrated, explained and audited by the same code; only what they learn from differs.
 """
@@ -14,11 +14,11 @@ USED_COLUMNS = ["image_id", "sha256", "label", "subtype", "split"]
 
 
 def used_rows(manifest: pd.DataFrame, name: str = MODEL, seed: int = 0) -> pd.DataFrame:
-    """Rows that a network learns from and is calibrated on: usable ones of train and val, with what that takes.
+    """Rows for training and calibrating a network: usable ones of train and val, with the columns that it needs.
 
-    The twin's training images are drawn from all that were usable before anybody looked for devices, as many of each
-    class as screening left to the model: neither their number nor the balance of the classes tells the two apart.
-    Validation is the same for both.
+    The twin's training images are drawn from all that were usable before screening, as many of each class as the model
+    has: model and twin differ neither in the number of images nor in the balance of classes. Validation is the same for
+    both.
 
     Args:
         manifest: After screening.
@@ -40,7 +40,7 @@ def used_rows(manifest: pd.DataFrame, name: str = MODEL, seed: int = 0) -> pd.Da
 
 
 def work_folder(run: Path, name: str) -> Path:
-    """Where members, history and shifts of a network lie: in the run folder itself, or in one of its twin's name."""
+    """The folder of a network's members, history and shifts: the run folder, or a folder in it named after the twin."""
     return run if name == MODEL else run / name
 
 

@@ -27,25 +27,25 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what brings the picture upright."""
+"""EXIF orientation -> the operation that turns the picture upright."""
 
 MAX_PIXELS = 64_000_000  # 8,000 x 8,000; guards memory, 8 bytes a pixel at most. A large detector has 20 megapixels
-MAX_FILE_BYTES = 200_000_000  # guards memory: Pillow needs twice as much for what stands before the pixels
+MAX_FILE_BYTES = 200_000_000  # guards memory: Pillow needs twice as much for data before the pixels
 LARGE_BYTES = 40_000_000
 BAND_PX = 256
 _one_large = threading.RLock()
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
-Image.MAX_IMAGE_PIXELS = None  # our own bound says what it is
+Image.MAX_IMAGE_PIXELS = None  # our own bound has a clearer error
 
 
 class UndecodableError(ValueError):
-    """Bytes that are no picture we can decode; the message says why."""
+    """Bytes that cannot be decoded; the message says why."""
 
 
 @contextmanager
 def in_turn(n_bytes: int) -> Iterator[None]:
-    """Around what holds so many bytes in memory: of large files and pictures one at a time, whoever reads them."""
+    """Wraps code that holds so many bytes in memory: of large files and pictures, one thread reads one at a time."""
     if n_bytes < LARGE_BYTES:
         yield
         return
@@ -57,7 +57,7 @@ def read_size(data: bytes | BinaryIO, max_side_px: int) -> tuple[int, int]:
     """Width and height in pixels as a viewer shows them (EXIF orientation applied), from the header alone.
 
     Raises:
-        UndecodableError: If the header is no JPEG or PNG header, or a side is beyond ``max_side_px``.
+        UndecodableError: If the header is not a JPEG or PNG header, or a side is beyond ``max_side_px``.
     """
     with _open(data, max_side_px) as image:
         width, height = image.size
@@ -69,15 +69,15 @@ def decode(
 ) -> NDArray[np.uint8]:
     """Decodes a JPEG or PNG to a grey square.
 
-    Greyscale and RGB of any size, also with alpha, palette or 16 bit; the EXIF orientation is applied. The image is
-    stretched to the square with antialiasing, as the data at hand was made; with ``padding`` it keeps its aspect and
-    the rest is black.
+    Takes greyscale and RGB of any size, also with alpha, palette or 16 bit; applies the EXIF orientation. The image is
+    stretched to the square with antialiasing, as the data at hand was made. With ``padding`` it keeps its aspect ratio,
+    and the rest is black.
 
     Args:
         data: The file's bytes.
         side_px: Side of the square, in pixels.
         padding: Keep the aspect and pad.
-        max_side_px: Longest side that is still decoded, in pixels; guards memory.
+        max_side_px: Longest side that is decoded, in pixels; guards memory.
 
     Returns:
         uint8 ``(side_px, side_px)``, 0 black to 255 white.
@@ -87,7 +87,7 @@ def decode(
     """
     with _open(data, max_side_px) as image, in_turn(2 * image.width * image.height):
         try:
-            # A JPEG decodes at a half or a quarter of its size for free; twice the target keeps the resize honest.
+            # A JPEG decodes at a half or a quarter of its size at no cost; twice the target keeps the resize accurate.
             image.draft("L", (2 * side_px, 2 * side_px))
             grey = _turn_upright(_to_grey(image), _orientation(image))
         except UndecodableError:
@@ -109,10 +109,10 @@ def to_float(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
 def _open(data: bytes | BinaryIO, max_side_px: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is lower
             image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
     except Exception as error:
-        raise UndecodableError(f"is no JPEG or PNG ({_reason(error)})") from None
+        raise UndecodableError(f"is not a JPEG or PNG ({_reason(error)})") from None
     if image.width * image.height > MAX_PIXELS:
         raise UndecodableError(
             f"has {image.width * image.height / 1e6:,.0f} megapixels, more than {MAX_PIXELS / 1e6:g}"
@@ -125,7 +125,7 @@ def _open(data: bytes | BinaryIO, max_side_px: int) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 where the EXIF block is missing or broken. Decodes nothing."""
     try:
-        # Not image.getexif(): a PNG's own decodes the whole picture when the header brings no EXIF block.
+        # Not image.getexif(): for a PNG it decodes the whole picture when the header has no EXIF block.
         return int(Image.Image.getexif(image).get(0x0112, 1))
     except Exception:
         return 1
@@ -137,7 +137,7 @@ def _turn_upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
-    # In bands: the steps between need up to four times the picture's memory.
+    # In bands: intermediate steps need up to four times the picture's memory.
     grey = Image.new("L", image.size)
     for top in range(0, image.height, BAND_PX):
         band = image.crop((0, top, image.width, min(top + BAND_PX, image.height)))

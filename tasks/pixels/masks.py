@@ -1,4 +1,4 @@
-"""Masks of devices as the screener drew them: compressed shards in the cache, an index in the run folder."""
+"""Masks of devices by the screener: compressed shards in the cache, an index in the run folder."""
 
 import io
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ MASK_SIDE_PX = 224
 
 
 def write_shard(path: Path, scores: NDArray[np.float32], masks: NDArray[np.uint8]) -> None:
-    """Writes the screener's results of a shard of images: scores ``(n,)``, masks uint8 ``(n, 224, 224)``, 255 sure."""
+    """Writes the screener's results for a shard: scores ``(n,)``, masks uint8 ``(n, 224, 224)``, 255 surely device."""
     content = io.BytesIO()
     np.savez_compressed(content, scores=scores, masks=masks)
     write_whole(path, content.getvalue())
 
 
 def read_scores(path: Path) -> NDArray[np.float32]:
-    """The scores of a shard, float32 ``(n,)``; its masks, the most of it, are not unpacked."""
+    """The scores of a shard, float32 ``(n,)``; its masks, most of the file, are not unpacked."""
     return _read_part(path, "scores", np.dtype(np.float32), ())
 
 
 def _read_part(path: Path, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """The scores or masks of a shard, a row of this shape per image; a zip checks its contents by CRC-32.
+    """The scores or masks of a shard, a row of this shape per image; the zip's CRC-32 detects damage.
 
     Raises:
         RunError: If the shard is gone or damaged.

@@ -14,7 +14,7 @@ DISTANCE_PX = 3
 SURE = 127.5
 
 FAINTEST = 12
-"""Masks whose strongest pixel is below this (of 255) are drawn without an outline: it would surround noise."""
+"""Masks whose strongest pixel is below this (of 255) get no outline: it would surround noise."""
 
 
 def encode_jpeg(pixels: NDArray[np.uint8]) -> str:
@@ -25,11 +25,11 @@ def encode_jpeg(pixels: NDArray[np.uint8]) -> str:
 
 
 def draw_outline(mask: NDArray[np.uint8]) -> tuple[str, bool]:
-    """Around what the screener took for a device: the ``d`` of an SVG path in pixels of the image, and how sure it is.
+    """The outline of a mask: the ``d`` of an SVG path in pixels of the image, and whether the screener is sure.
 
     Returns:
-        Where the mask says "rather a device" and ``True``; if it says so nowhere, where it comes to half of its
-        strongest value and ``False``; without a path when there is nothing.
+        The outline at probability one half, and ``True``. If the mask stays below that, the outline at half of its
+        strongest value, and ``False``. An empty path if there is nothing to outline.
     """
     from skimage.measure import approximate_polygon, find_contours
 
@@ -37,9 +37,9 @@ def draw_outline(mask: NDArray[np.uint8]) -> tuple[str, bool]:
     if peak < FAINTEST:
         return "", False
     level = SURE if peak > SURE else peak / 2
-    # The line keeps a distance, or it would cover the thin tube that it points out.
+    # The line keeps a distance, or it would cover the thin tube that it marks.
     wider = np.asarray(Image.fromarray(mask).filter(ImageFilter.MaxFilter(2 * DISTANCE_PX + 1)), dtype=np.float32)
-    # A margin of nothing closes the outline of what touches the edge; a contour's points are pixel centres.
+    # An empty margin closes the outline of devices at the edge; a contour's points are pixel centres.
     contours = find_contours(np.pad(wider, 1), level)
     pieces = []
     for contour in contours:

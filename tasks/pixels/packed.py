@@ -1,4 +1,4 @@
-"""The packed pixels of a run: shards that stay on disk until rows of them are asked for."""
+"""The packed pixels of a run, in shards on disk that are read row by row."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,7 +14,7 @@ from tasks.pixels.shards import read_index
 
 
 class PackedImages:
-    """The packed pixels of a run: shards that stay on disk until rows of them are asked for.
+    """The packed pixels of a run, in shards on disk that are read row by row.
 
     ``arrays/index.json`` holds the names of the shards in the cache and, for each image id, its shard and row.
     """
@@ -34,7 +34,7 @@ class PackedImages:
         return image_id in self._rows
 
     def read(self, image_ids: Sequence[str]) -> NDArray[np.uint8]:
-        """uint8 ``(len(image_ids), 224, 224)`` in the order asked for.
+        """uint8 ``(len(image_ids), 224, 224)``, in the order of ``image_ids``.
 
         Raises:
             RunError: If an image was not packed, or its shard is damaged.
@@ -57,12 +57,12 @@ def open_shard(path: Path) -> NDArray[np.uint8]:
     """The packed pixels of a shard, uint8 ``(n, 224, 224)``, memory-mapped.
 
     Raises:
-        RunError: If it is no such file, or its content is not what was packed (the list beside it has the sha256).
+        RunError: If it is not a shard, or its content changed since packing (the list beside it has the sha256).
     """
     try:
         state = path.stat()
         whole = _is_as_packed(path, state.st_size, state.st_mtime_ns)
-        shard = np.lib.format.open_memmap(path, mode="r")  # no other kind of file, as numpy.load would
+        shard = np.lib.format.open_memmap(path, mode="r")  # unlike numpy.load, opens no other kind of file
         whole &= shard.dtype == np.uint8 and shard.ndim == 3 and shard.shape[1:] == (SIDE_PX, SIDE_PX)
     except BROKEN:
         whole = False
@@ -74,5 +74,5 @@ def open_shard(path: Path) -> NDArray[np.uint8]:
 @lru_cache(maxsize=4096)
 def _is_as_packed(path: Path, n_bytes: int, mtime_ns: int) -> bool:
     listing = path.with_suffix(".json")
-    said = read_record(listing).get("sha256") if listing.exists() else None
-    return said is None or said == sha256_of_file(path)
+    expected = read_record(listing).get("sha256") if listing.exists() else None
+    return expected is None or expected == sha256_of_file(path)

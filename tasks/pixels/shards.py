@@ -10,7 +10,7 @@ LOST_SHARDS = (
     "all workers need the same code and packages as this machine, and its folders (storage.cache) or a run in a bucket "
     "(run_dir s3://…)"
 )
-"""The way out where what a worker made is nowhere to be found."""
+"""The way out if a worker's results cannot be found."""
 
 SHARD_NAME = re.compile(r"(\w[\w.-]{0,200}/){0,4}\w[\w.-]{0,200}")
 
@@ -21,10 +21,10 @@ def shards_exist(index: Path, cache: Path) -> bool:
 
 
 def read_index(path: Path) -> tuple[list[str], dict[str, tuple[int, int]]]:
-    """An index of shards: their names in the cache, and of each image id its shard and row.
+    """Reads an index of shards: their names in the cache, and for each image id its shard and row.
 
     Raises:
-        RunError: If it is missing or another file.
+        RunError: If it is missing or not an index.
     """
     found = read_record(path, shards=list, images=dict)
     try:

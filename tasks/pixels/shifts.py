@@ -1,8 +1,8 @@
-"""Shifts: validation images as another hospital would have made them.
+"""Shifts: validation images as another hospital might have made them.
 
-The test normals of the public data set come from another distribution than its training normals, and so will anybody's
-next hospital. Validation as it is says nothing about that: calibration and thresholds are fitted on it *and* on these
-changed copies, and the report shows the AUC under each. None of them is what training does to images, layer for layer.
+The test normals of the public data set come from another distribution than its training normals, and so will images of
+another hospital. Validation alone does not show that. So calibration and thresholds are fitted on it *and* on these
+changed copies, and the report shows the AUC under each. No shift repeats an augmentation of training.
 
 All functions map packed images, uint8 ``(n, side, side)``, to the same shape.
 """
@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 BORDER = 3 / 28
-"""Share of the side that counts as border; a ring of that width alone reaches AUC 0.81 on the public test set."""
+"""Width of the border as a share of the side; this ring alone reaches AUC 0.81 on the public test set."""
 
 Packed = NDArray[np.uint8]
 
 
 def keep_border(packed: Packed) -> Packed:
-    """The outer 3/28 of each side; the rest becomes the image's mean."""
+    """Keeps the outer 3/28 of each side; the rest becomes the image's mean."""
     return _blank(packed, outside=False)
 
 
 def remove_border(packed: Packed) -> Packed:
-    """All but the outer 3/28 of each side, which becomes the image's mean."""
+    """Replaces the outer 3/28 of each side by the image's mean."""
     return _blank(packed, outside=True)
 
 
@@ -42,7 +42,7 @@ def _gamma(packed: Packed, power: float) -> Packed:
 
 
 def _equalise(packed: Packed) -> Packed:
-    """Local contrast made even (CLAHE, Zuiderveld 1994), as the software of many machines does."""
+    """Equalises local contrast (CLAHE, Zuiderveld 1994), as the software of many machines does."""
     from skimage.exposure import equalize_adapthist
 
     return np.stack([np.rint(equalize_adapthist(image, clip_limit=0.02) * 255).astype(np.uint8) for image in packed])
@@ -63,7 +63,7 @@ def _add_noise(packed: Packed) -> Packed:
 
 
 def _zoom(packed: Packed, scale: float) -> Packed:
-    """About the centre; what comes in from outside is black."""
+    """Zooms about the centre; the outside is black."""
     centre = (packed.shape[1] - 1) / 2
     return ndimage.affine_transform(
         packed, [1, 1 / scale, 1 / scale], offset=[0, centre - centre / scale, centre - centre / scale], order=1
@@ -87,4 +87,4 @@ SHIFTS: dict[str, Callable[[Packed], Packed]] = {
     "turned": lambda packed: _turn(packed, 10.0),
     "border blanked": remove_border,
 }
-"""Name, for people, to what it does to images."""
+"""Name of a shift, for people -> its function."""

@@ -1,11 +1,11 @@
-"""The window in the middle of an X-ray that the lungs fill most of."""
+"""The lung window: the middle part of an X-ray, mostly filled by the lungs."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 WINDOW = (0.10, 0.86, 0.12, 0.88)
-"""The lung window: top, bottom, left, right as shares of the side. A chest film of a child has its lungs in there, and
-shoulders, arms, neck, belly, side letters and the edges of the film outside."""
+"""The lung window: top, bottom, left, right as shares of the side. In a child's chest film the lungs are inside;
+shoulders, arms, neck, belly, side letters and the edges of the film are outside."""
 
 
 def window_place(side_px: int) -> NDArray[np.bool_]:

@@ -1,7 +1,7 @@
 """Ingest: from a source on this machine to the manifest, one row per image.
 
 Reads the source; writes ``manifest.parquet`` with labels, subtypes, patients, sizes and checksums, and the reasons why
-rows are excluded so far (identical files, contradictions, files that are no image).
+rows are excluded so far (identical files, contradictions, files that are not images).
 """
 
 import os
@@ -59,11 +59,11 @@ def ingest(run: Run, fetched: Fetched) -> Facts:
 
 
 def list_images(fetched: Fetched, max_side_px: int) -> pd.DataFrame:
-    """The manifest of a source: a row per image, columns up to ``excluded``; nothing is decoded but headers.
+    """The manifest of a source: a row per image, columns up to ``excluded``; only headers are decoded.
 
     Raises:
-        TableError: If the source brings an ``index.csv`` that does not fit.
-        SourceError: If a file is no longer what the checksum of the source was made of.
+        TableError: If the source has an ``index.csv`` that does not fit.
+        SourceError: If a file changed since the checksum of the source was computed.
     """
     folder = Path(fetched.folder)
     if "index.csv" in fetched.layout.tables:
@@ -87,10 +87,10 @@ def sum_tables(fetched: Fetched) -> dict[str, str]:
 
 
 def refuse_changed(sums: dict[str, str], before: dict[str, Sum]) -> None:
-    """Refuses a source of which a file was something else a moment ago; what was not looked at then is no matter.
+    """Refuses a source if one of its files changed since ``before``; files without an earlier checksum are ignored.
 
     Raises:
-        SourceError: Names the file.
+        SourceError: If a file changed.
     """
     changed = [name for name, checksum in sums.items() if before.get(name, [checksum])[0] != checksum]
     if changed:
@@ -98,12 +98,12 @@ def refuse_changed(sums: dict[str, str], before: dict[str, Sum]) -> None:
 
 
 def read_file(path: Path, max_side_px: int, known: Sum | None = None) -> Facts:
-    """``sha256``, ``width_px``, ``height_px`` and ``excluded`` (why, when the header is no image's) of a file.
+    """``sha256``, ``width_px``, ``height_px`` and ``excluded`` (the reason if the header is not an image's) of a file.
 
     Args:
         path: The file.
         max_side_px: Longest side of an image that is decoded.
-        known: Its checksum, read before; the file is not read again while it is as it was.
+        known: Its earlier checksum; an unchanged file is not read again.
     """
     facts: Facts = {"width_px": pd.NA, "height_px": pd.NA, "excluded": ""}
     with open_source(path) as stream:
@@ -113,7 +113,7 @@ def read_file(path: Path, max_side_px: int, known: Sum | None = None) -> Facts:
         try:
             if n_bytes > MAX_FILE_BYTES:
                 raise UndecodableError(f"has more than {MAX_FILE_BYTES / 1e6:g} MB")
-            with in_turn(n_bytes):  # what stands before the pixels is read whole
+            with in_turn(n_bytes):  # data before the pixels is read whole
                 facts["width_px"], facts["height_px"] = read_size(stream, max_side_px)
         except UndecodableError as error:
             facts["excluded"] = f"undecodable: {error}"
@@ -121,7 +121,7 @@ def read_file(path: Path, max_side_px: int, known: Sum | None = None) -> Facts:
 
 
 def describe_path(path: str) -> Facts:
-    """What ``train/NORMAL/IM-0115-0001.jpeg`` says: split, label, subtype and patient."""
+    """Split, label, subtype and patient from a path such as ``train/NORMAL/IM-0115-0001.jpeg``."""
     split, folder = path.split("/")[:2]
     label = CLASS_FOLDERS[folder]
     patient, known = patient_of(path)
@@ -136,7 +136,7 @@ def describe_path(path: str) -> Facts:
 
 
 def patient_of(path: str) -> tuple[str, bool]:
-    """The patient a file name tells, and whether it tells one; else the file's own stem.
+    """The patient in a file name, else its stem, and whether the name had a patient.
 
     ``person12_virus_3`` -> ``person12``; ``IM-0115-0001`` -> ``IM-0115``; ``NORMAL2-IM-0115-0001`` ->
     ``NORMAL2-IM-0115``: the two series number different children.
@@ -166,7 +166,7 @@ class IndexRow:
 
 
 def read_index(path: Path, images: tuple[str, ...]) -> pd.DataFrame:
-    """``index.csv`` of a data set with names of its own; it overrides what the names say.
+    """Reads the ``index.csv`` of a data set with other file names; it overrides what file names say.
 
     Args:
         path: CSV with ``path,label,patient_id`` and optionally ``subtype,split``; label is 0 or normal, 1 or
@@ -174,7 +174,7 @@ def read_index(path: Path, images: tuple[str, ...]) -> pd.DataFrame:
         images: Paths of the images that exist.
 
     Raises:
-        TableError: On missing columns, unknown values, a path that does not exist or is listed twice.
+        TableError: On missing columns, unknown values, or a path that does not exist or is listed twice.
     """
     rows: dict[str, Facts] = {}
     there = set(images)
@@ -182,8 +182,8 @@ def read_index(path: Path, images: tuple[str, ...]) -> pd.DataFrame:
         if row.path in rows:
             raise TableError(f"index.csv: {path} lists {row.path!r} twice; keep one line")
         if row.path not in there:
-            said = f"index.csv: {path} lists {row.path!r}, which is no JPEG or PNG below it"
-            raise TableError(f"{said}; correct the path")
+            problem = f"index.csv: {path} lists {row.path!r}, which is not a JPEG or PNG below it"
+            raise TableError(f"{problem}; correct the path")
         label, top = int(row.label in ("1", "pneumonia")), row.path.split("/")[0]
         rows[row.path] = {
             "path": row.path,
@@ -199,10 +199,10 @@ def read_index(path: Path, images: tuple[str, ...]) -> pd.DataFrame:
 
 
 def exclude_copies(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Names identical files, and excludes them from train and val, never from test.
+    """Marks identical files, and excludes them from train and val, never from test.
 
-    Of identical files one stays: one in test if there is one, else the first by path. Identical files with opposite
-    labels are contradictions: none of them stays in train or val.
+    Of identical files one is kept: one in test if there is one, else the first by path. Identical files with opposite
+    labels are contradictions: none of them is kept in train or val.
 
     Args:
         manifest: Rows sorted by path, with ``path, sha256, label, source_split, excluded``.

@@ -1,8 +1,8 @@
-"""Pack: every decodable image once to uint8 at 224 px, in shards that later stages map into memory.
+"""Pack: decodes every image once to uint8 at 224 px, in shards that later stages map into memory.
 
-Reads the files of the source; writes shards into the cache, ``arrays/index.json`` with their names into the run
-folder, and marks files that do not decode in ``manifest.parquet``. Shards are found by the checksums of the files in
-them, so that next week only new images are packed. They are planned, packed side by side, and gathered.
+Reads the files of the source; writes shards into the cache and ``arrays/index.json`` with their names into the run
+folder, and marks files that do not decode in ``manifest.parquet``. Shards are found by the checksums of their files,
+so that a later run packs only new images. They are planned, packed in parallel, and gathered.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ SHARD_IMAGES = 100
 
 @task(name="plan packing")
 def plan_packing(run: Run) -> list[dict[str, str]]:
-    """The shards that nobody packed before: for each its files, sha256 -> path."""
+    """The shards still to pack: for each its files, sha256 -> path."""
     shelf = find_shelf(run)
     waiting = find_packable(run.manifest())
     fetch_shelf(run, shelf, set(waiting["sha256"]))
@@ -48,17 +48,17 @@ def plan_packing(run: Run) -> list[dict[str, str]]:
 
 @task(name="pack shards")
 def pack_shards(run: Run, folder: str, shards: Sequence[dict[str, str]]) -> None:
-    """Decodes the images of shards and puts them on the shelf, here and in the shared cache."""
+    """Packs shards into the cache, here and shared."""
     shelf = find_shelf(run)
     for files in shards:
         name = pack_shard(find_files(run, Path(folder), files), files, shelf, **read_decoding(run))
-        for ending in ("npy", "json"):  # in this order: a list says that its shard is there
+        for ending in ("npy", "json"):  # in this order: a list means that its shard exists
             keep_files(run, [f"arrays/{shelf.name}/{name}.{ending}"])
 
 
 @stage_task("pack")
 def pack(run: Run, n_new: int) -> Facts:
-    """Names the shard and the row of each image, of which ``n_new`` were packed just now."""
+    """Indexes the shard and row of each image, of which ``n_new`` were packed by this run."""
     shelf = find_shelf(run)
 
     def make(out: Path) -> Facts:
@@ -100,7 +100,7 @@ def read_decoding(run: Run) -> dict[str, Any]:
 
 
 def find_shelf(run: Run) -> Path:
-    """Where the cache keeps pixels that were decoded in this way."""
+    """The cache folder (shelf) of pixels that were decoded in this way."""
     decoder = {
         "code": code_version("tasks.pixels.decoding"),
         "pillow": importlib.metadata.version("pillow"),
@@ -110,33 +110,35 @@ def find_shelf(run: Run) -> Path:
 
 
 def find_packable(manifest: pd.DataFrame) -> pd.DataFrame:
-    """A row for each content that ingestion found to be an image, in the order of the manifest."""
+    """A row for each distinct image file, in the order of the manifest."""
     undecodable = manifest["excluded"].fillna("").str.startswith("undecodable")
     return manifest[undecodable.ne(True)].drop_duplicates("sha256")
 
 
 def find_files(run: Run, folder: Path, files: dict[str, str]) -> Path:
-    """The folder with the files of a shard: as ingestion found it, or on another machine the source fetched there."""
+    """The folder with the files of a shard: the one given, or on another machine the source fetched there."""
     if run.settings.scaling.reaches_out and not all((folder / path).is_file() for path in files.values()):
         return Path(fetch(run.settings).folder)
     return folder
 
 
 def fetch_shelf(run: Run, shelf: Path, wanted: Collection[str]) -> None:
-    """Brings from the shared cache the lists of a shelf, and those of its shards that have wanted files."""
+    """Fetches from the shared cache the lists of a shelf, and those of its shards that have wanted files."""
     fetch_lists(run, f"arrays/{shelf.name}/")
     lost = [path for path in shelf.glob("[!.]*.json") if not path.with_suffix(".npy").exists()]
     contents = {path: read_listing(path) for path in lost}
-    named = [path for path, said in contents.items() if not {*said["rows"], *said["failed"]}.isdisjoint(wanted)]
+    named = [
+        path for path, content in contents.items() if not {*content["rows"], *content["failed"]}.isdisjoint(wanted)
+    ]
     fetch_files(run, [f"arrays/{shelf.name}/{path.stem}.npy" for path in named])
 
 
 def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: bool, max_side_px: int) -> str:
-    """Decodes files (sha256 -> path below ``folder``) into one shard and its list on the shelf; the shard's name.
+    """Decodes files (sha256 -> path below ``folder``) into one shard and its list on the shelf; returns its name.
 
-    ``<name>.npy`` is uint8 ``(n, 224, 224)``; ``<name>.json``, written last, lists the sha256 of each row, and of each
-    file that did not decode the reason, and the shard's own sha256. Of runs that pack the same at once one does it, and
-    the others wait.
+    ``<name>.npy`` is uint8 ``(n, 224, 224)``. ``<name>.json``, written last, has the sha256 of each row, the reason for
+    each file that did not decode, and the shard's own sha256. If several runs pack the same shard, one does it and the
+    others wait.
     """
     name = digest(sorted(files))[:24]
     shard, listing = shelf / f"{name}.npy", shelf / f"{name}.json"
@@ -144,7 +146,7 @@ def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: boo
         if not (shard.exists() and listing.exists()):
             pixels, failed = decode_files(folder, files, padding=padding, max_side_px=max_side_px)
             stacked = np.stack(list(pixels.values())) if pixels else np.empty((0, SIDE_PX, SIDE_PX), np.uint8)
-            content = io.BytesIO()  # NumPy's own writing to a file hides why it failed
+            content = io.BytesIO()  # when NumPy writes to a file itself, it hides why it failed
             np.save(content, stacked)
             write_whole(shard, content.getvalue())
             sha256 = hashlib.sha256(content.getvalue()).hexdigest()
@@ -155,16 +157,16 @@ def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: boo
 def decode_files(
     folder: Path, files: dict[str, str], *, padding: bool, max_side_px: int
 ) -> tuple[dict[str, NDArray[np.uint8]], dict[str, str]]:
-    """Pixels ``(224, 224)`` of each file that decodes, and of each other one the reason, both by sha256.
+    """Pixels ``(224, 224)`` of each file that decodes, and the reason for each other one, both by sha256.
 
     Raises:
-        SourceError: If a file is no longer what ingestion read.
+        SourceError: If a file changed since ingestion.
     """
     pixels: dict[str, NDArray[np.uint8]] = {}
     failed: dict[str, str] = {}
     for sha256, path in files.items():
         with open_source(folder / path) as stream:
-            n_bytes = min(os.fstat(stream.fileno()).st_size, MAX_FILE_BYTES)  # ingestion lets none pass that has more
+            n_bytes = min(os.fstat(stream.fileno()).st_size, MAX_FILE_BYTES)  # ingestion excludes larger files
             with in_turn(n_bytes):
                 data = stream.read(n_bytes)
                 if hashlib.sha256(data).hexdigest() != sha256:
@@ -173,15 +175,15 @@ def decode_files(
                     pixels[sha256] = decode(data, side_px=SIDE_PX, padding=padding, max_side_px=max_side_px)
                 except UndecodableError as error:
                     failed[sha256] = str(error)
-                del data  # before the next one's turn
+                del data  # before the next file is read
     return pixels, failed
 
 
 def read_listing(path: Path) -> Facts:
-    """The list of a shard: ``{"rows": [sha256], "failed": {sha256: reason}, "sha256"}``.
+    """Reads the list of a shard: ``{"rows": [sha256], "failed": {sha256: reason}, "sha256"}``.
 
     Raises:
-        RunError: If it is another file.
+        RunError: If it is not such a list.
     """
     found = read_record(path, rows=list, failed=dict)
     if not all(isinstance(text, str) for text in [*found["rows"], *found["failed"].values()]):
@@ -190,7 +192,7 @@ def read_listing(path: Path) -> Facts:
 
 
 def known_files(shelf: Path) -> dict[str, tuple[str, int, str]]:
-    """What the shelf holds: sha256 -> (name of the shard in the cache, row, "") or ("", -1, why it did not decode)."""
+    """The files of a shelf: sha256 -> (name of the shard in the cache, row, "") or ("", -1, why it did not decode)."""
     known: dict[str, tuple[str, int, str]] = {}
     for listing in sorted(shelf.glob("[!.]*.json")):
         shard = listing.with_suffix(".npy")
@@ -203,7 +205,7 @@ def known_files(shelf: Path) -> dict[str, tuple[str, int, str]]:
 
 
 def mark_undecodable(manifest: pd.DataFrame, reasons: dict[str, str]) -> pd.DataFrame:
-    """Excludes rows whose file (by sha256) did not decode, with the reason, in whatever split."""
+    """Excludes rows whose file (by sha256) did not decode, with the reason, in every split."""
     manifest = manifest.copy()
     found = manifest["sha256"].map(reasons)
     broken = found.notna()

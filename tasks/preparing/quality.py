@@ -1,8 +1,8 @@
 """Check: Great Expectations suites over the manifest, at two checkpoints.
 
 Reads ``manifest.parquet``; writes ``checks/<checkpoint>/`` with ``summary.json`` (ours, for the report),
-``result.json`` (Great Expectations' own) and ``data_docs/``. *source* runs after ingest and looks at the splits as they
-came; *prepared* runs after screening and looks at what training and evaluation will see.
+``result.json`` (Great Expectations' own) and ``data_docs/``. *source* runs after ingest and checks the source's own
+splits; *prepared* runs after screening and checks the data for training and evaluation.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ def check(run: Run, checkpoint: Checkpoint) -> Facts:
     """Runs a checkpoint; a critical failure stops the flow, a warning is shown.
 
     Raises:
-        DataCheckError: If a critical expectation failed; the results are in the run folder all the same.
+        DataCheckError: If a critical expectation failed; the results are written to the run folder anyway.
     """
     listed = (run.folder / STAGES_FOLDER / "ingest.json").exists()
     own_patients = listed and "index.csv" in run.facts("ingest")["tables"]
@@ -73,7 +73,7 @@ def describe_failure(item: Facts) -> str:
 
 
 def add_facts(manifest: pd.DataFrame, checkpoint: Checkpoint, quality: QualitySettings) -> pd.DataFrame:
-    """A plain table for the suites: the manifest with what the expectations across rows need as columns.
+    """A plain table for the suites: the manifest with more columns for expectations across rows.
 
     At *source* the splits are the source's own. ``n_of_class`` and ``n_classes`` count usable rows of the row's split;
     rows that are not usable keep missing values there, which expectations skip.
@@ -108,7 +108,7 @@ def add_facts(manifest: pd.DataFrame, checkpoint: Checkpoint, quality: QualitySe
         shared = pair.groupby("patient")["split"].transform("nunique")
         table[f"n_splits_train_{other}"] = shared.astype("float64").reindex(table.index)
     table["share_undecodable"] = float(excluded.str.startswith("undecodable").mean()) if len(table) else 0.0
-    # Those in test stay there, so the reasons alone would not tell of them.
+    # Contradictions in test are not excluded, so reasons alone would miss them.
     n_labels = manifest[usable].groupby("sha256")["label"].transform("nunique").reindex(table.index)
     table["contradicts"] = (excluded.str.startswith("conflict") | (n_labels > 1)).astype(float)
     device_in_train = usable & (split == "train") & manifest["has_device"].fillna(False).astype(bool)
@@ -123,7 +123,7 @@ def build_suite(checkpoint: Checkpoint, quality: QualitySettings, own_patients: 
         checkpoint: Which one.
         quality: The bounds.
         own_patients: The patients come from an ``index.csv``, so that one in both train and test is a leak; the public
-            set uses its numbers twice, for different children.
+            set uses the same numbers for different children.
     """
     import great_expectations.expectations as gxe
 
@@ -244,7 +244,7 @@ def run_checkpoint(
 
 
 def summarise(item: Any, n: int) -> Facts:
-    """What a person needs of one expectation's result."""
+    """One expectation's result, for people."""
     details = item.result or {}
     rows = details.get("partial_unexpected_index_list") or []
     examples = [f"image {row.get('image_id')} of {row.get('patient')}" for row in rows]
@@ -263,9 +263,8 @@ def name_patients(manifest: pd.DataFrame) -> "pd.Series[str]":
     """A pseudonym for the patient of each row: ``P-3f9a2c1b``.
 
     A keyed hash of the patient; its key is made of the checksums of all files. So the same data give the same names,
-    there is no secret to keep, and a name can be traced back only by whoever has the data anyway: numbers like
-    ``person12`` are few, and with a salt that stands in a report, or none, each could be tried. Data that grow give
-    other names.
+    there is no secret to keep, and only people who have the data can trace a name back. With a public salt, or none,
+    every number like ``person12`` could be tried, since there are few. When data are added, names change.
 
     Args:
         manifest: Columns ``patient_id, sha256``.

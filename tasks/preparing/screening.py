@@ -1,10 +1,10 @@
-"""Screen: which images show a medical device, and which therefore leave the training split.
+"""Screen: decides which images show a medical device, and excludes them from training.
 
 Reads the packed arrays, a review table, people's answers and ``manifest.parquet``; writes ``device_score`` (always the
 network's), ``has_device``, ``device_reviewed`` and more reasons in ``excluded``, ``excluded.csv`` for people,
 ``masks/index.json`` (where the masks are in the cache) and ``review/``, the sheet of doubtful images. Images with
-devices stay in validation and test on purpose: a device in the picture is what the network will meet, and the only
-way to see whether it leans on it.
+devices stay in validation and test on purpose: the network will meet devices in use, and only these images show
+whether it relies on them.
 """
 
 import importlib.metadata
@@ -42,12 +42,12 @@ from tasks.settings import ScreeningSettings
 
 N_BOOTSTRAP = 1_000
 LOADING = threading.Lock()
-"""Held while a network is loaded, which threads would otherwise do several times at once."""
+"""Held while a network is loaded; otherwise several threads would load it at once."""
 
 
 @task(name="plan screening")
 def plan_screening(run: Run) -> list[str]:
-    """Names of the packed shards that nobody screened before with this screener."""
+    """Names of the packed shards still to screen with this screener."""
     targets, cache = find_targets(run), run.cache
     fetch_files(run, targets.values())
     return [source for source, target in targets.items() if not (cache / target).exists()]
@@ -55,21 +55,21 @@ def plan_screening(run: Run) -> list[str]:
 
 @task(name="screen shards")
 def screen_shards(run: Run, shards: Sequence[str]) -> None:
-    """Scores and masks of packed shards, into the cache, here and the shared one."""
+    """Writes scores and masks of packed shards into the cache, here and shared."""
     screener, cache = find_screener(run.settings.screening.screener), run.cache
     model = open_screener(screener)
     fetch_files(run, shards)
     for source in shards:
         target = name_target(screener, Path(source))
         with locked((cache / target).with_suffix(".lock")):
-            if not (cache / target).exists():  # else another run, at the same time, was faster
+            if not (cache / target).exists():  # otherwise another run was faster
                 screen_shard(model, cache / source, cache / target)
         keep_files(run, [target])
 
 
 @stage_task("screen")
 def screen(run: Run, folder: str) -> Facts:
-    """Scores every image and keeps those that show a medical device, or may, out of training."""
+    """Scores every image and excludes those that show, or may show, a medical device from training."""
     manifest = run.manifest()
     review = find_review(run.settings.screening.review, Path(folder), manifest["path"])
     refuse_changed_review(run, review.address, Path(folder))
@@ -78,15 +78,15 @@ def screen(run: Run, folder: str) -> Facts:
     screener = find_screener(run.settings.screening.screener)
     known = known_readings(screener.folder)
     index = index_masks(run)
-    how = run.settings.screening
+    settings = run.settings.screening
 
     def make(out: Path) -> Facts:
         write_json(out / "masks" / "index.json", index)
         scored = add_scores(manifest, index, run.cache)
-        decided = decide(add_readings(scored, review.readings, answered), how)
+        decided = decide(add_readings(scored, review.readings, answered), settings)
         write_manifest(out, decided)
         write_whole(out / "excluded.csv", describe_excluded(decided))
-        doubtful = doubtful_rows(decided, how)
+        doubtful = doubtful_rows(decided, settings)
         write_sheet(
             out,
             doubtful,
@@ -95,14 +95,16 @@ def screen(run: Run, folder: str) -> Facts:
             run.settings.public_source,
         )
         judged = keep_fair_readings(decided, review.readings, known)
-        quality = judge_screener(judged, known or (), how.threshold, how.leaves_from, N_BOOTSTRAP, run.settings.seed)
+        quality = judge_screener(
+            judged, known or (), settings.threshold, settings.leaves_from, N_BOOTSTRAP, run.settings.seed
+        )
         return {
             "review": review.name,
             "n_readings": len(review.readings),
             "n_answers": len(answered),
             "screener": {"sha256": screener.sha256, "name": screener.name},
             "quality": quality,
-            "n_doubtful": len(find_doubtful(decided, how)),
+            "n_doubtful": len(find_doubtful(decided, settings)),
             "n_on_sheet": len(doubtful),
             **count_devices(decided),
         }
@@ -116,7 +118,7 @@ def screen(run: Run, folder: str) -> Facts:
         "known": None if known is None else digest(sorted(known)),
         "sheet": sha256_of_file(TEMPLATE),
         "source": run.settings.public_source,
-        "screening": how.model_dump(exclude={"review", "answers", "screener", "wait_for_review"}),
+        "screening": settings.model_dump(exclude={"review", "answers", "screener", "wait_for_review"}),
         "seed": run.settings.seed,
     }
     facts = run.stage(
@@ -134,7 +136,7 @@ def screen(run: Run, folder: str) -> Facts:
 
 
 def describe_excluded(decided: pd.DataFrame) -> str:
-    """``excluded.csv``, path and reason of what is left out; a person opens it, so no cell may be a formula.
+    """``excluded.csv``: path and reason of each excluded image; people open it, so no cell may be a formula.
 
     ``./`` before a path names the same file. Tables that programs read keep paths as they are.
 
@@ -149,25 +151,25 @@ def describe_excluded(decided: pd.DataFrame) -> str:
 
 
 def find_targets(run: Run) -> dict[str, str]:
-    """Names in the cache: of each packed shard of a run, and of the scores and masks that this screener gives it."""
+    """Name in the cache of each packed shard of a run -> name of its scores and masks by this screener."""
     screener = find_screener(run.settings.screening.screener)
     arrays = read_record(run.folder / "arrays" / "index.json", shards=list, images=dict)
     return {shard["name"]: name_target(screener, Path(shard["name"])) for shard in arrays["shards"]}
 
 
 def name_target(screener: ScreenerFiles, source: Path) -> str:
-    """Name of the scores and masks of a packed shard: other weights, code or packages, another name."""
+    """Name of the scores and masks of a packed shard; it changes with weights, code and packages."""
     code = [code_version(name) for name in ("tasks.devices.screener", "tasks.pixels.masks")]
     runs_on = [importlib.metadata.version(name) for name in ("keras", BACKENDS[find_backend()])]
-    how = digest({"screener": screener.sha256, "code": code, "runs_on": runs_on})[:16]
-    return f"masks/{how}/{source.parent.name}/{source.stem}.npz"
+    version = digest({"screener": screener.sha256, "code": code, "runs_on": runs_on})[:16]
+    return f"masks/{version}/{source.parent.name}/{source.stem}.npz"
 
 
 def index_masks(run: Run) -> Facts:
-    """``masks/index.json``: ``{"shards": [{"name"}], "images": {image_id: [shard, row]}}``, as of the arrays.
+    """``masks/index.json``: ``{"shards": [{"name"}], "images": {image_id: [shard, row]}}``, as for the arrays.
 
     Raises:
-        RunError: If a shard was not screened, or out of this machine's reach.
+        RunError: If a shard was not screened, or this machine cannot find it.
     """
     targets, cache = list(find_targets(run).values()), run.cache
     fetch_files(run, targets)
@@ -178,7 +180,7 @@ def index_masks(run: Run) -> Facts:
 
 
 def open_screener(screener: ScreenerFiles) -> Any:
-    """The network of a screener; kept, as shards of one process use the same."""
+    """The network of a screener, loaded once per process."""
     with LOADING:
         return _load(screener.folder.resolve(), screener.sha256)
 
@@ -191,17 +193,17 @@ def _load(folder: Path, sha256: str) -> Any:
 
 
 def screen_shard(model: Any, source: Path, target: Path) -> None:
-    """Scores and masks of one packed shard, uint8 ``(n, 224, 224)`` -> a compressed shard of masks."""
+    """Screens one packed shard, uint8 ``(n, 224, 224)``, and writes a compressed shard of scores and masks."""
     from tasks.devices.screener import screen_pixels
 
-    said = list(screen_pixels(model, open_shard(source)))
-    scores = np.concatenate([batch.scores for batch in said] or [np.empty(0, np.float32)])
-    masks = np.concatenate([batch.masks for batch in said] or [np.empty((0, SIDE_PX, SIDE_PX), np.uint8)])
+    batches = list(screen_pixels(model, open_shard(source)))
+    scores = np.concatenate([batch.scores for batch in batches] or [np.empty(0, np.float32)])
+    masks = np.concatenate([batch.masks for batch in batches] or [np.empty((0, SIDE_PX, SIDE_PX), np.uint8)])
     write_shard(target, scores, masks)
 
 
 def add_scores(manifest: pd.DataFrame, index: Facts, cache: Path) -> pd.DataFrame:
-    """Fills ``device_score`` of all images that have pixels; the others stay unknown."""
+    """Fills ``device_score`` of all images that have pixels; that of others stays missing."""
     shards = [read_scores(cache / shard["name"]) for shard in index["shards"]]
     places = index["images"]
     scores = [shards[places[i][0]][places[i][1]] if i in places else pd.NA for i in manifest["image_id"]]
@@ -212,10 +214,10 @@ def add_scores(manifest: pd.DataFrame, index: Facts, cache: Path) -> pd.DataFram
 
 
 def add_readings(manifest: pd.DataFrame, readings: dict[str, int], answered: dict[str, int]) -> pd.DataFrame:
-    """Adds ``device_reading``: 1 a person saw a device, 0 none, missing where nobody looked.
+    """Adds ``device_reading``: 1 a person saw a device, 0 none, missing if nobody looked.
 
-    A reading holds for all files with the same content; where these were read differently, a device counts as seen.
-    What a person answered about a file in doubt is the later word and overrides the table.
+    A reading applies to all files with the same content; if these were read differently, a device counts as seen. A
+    person's answer about a doubtful image is newer than the table and overrides it.
 
     Args:
         manifest: Columns ``path, sha256``.
@@ -228,10 +230,10 @@ def add_readings(manifest: pd.DataFrame, readings: dict[str, int], answered: dic
 
 
 def refuse_changed_review(run: Run, table: Path | None, folder: Path) -> None:
-    """Refuses a review table of the source that is not the one that ingestion took the checksum of.
+    """Refuses a review table of the source that changed since ingestion.
 
     Raises:
-        SourceError: If it changed, or came, since then.
+        SourceError: If it changed, or is new.
     """
     if table is None or table.parent != folder or not (run.folder / STAGES_FOLDER / "ingest.json").exists():
         return
@@ -240,46 +242,46 @@ def refuse_changed_review(run: Run, table: Path | None, folder: Path) -> None:
 
 
 def keep_fair_readings(manifest: pd.DataFrame, readings: dict[str, int], known: Collection[str] | None) -> pd.DataFrame:
-    """The manifest with ``device_reading`` only where it may judge the screener.
+    """The manifest with ``device_reading`` only where it may be used to measure the screener.
 
-    Answers do not judge it where the table has no reading: people are asked about the hardest images only. Nor does
-    any reading judge a screener of which nobody knows what it learnt from.
+    Answers about images without a reading in the table are not used, because people are asked about the hardest images
+    only. No reading is used if it is unknown what the screener learnt from.
 
     Args:
         manifest: Columns ``path, sha256, device_reading``.
         readings: path -> 0 or 1, of a review table.
-        known: What the screener learnt from; ``None`` where that is not known.
+        known: The images that the screener learnt from; ``None`` if unknown.
     """
     in_table = manifest["path"].isin(list(readings)).groupby(manifest["sha256"]).transform("any")
     return manifest.assign(device_reading=manifest["device_reading"].where(in_table & (known is not None)))
 
 
-def decide(manifest: pd.DataFrame, how: ScreeningSettings) -> pd.DataFrame:
-    """Fills ``has_device`` and ``device_reviewed``, and excludes training rows that show a device, or may.
+def decide(manifest: pd.DataFrame, settings: ScreeningSettings) -> pd.DataFrame:
+    """Fills ``has_device`` and ``device_reviewed``, and excludes training rows that show, or may show, a device.
 
-    A reading decides where there is one. Else an image shows a device from ``threshold`` on, and leaves training from
-    ``leaves_from`` on already. Without a reading and a score, an image stays unknown and stays.
+    A reading decides if there is one. Otherwise an image shows a device from ``threshold``, and leaves training from
+    ``leaves_from``. Without reading and score, ``has_device`` stays missing and the image stays in training.
 
     Args:
-        manifest: Columns ``split, device_score, device_reading, excluded``; ``usable`` is added, which rows training
-            could have used before.
-        how: The cut-offs.
+        manifest: Columns ``split, device_score, device_reading, excluded``; ``usable`` is added: the rows that training
+            could have used before screening.
+        settings: The cut-offs.
     """
     read, score = manifest["device_reading"], manifest["device_score"]
     reviewed = read.notna()
-    has_device = (score >= how.threshold).astype("boolean").mask(reviewed, (read == 1).astype("boolean"))
+    has_device = (score >= settings.threshold).astype("boolean").mask(reviewed, (read == 1).astype("boolean"))
     reasons = manifest["excluded"].fillna("")
     usable = reasons == ""
     why = pd.Series("", index=manifest.index, dtype="string")
-    why = why.mask(~reviewed & (score >= how.leaves_from).fillna(False), DOUBTFUL_DEVICE)
-    why = why.mask(~reviewed & (score >= how.threshold).fillna(False), SCORED_DEVICE)
+    why = why.mask(~reviewed & (score >= settings.leaves_from).fillna(False), DOUBTFUL_DEVICE)
+    why = why.mask(~reviewed & (score >= settings.threshold).fillna(False), SCORED_DEVICE)
     why = why.mask(reviewed & (read == 1).fillna(False), READ_DEVICE)
     excluded = reasons.mask(usable & (manifest["split"] == "train") & (why != ""), why)
     return manifest.assign(has_device=has_device, device_reviewed=reviewed, usable=usable, excluded=excluded)
 
 
 def count_devices(manifest: pd.DataFrame) -> Facts:
-    """Counts after screening; a rate is ``None`` where nothing is known."""
+    """Counts after screening; a rate is ``None`` if nothing is known."""
     reasons = manifest["excluded"].fillna("")
     train = manifest["split"] == "train"
     kept = train & (reasons == "")
@@ -314,7 +316,7 @@ def count_devices(manifest: pd.DataFrame) -> Facts:
 
 
 def describe(facts: Facts) -> list[str]:
-    """What a person following the log needs: what left, how good the screener is, what is left to do."""
+    """Lines of the log: the images that leave training, the screener's quality, and the doubtful images."""
     lines = [
         f"screened with {facts['screener']['name']} and {facts['review']}: {facts['n_excluded']:,} images leave "
         f"training, {facts['n_excluded_reviewed']:,} by readings, {facts['n_excluded_scored']:,} by score and "

@@ -1,4 +1,4 @@
-"""Split: validation drawn again from train + val, whole patients only, by a salted hash; test is never touched.
+"""Split: redraws validation from train + val, whole patients only, by a salted hash; test is never touched.
 
 Reads and writes ``manifest.parquet`` (column ``split``).
 """
@@ -36,9 +36,9 @@ def split(run: Run) -> Facts:
 def draw_splits(manifest: pd.DataFrame, settings: SplittingSettings) -> pd.DataFrame:
     """Fills ``split``.
 
-    A patient is in validation when the hash of its id falls below ``val_fraction``; the hash knows nothing of other
-    patients, so nobody moves when new ones arrive. Where a class would have nobody in validation, its patient with the
-    lowest hash goes there; that happens in tiny sets only.
+    A patient is in validation if the hash of its id is below ``val_fraction``. The hash does not depend on other
+    patients, so nobody moves when new ones are added. If a class would have no patient in validation, which happens in
+    tiny sets only, its patient with the lowest hash goes there.
 
     Args:
         manifest: Columns ``source_split, patient_id, label, excluded``.

@@ -1,6 +1,6 @@
-"""What a run shows in Prefect's web page: tables, text, links and progress. Outside of a run these do nothing.
+"""Prefect artifacts of a run: tables, text, links and progress. Outside of a run these functions do nothing.
 
-A server that cannot be reached costs the picture, never the run.
+If the server cannot be reached, the artifact is missing and the run continues.
 """
 
 import os
@@ -31,7 +31,7 @@ def in_run() -> bool:
 
 @contextmanager
 def if_reachable(key: str) -> Iterator[None]:
-    """Goes on without what the block shows where the server cannot be reached; Prefect has tried long enough then."""
+    """Continues without the artifact of the block if the server cannot be reached after Prefect's own retries."""
     try:
         yield
     except httpx.HTTPError as error:
@@ -60,7 +60,7 @@ def show_link(key: str, address: str, description: str) -> None:
 
 
 def to_link(address: str) -> str:
-    """What a browser opens: an object on its server or, without an own endpoint, in the console; a file as it is."""
+    """The link for a browser: an object on its server or, without an own endpoint, in the AWS console; a file as is."""
     if not address.startswith("s3://"):
         return Path(address).as_uri()
     bucket, _, key = address.removeprefix("s3://").partition("/")
@@ -89,7 +89,7 @@ class Progress:
 
 
 def show_bytes(verb: str, done: int = 0) -> Callable[[int, int], None]:
-    """Prints how many bytes of how many are there, at each quarter and every 10 s; ``done`` were there already."""
+    """Returns a function that logs progress at each quarter and every 10 s; ``done`` bytes were there already."""
     last = {"done": done, "time": time.monotonic()}
 
     def show(done: int, total: int) -> None:

@@ -1,9 +1,9 @@
-"""Runs in a bucket: each has a working copy on this machine, and finished work a cache that machines share.
+"""Runs in a bucket: each has a working copy on this machine; finished work lies in a cache that machines share.
 
-Machines that work on a run at ``s3://bucket/prefix/run`` share nothing but that address. A flow makes the working copy
-what the bucket holds when it starts (``fetch_run``); what a stage places in it goes to the bucket at once (``send``).
-Beside the runs, ``s3://bucket/prefix/cache/`` holds what the cache of a machine holds: shards of packed pixels and
-masks under the same names, and each finished stage as one archive. For a run on this machine all of it does nothing.
+Machines that work on a run at ``s3://bucket/prefix/run`` share nothing but that address. When a flow starts, it syncs
+the working copy with the bucket (``fetch_run``); the files of each stage are sent to the bucket at once (``send``).
+Beside the runs, ``s3://bucket/prefix/cache/`` is the shared cache: shards of packed pixels and masks under the same
+names as on a machine, and each finished stage as one archive. For a run on this machine these functions do nothing.
 """
 
 import os
@@ -26,15 +26,15 @@ from tasks.runs.s3_client import BucketFolder, open_bucket
 from tasks.settings import IngestionSettings
 
 KNOWN = ".bucket.json"
-"""In a working copy: name -> ``[etag, sha256]`` of what is the same here and in the bucket."""
+"""In a working copy: name -> ``[etag, sha256]`` of each file that is the same here and in the bucket."""
 OWNER = ".owner.json"
-"""In the bucket, beside the files of a run: whoever began to work on it last."""
+"""In the bucket, among the files of a run: the process that began to work on it last."""
 INDICES = ("arrays/index.json", "masks/index.json")
 TRIES = 100
-"""A change of a shared file is tried again while others change it; each time one of them gets on."""
+"""Retries of a change to a shared file that other processes change too; each time one of them succeeds."""
 
 owned: dict[str, str] = {}
-"""Runs that this process works on: address -> ETag of what ``OWNER`` is while nobody else has begun."""
+"""Runs that this process works on: address -> ETag of its ``OWNER`` object; another ETag means another owner."""
 
 Result = TypeVar("Result")
 
@@ -43,7 +43,7 @@ Result = TypeVar("Result")
 
 
 def fetch_run(run: Place) -> None:
-    """Makes the working copy of a run what the bucket holds, and brings the shards that it names.
+    """Syncs the working copy of a run with the bucket, and fetches the shards that it names.
 
     Raises:
         RunError: If the bucket cannot be used.
@@ -55,13 +55,13 @@ def fetch_run(run: Place) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder.parent / f".{folder.name}.copy.lock"):
         there = {name: etag for name, etag in bucket.entries().items() if name != OWNER}
-        known = {name: said for name, said in _read_known(folder).items() if name in there}
+        known = {name: pair for name, pair in _read_known(folder).items() if name in there}
         changed = [name for name, etag in there.items() if not _is_same(inside(folder, name), known.get(name), etag)]
         for name, found in _each(lambda name: bucket.get(name, folder / name), changed, run):
             if found:  # else it was removed since it was listed
                 known[name] = [there[name], sha256_of_file(folder / name)]
         others = str(run.settings.run_dir) not in owned and is_held(folder / f".{folder.name}.lock")
-        for path in () if others else folder.rglob("*"):  # what left the bucket, or was placed here and never sent
+        for path in () if others else folder.rglob("*"):  # gone from the bucket, or placed here and never sent
             name = path.relative_to(folder).as_posix()
             if path.is_file() and name not in known and not path.name.startswith("."):
                 path.unlink()
@@ -72,7 +72,7 @@ def fetch_run(run: Place) -> None:
 
 
 def send(run: Place, names: Iterable[str], gone: Iterable[str] = ()) -> None:
-    """Sends files of the working copy that the bucket does not hold as they are, and removes those that are gone.
+    """Sends new and changed files of the working copy to the bucket, and removes those that are gone.
 
     Args:
         run: The run.
@@ -107,11 +107,11 @@ def send(run: Place, names: Iterable[str], gone: Iterable[str] = ()) -> None:
 
 @contextmanager
 def claim_run(run: Place, is_part: bool) -> Iterator[None]:
-    """Works on a run in a bucket; whoever began before, and was silent or cut off, can send nothing any more.
+    """Claims a run in a bucket for this process; the process that owned it before can send nothing any more.
 
     Args:
         run: The run.
-        is_part: Whether this process does a part of what another one leads, and works beside it.
+        is_part: Whether this process works for another one, which keeps its claim.
     """
     address, bucket = str(run.settings.run_dir), _open_run(run)
     with TemporaryDirectory() as folder:
@@ -124,7 +124,7 @@ def claim_run(run: Place, is_part: bool) -> Iterator[None]:
 
 
 def read_seal(run: Place) -> Facts | None:
-    """``run.json`` of a run as it is where the run is kept; ``None`` while it is not finished."""
+    """``run.json`` of a run, read where the run is kept; ``None`` while it is not finished."""
     if run.in_bucket:
         _open_run(run)  # refuses the folder of runs
     with files_of(run.address(), [SEAL], run.settings.ingestion) as folder:
@@ -135,9 +135,9 @@ def read_seal(run: Place) -> Facts | None:
 
 
 def fetch_entry(run: Place, name: str, is_whole: Callable[[Path], bool]) -> None:
-    """Brings a folder of finished work from the shared cache to this machine's, unless that has it.
+    """Fetches a folder of finished work from the shared cache, unless this machine's cache has it.
 
-    One that cannot be unpacked is said and left out: it is made again.
+    One that cannot be unpacked is logged and skipped: it is made again.
     """
     target = run.cache / name
     if not run.in_bucket or (target.exists() and is_whole(target)):
@@ -154,16 +154,16 @@ def fetch_entry(run: Place, name: str, is_whole: Callable[[Path], bool]) -> None
 
 
 def keep_entry(run: Place, name: str) -> None:
-    """Sends a folder of finished work in this machine's cache to the shared one, whole, unless that has it."""
+    """Sends a folder of finished work, as one archive, to the shared cache, unless that has it."""
     if not run.in_bucket or (bucket := _open_cache(run)).etag(f"{name}.tar"):
         return
     with TemporaryDirectory() as folder:
         archive = shutil.make_archive(f"{folder}/entry", "tar", run.cache / name)
-        bucket.put_instead(Path(archive), f"{name}.tar", "")  # of two at once the first one stays
+        bucket.put_instead(Path(archive), f"{name}.tar", "")  # of two at once the first one is kept
 
 
 def fetch_files(run: Place, names: Iterable[str], *, anew: bool = False) -> None:
-    """Brings files that the shared cache holds and this machine's does not; ``anew`` those, too, that it does."""
+    """Fetches files from the shared cache that this machine's lacks; with ``anew`` also those that it has."""
     here = run.cache
     missing = [name for name in names if anew or not (here / name).exists()]
     if missing and run.in_bucket:
@@ -172,7 +172,7 @@ def fetch_files(run: Place, names: Iterable[str], *, anew: bool = False) -> None
 
 
 def keep_files(run: Place, names: Iterable[str], *, anew: bool = False) -> None:
-    """Sends files of this machine's cache that the shared one does not hold; ``anew`` those, too, that it does."""
+    """Sends files to the shared cache that it lacks; with ``anew`` also those that it has."""
     names = list(names)
     if not names or not run.in_bucket:
         return
@@ -182,13 +182,13 @@ def keep_files(run: Place, names: Iterable[str], *, anew: bool = False) -> None:
 
 
 def fetch_lists(run: Place, below: str) -> None:
-    """Brings the JSON files that lie directly below a name in the shared cache, and not in this machine's."""
+    """Fetches the JSON files directly below a name in the shared cache that this machine's lacks."""
     if run.in_bucket:
         fetch_files(run, [name for name in _open_cache(run).entries(below) if name.endswith(".json")])
 
 
 def fetch_shards(run: Place, folder: Path) -> None:
-    """Brings the shards that the indices in a folder name and this machine's cache does not hold."""
+    """Fetches the shards that the indices in a folder name and this machine's cache lacks."""
     if run.in_bucket:
         fetch_files(run, [name for index in INDICES for name in _shards(folder / index)])
 
@@ -198,7 +198,7 @@ def fetch_shards(run: Place, folder: Path) -> None:
 
 @contextmanager
 def files_of(address: str, names: Iterable[str], ingestion: IngestionSettings) -> Iterator[Path]:
-    """A folder here with those of the named files that are there: the folder itself, or copies out of a bucket.
+    """A folder on this machine with those of the named files that exist: the folder itself, or copies from a bucket.
 
     Args:
         address: A folder here, or ``s3://bucket/prefix``.
@@ -215,16 +215,16 @@ def files_of(address: str, names: Iterable[str], ingestion: IngestionSettings) -
 
 
 def checksum_at(address: str, name: str, ingestion: IngestionSettings) -> str | None:
-    """The sha256 of a file as it is where it is kept; ``None`` where there is none."""
+    """The sha256 of a file, read where it is kept; ``None`` if it does not exist."""
     with files_of(address, [name], ingestion) as folder:
         return sha256_of_file(folder / name) if (folder / name).is_file() else None
 
 
 def read_shared(address: str, name: str, ingestion: IngestionSettings) -> Facts | None:
-    """A JSON file beside the runs; ``None`` where there is none.
+    """Reads a JSON file beside the runs; ``None`` if it does not exist.
 
     Raises:
-        RunError: If it is no JSON object.
+        RunError: If it is not a JSON object.
     """
     with files_of(address, [name], ingestion) as folder:
         return _read_object(folder / name, f"{address}/{name}") if (folder / name).exists() else None
@@ -233,18 +233,18 @@ def read_shared(address: str, name: str, ingestion: IngestionSettings) -> Facts 
 def change_shared(
     address: str, name: str, ingestion: IngestionSettings, change: Callable[[Facts | None], Facts | None]
 ) -> None:
-    """Changes a JSON file beside the runs, so that of two that do it at once neither loses the other's step.
+    """Changes a JSON file beside the runs; of two concurrent changes neither is lost.
 
     Args:
         address: The folder of runs.
         name: Of the file.
         ingestion: How to reach the bucket.
-        change: From what is there, ``None`` for nothing, to what shall be, ``None`` for what is there. It is asked
-            again where somebody else was faster.
+        change: From the old content, ``None`` if there is none, to the new content, ``None`` to leave it. Called
+            again if another process was faster.
 
     Raises:
-        RunError: If the file is no JSON object.
-        OutsideError: If others never stop changing it.
+        RunError: If the file is not a JSON object.
+        OutsideError: If other processes keep changing it.
     """
     if not address.startswith("s3://"):
         path = Path(address, name)
@@ -263,7 +263,7 @@ def change_shared(
             write_json(Path(folder, name), wanted)
             if bucket.put_instead(Path(folder, name), name, etag) is not None:
                 return
-    raise OutsideError(f"run_dir: {address}/{name} is changed by others all the time; run again later")
+    raise OutsideError(f"run_dir: {address}/{name} keeps being changed by others; run again later")
 
 
 # -- small parts -------------------------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ def _taken_over(run: Place) -> RunError:
 
 
 def _shards(index: Path) -> list[str]:
-    """The shards that an index names, if there is one, each before the list of its files where it has one."""
+    """The shards that an index names, each before its list of files, if it has one; none without an index."""
     shards = read_index(index)[0] if index.exists() else []
     lists = {name: [str(Path(name).with_suffix(".json"))] if name.endswith(".npy") else [] for name in shards}
     return [part for name in shards for part in (name, *lists[name])]
@@ -308,13 +308,13 @@ def _names_beside(bucket: BucketFolder, names: Iterable[str]) -> set[str]:
     return {name for folder in folders for name in bucket.entries(folder)}
 
 
-def _read_object(path: Path, said: str) -> Facts:
+def _read_object(path: Path, place: str) -> Facts:
     try:
         found = read_json(path)
     except RunError:
         found = None
     if not isinstance(found, dict):
-        raise RunError(f"{said} is no JSON object; put back a whole copy, or remove it to begin anew")
+        raise RunError(f"{place} is not a JSON object; restore a whole copy, or remove it to start again")
     return found
 
 

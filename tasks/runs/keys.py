@@ -1,7 +1,7 @@
-"""The code's part of a stage's key: what shapes its result, and nothing else.
+"""The code's part of a stage's key: the code that shapes the result, and nothing else.
 
-A module counts with all that it imports from this repository, save what carries, keeps, shows or explains; and of each
-module counts what it does, not what it says.
+A module counts with all modules of this repository that it imports, except those that transfer, store or show results.
+Of each module the code counts, not comments and messages.
 """
 
 import ast
@@ -13,7 +13,7 @@ from functools import cache
 from tasks.files import REPOSITORY, digest
 
 PARSING = threading.Lock()
-"""Python 3.11 parses in one thread at a time without failing now and then."""
+"""In several threads at once, Python 3.11 sometimes fails to parse."""
 SHAPES_NOTHING = (
     "tasks.files",
     "tasks.settings",
@@ -27,8 +27,8 @@ SHAPES_NOTHING = (
     "tasks.devices.contact_sheet",
     "tasks.devices.answers",
 )
-"""Rooms and modules that carry, keep, show or explain, and change no result: what matters of them is in a stage's
-inputs. ``SHAPES_RESULTS`` names the exceptions in these rooms."""
+"""Rooms and modules that transfer, store or show results and change none: what matters of them is in a stage's inputs.
+``SHAPES_RESULTS`` names the exceptions in these rooms."""
 SHAPES_RESULTS = ("tasks.runs.manifest", "tasks.sources.layout")
 
 
@@ -38,23 +38,23 @@ def package_versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def code_version(module: str) -> str:
-    """A hash of what a module does, with all modules of this repository that it imports and that shape its result.
+    """A hash of the code of a module and of all modules of this repository that it imports and that shape its result.
 
-    Those that shape nothing, and what only they import, are left out, as are words: see ``strip_words``.
+    Modules that shape no result, and what only they import, are left out. So are words: see ``strip_words``.
     """
     return digest({name: strip_words(source_of(name)) for name in sorted(imported_modules(module))})
 
 
 @cache
 def source_of(module: str) -> str:
-    """The text of a module or package of this repository; empty for anything else, such as a name in a module."""
+    """The source of a module or package of this repository; empty for anything else, such as a name in a module."""
     path = REPOSITORY.joinpath(*module.split("."))
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     return path.read_text() if path.exists() else ""
 
 
 def shapes_results(module: str) -> bool:
-    """Whether the code of a module belongs to the key of a stage that imports it."""
+    """Whether the code of a module belongs in the key of a stage that imports it."""
     carried = any(module == name or module.startswith(f"{name}.") for name in SHAPES_NOTHING)
     return module.startswith("tasks.") and (module in SHAPES_RESULTS or not carried)
 
@@ -73,7 +73,7 @@ def imported_modules(module: str) -> set[str]:
 
 @cache
 def names_imported(text: str) -> frozenset[str]:
-    """What a module's text imports, anywhere in it, as ``module`` and ``module.name``."""
+    """All imports in a module's source, as ``module`` and ``module.name``."""
     found: set[str] = set()
     for node in ast.walk(_parse(text)):
         if isinstance(node, ast.Import):
@@ -85,7 +85,7 @@ def names_imported(text: str) -> frozenset[str]:
 
 @cache
 def strip_words(text: str) -> str:
-    """What a module does, without what it says: no comments, docstrings, texts of errors, log lines and artifacts."""
+    """A module's code without comments, docstrings, and texts of errors, log lines and artifacts."""
     return ast.dump(_Silence().visit(_parse(text)))
 
 

@@ -1,4 +1,4 @@
-"""The manifest of a run: a row per image, which each stage reads and writes back with more columns."""
+"""The manifest of a run: a row per image; each stage reads it and writes it back with more columns."""
 
 import hashlib
 import os
@@ -41,14 +41,14 @@ def read_manifest(folder: Path) -> pd.DataFrame:
     """Reads ``manifest.parquet``: a row per image, nullable dtypes, sorted by path.
 
     Raises:
-        RunError: If the folder has none, or another file under its name.
+        RunError: If it is missing, or not a manifest.
     """
     path = folder / "manifest.parquet"
     if not path.exists():
         raise RunError(f"{path} is missing: run the prepare flow on this run folder first")
     try:
         manifest = pd.read_parquet(path, dtype_backend="numpy_nullable")
-    except Exception:  # pyarrow raises many kinds for bytes that are wrong
+    except Exception:  # pyarrow raises many kinds for damaged files
         manifest = pd.DataFrame()
     if not set(MANIFEST_DTYPES) <= set(manifest.columns):
         raise RunError(f"{path} is not what the prepare flow wrote: remove it and run that flow on this run folder")
@@ -56,7 +56,7 @@ def read_manifest(folder: Path) -> pd.DataFrame:
 
 
 def write_manifest(folder: Path, manifest: pd.DataFrame) -> None:
-    """Writes ``manifest.parquet`` with the fixed columns first, in their dtypes; columns not known yet are added."""
+    """Writes ``manifest.parquet`` with the fixed columns first, in their dtypes; missing columns are added empty."""
     columns = {
         name: manifest[name].astype(dtype) if name in manifest else pd.array([pd.NA] * len(manifest), dtype=dtype)
         for name, dtype in MANIFEST_DTYPES.items()

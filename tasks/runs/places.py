@@ -1,4 +1,4 @@
-"""Where a run lies: on this machine, and in a bucket."""
+"""The places of a run: on this machine, and in a bucket."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ SEAL = "run.json"
 
 
 class Place:
-    """Where a run lies, by its settings.
+    """The place of a run, from its settings.
 
     Attributes:
         settings: Of the run.
@@ -31,7 +31,7 @@ class Place:
 
     @property
     def runs(self) -> str:
-        """The folder of runs that the run lies in: ``s3://bucket/prefix``, or an absolute path."""
+        """The parent folder of the run: ``s3://bucket/prefix``, or an absolute path."""
         if not self.in_bucket:
             return str(self.folder.resolve().parent)
         address = str(self.settings.run_dir)
@@ -39,10 +39,10 @@ class Place:
 
     @property
     def folder(self) -> Path:
-        """The run folder that the settings name, or for one in a bucket its working copy, in the cache.
+        """The run folder that the settings name; for a run in a bucket its working copy, in the cache.
 
         Raises:
-            RunError: If no run folder is named, a file is in its place, or no folder can have that name.
+            RunError: If no run folder is named, its path is a file, or it cannot be a folder's name.
         """
         if self.settings.run_dir is None:
             raise RunError("run_dir: no run folder is named; give --run-dir DIR")
@@ -58,7 +58,7 @@ class Place:
         return folder
 
     def address(self, name: str = "") -> str:
-        """Where people find the run, or a file of it: in the bucket, or the absolute path here."""
+        """The address of the run, or of a file of it: in the bucket, or an absolute path here."""
         if self.in_bucket:
             return f"{self.settings.run_dir}/{name}".rstrip("/")
         return str((self.folder / name).resolve())

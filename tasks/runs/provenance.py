@@ -1,4 +1,4 @@
-"""What made a run: settings, source, package versions, commit, hardware and seconds.
+"""Provenance of a run: settings, source, package versions, commit, hardware and seconds.
 
 As JSON for the seal (``describe_…``) and in words for the report (``say_…``).
 """
@@ -31,11 +31,11 @@ PACKAGES = (
 )
 
 BACKENDS = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
-"""Keras backend -> the distribution that brings it."""
+"""Keras backend -> its distribution."""
 
 
 def describe_run(run: Run) -> Facts:
-    """What made this run: settings, source, versions, commit, backend, hardware, seconds per stage."""
+    """Provenance of this run: settings, source, versions, commit, backend, hardware, seconds per stage."""
     stages = {
         path.stem: read_stage(run.folder, path.stem) for path in sorted((run.folder / STAGES_FOLDER).glob("*.json"))
     }
@@ -68,7 +68,7 @@ def find_backend() -> str:
 
 
 def checksum_of_weights(settings: TrainingSettings) -> str | None:
-    """The sha256 of the file of weights that a backbone starts from; ``None`` where no file is named.
+    """The sha256 of the weights file that a backbone starts from; ``None`` if no file is named.
 
     Raises:
         SettingsError: If the file does not exist.

@@ -1,4 +1,4 @@
-"""Which failures deserve another try: those from outside, never the errors that only the user can mend."""
+"""Which failures are retried: those from outside, never errors that only the user can fix."""
 
 import errno
 from typing import Any
@@ -8,15 +8,15 @@ from tasks.files import FULL
 from tasks.settings import IngestionSettings
 
 DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, *FULL)
-"""Of paths, rights and space on this machine: trying again does not help."""
+"""Errors of paths, permissions and space on this machine: a retry does not help."""
 
 LONGEST_PAUSE_S = 60.0
 MOST_PAUSES = 50
-"""Prefect takes no longer list; the last one holds for all further attempts."""
+"""Prefect takes no longer list of delays; the last one applies to all further attempts."""
 
 
 def outside_failed(task: Any, task_run: Any, state: Any) -> bool:
-    """Prefect's retry condition: retry unless the task raised an error that only the user can mend."""
+    """Prefect's retry condition: retry unless the task raised an error that only the user can fix."""
     try:
         state.result()
     except PipelineError as error:
@@ -29,7 +29,7 @@ def outside_failed(task: Any, task_run: Any, state: Any) -> bool:
 
 
 def network_failed(task: Any, task_run: Any, state: Any) -> bool:
-    """Prefect's retry condition: retry where a network or server failed, and nowhere else."""
+    """Prefect's retry condition: retry only if a network or server failed."""
     try:
         state.result()
     except BaseException as error:
@@ -38,7 +38,7 @@ def network_failed(task: Any, task_run: Any, state: Any) -> bool:
 
 
 AGAIN: dict[str, Any] = {"retries": 2, "retry_delay_seconds": 5, "retry_condition_fn": network_failed}
-"""Prefect's options for a task that sends what it made to a bucket, where boto3's own attempts were not enough."""
+"""Prefect's options for a task that sends files to a bucket, for failures beyond boto3's own retries."""
 
 
 def retries_of(settings: IngestionSettings) -> dict[str, Any]:

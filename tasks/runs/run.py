@@ -1,4 +1,4 @@
-"""A run: the one noun that flows and stages hand on."""
+"""A run: the one object that flows and stages pass on."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,25 +14,25 @@ from tasks.runs.stages import read_stage, run_stage
 
 
 class Run(Place):
-    """A run: where it lies, what it holds, and how a stage of it is done.
+    """A run: its place, its files, and the way to do a stage.
 
     Example: ``Run(settings).stage("split", reads=["manifest.parquet"], given=…, make=make)``.
     """
 
     def manifest(self) -> pd.DataFrame:
-        """``manifest.parquet``: a row per image, nullable dtypes, sorted by path; RunError if there is none."""
+        """``manifest.parquet``: a row per image, nullable dtypes, sorted by path; RunError if it is missing."""
         return read_manifest(self.folder)
 
     def images(self) -> PackedImages:
-        """The packed pixels; RunError if there are none, or the cache no longer has them."""
+        """The packed pixels; RunError if they are missing from the run or the cache."""
         return PackedImages(self.folder, self.cache)
 
     def masks(self) -> DeviceMasks:
-        """The masks of devices; RunError if nothing was screened."""
+        """The masks of devices; RunError if the run was not screened."""
         return DeviceMasks(self.folder, self.cache)
 
     def facts(self, stage: str) -> Facts:
-        """What a finished stage found; RunError if it was not done."""
+        """The facts of a finished stage; RunError if it is not finished."""
         return read_stage(self.folder, stage).facts
 
     def stage(
@@ -46,20 +46,20 @@ class Run(Place):
         resumable: bool = False,
         is_valid: Callable[[Path], bool] = lambda entry: True,
     ) -> Facts:
-        """Does a stage, or takes it from the cache, and places its files in the run folder.
+        """Does a stage, or reuses it from the cache, and places its files in the run folder.
 
         Args:
             name: Name of the stage.
-            given: What the result depends on beside the files that are read: settings, and what other folders hold.
+            given: What the result depends on besides the files that are read: settings, and content of other folders.
             make: Writes the stage's files into the empty folder it is given and returns counts for log and report. The
                 code of its module, and of what that imports, counts too.
             reads: Names of the files of the run that the result depends on.
             packages: Installed distributions whose version matters to the result.
             resumable: Whether ``make`` can resume what an interrupted attempt left in its folder.
-            is_valid: Whether an entry of the cache still holds; one that does not is made again.
+            is_valid: Whether a cache entry is still valid; an invalid one is made again.
 
         Returns:
-            The facts of the stage with ``reused`` (from the cache or not) and ``seconds`` (that the work took).
+            The facts of the stage with ``reused`` (from the cache or not) and ``seconds`` (how long the work took).
 
         Raises:
             RunError: If a file that is read is missing.

@@ -1,4 +1,4 @@
-"""The client for S3 that all use, a folder in a bucket, and what boto3's errors mean, in one sentence."""
+"""The S3 client of the product, a folder in a bucket, and boto3's errors in one sentence each."""
 
 import mimetypes
 import os
@@ -21,7 +21,7 @@ from tasks.errors import OutsideError, RunError, SourceError
 from tasks.settings import IngestionSettings
 
 EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "InvalidToken", "400")
-"""What a server says to credentials that were good once; to a HEAD it gives no more than a number."""
+"""Error codes for expired credentials; the answer to a HEAD has only a number."""
 
 BROKEN_OFF = (
     boto.HTTPClientError,
@@ -29,15 +29,15 @@ BROKEN_OFF = (
     boto.ResponseStreamingError,
     boto.FlexibleChecksumError,
     ResponseParserError,
-    HTTPError,  # of urllib3: an error of the server, the text of which broke off
+    HTTPError,  # of urllib3: a server error whose text was cut off
 )
-"""What comes of an answer that broke off while it was read, which boto3 does not ask for again."""
+"""Raised for an answer that was cut off while it was read; boto3 does not retry these."""
 
 ANOTHER_VERSION = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
-"""What a server says to a conditional write where not the expected version is there, or none."""
+"""Error codes of a conditional write if the object is not the expected version, or exists."""
 
 MOST_REMOVED = 1_000
-"""Objects that one request can remove."""
+"""The most objects that one request can remove."""
 
 PASSING_CODES = ("SlowDown", "RequestTimeout", "Throttling", "RequestLimitExceeded", "InternalError")
 
@@ -50,7 +50,7 @@ WAYS_OUT = {
     "InvalidToken": "the session token is not accepted; renew the credentials",
     "ExpiredToken": "the AWS credentials have expired; renew them and run again, what is finished is kept",
     "400": "the AWS credentials may have expired; renew them and run again, what is finished is kept",
-    "403": "access is denied; look at the credentials",
+    "403": "access is denied; check the credentials",
     "RequestTimeTooSkewed": "this machine's clock is wrong; set it and run again, what is finished is kept",
     "PermanentRedirect": "the bucket is in another region; set AWS_DEFAULT_REGION to it",
     "AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_DEFAULT_REGION to it",
@@ -60,14 +60,14 @@ WAYS_OUT = {
 
 @contextmanager
 def s3_explained(place: str, error_type: type[Exception]) -> Iterator[None]:
-    """One sentence for what boto3 raises; never boto3's own text, which may hold keys.
+    """Turns boto3's errors into one sentence each, without boto3's own text, which may hold keys.
 
     Args:
         place: The setting and the address, ``run_dir: s3://bucket/prefix``.
-        error_type: What a failure is that only the user can mend, such as a refused key.
+        error_type: The error for a failure that only the user can fix, such as a refused key.
 
     Raises:
-        OutsideError: If another try may help.
+        OutsideError: If a retry may help.
     """
     try:
         yield
@@ -75,23 +75,23 @@ def s3_explained(place: str, error_type: type[Exception]) -> Iterator[None]:
         code = code_of(error)
         if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400) >= 500 or code in PASSING_CODES:
             raise OutsideError(f"{place} keeps failing ({code}); try again later, what is finished is kept") from None
-        way_out = WAYS_OUT.get(code, f"the server refuses ({code}); look at the address and credentials")
+        way_out = WAYS_OUT.get(code, f"the server refuses ({code}); check the address and credentials")
         raise error_type(f"{place}: {way_out}") from None
     except (boto.BotoCoreError, *BROKEN_OFF) as error:
         kind = type(error).__name__
         raise OutsideError(
-            f"{place} cannot be reached ({kind}); look at the network, the AWS_… variables and the endpoint "
+            f"{place} cannot be reached ({kind}); check the network, the AWS_… variables and the endpoint "
             "(AWS_ENDPOINT_URL), and run again; what is finished is kept"
         ) from None
 
 
 def code_of(error: Any) -> str:
-    """What the server calls the failure, ``NoSuchKey``."""
+    """The server's code of a failure, such as ``NoSuchKey``."""
     return str(error.response.get("Error", {}).get("Code", "unknown"))
 
 
 class BucketFolder:
-    """The objects below ``s3://bucket/prefix/``, by their names relative to it; boto3 does the work and the retries.
+    """The objects below ``s3://bucket/prefix/``, by relative name; boto3 transfers and retries.
 
     Raises:
         RunError: From every method, if the bucket cannot be used.
@@ -102,15 +102,15 @@ class BucketFolder:
         self.address = address.rstrip("/")
         bucket, _, prefix = self.address.removeprefix("s3://").partition("/")
         self.bucket, self.prefix = bucket, f"{prefix}/" if prefix else ""
-        self.said = f"run_dir: {self.address}"
+        self.place = f"run_dir: {self.address}"
         try:
             self.client = make_client(settings, "run_dir")
         except SourceError as error:
             raise RunError(str(error)) from None
 
     def entries(self, below: str = "") -> dict[str, str]:
-        """The ETags of all objects whose name begins so, by name."""
-        with s3_explained(self.said, RunError):
+        """Name -> ETag of all objects whose name begins with ``below``."""
+        with s3_explained(self.place, RunError):
             pages = self.client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=self.prefix + below
             )
@@ -118,19 +118,19 @@ class BucketFolder:
         return {key.removeprefix(self.prefix): etag for key, etag in found.items()}
 
     def etag(self, name: str) -> str:
-        """The ETag of an object; empty where there is none."""
+        """The ETag of an object; empty if it does not exist."""
         return self.entries(name).get(name, "")
 
     def get(self, name: str, path: Path) -> bool:
-        """Brings an object to a file, whole or not at all; whether there is one.
+        """Downloads an object to a file, complete or not at all; returns whether it exists.
 
         Raises:
-            RunError: As all methods, and if the name would lead out of the folder it is brought to.
+            RunError: As all methods, and if the name leads out of the target folder.
         """
         if name.startswith("/") or ".." in name.split("/"):
             raise RunError(f"run_dir: {self.address} holds the name {name!r}, which leads out of its folder; remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with s3_explained(self.said, RunError):
+        with s3_explained(self.place, RunError):
             try:
                 self.client.download_file(self.bucket, self.prefix + name, str(path))
             except boto.ClientError as error:
@@ -140,19 +140,19 @@ class BucketFolder:
         return True
 
     def put(self, path: Path, name: str) -> str:
-        """Writes a file as an object with its type for a browser; its ETag."""
-        with s3_explained(self.said, RunError):
+        """Uploads a file with its content type; returns the ETag."""
+        with s3_explained(self.place, RunError):
             return self._upload(path, name)
 
     def put_instead(self, path: Path, name: str, etag: str) -> str | None:
-        """The same, but only in place of the version with this ETag, of none if it is empty; else ``None``."""
-        with s3_explained(self.said, RunError):
+        """Like ``put``, but only if the object has this ETag (empty: does not exist); otherwise returns ``None``."""
+        with s3_explained(self.place, RunError):
             try:
                 return self._upload(path, name, **({"IfMatch": etag} if etag else {"IfNoneMatch": "*"}))
             except boto.ClientError as error:
                 if code_of(error) not in ANOTHER_VERSION:
                     raise
-        with TemporaryDirectory() as folder:  # it may be ours, where only the answer got lost
+        with TemporaryDirectory() as folder:  # it may be ours, if only the answer got lost
             copy = Path(folder, "copy")
             return self.etag(name) if self.get(name, copy) and copy.read_bytes() == path.read_bytes() else None
 
@@ -164,17 +164,17 @@ class BucketFolder:
             return str(self.client.put_object(**place, Body=stream, ContentType=kind, **condition)["ETag"])
 
     def remove(self, names: Iterable[str]) -> None:
-        """Removes objects; one that is not there is no error.
+        """Removes objects; a missing one is not an error.
 
         Raises:
             RunError: As all methods, and if the server keeps one.
         """
         waiting = [{"Key": self.prefix + name} for name in sorted(names)]
-        with s3_explained(self.said, RunError):
+        with s3_explained(self.place, RunError):
             for start in range(0, len(waiting), MOST_REMOVED):
                 some = waiting[start : start + MOST_REMOVED]
                 answer = self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": some, "Quiet": True})
-                for kept in answer.get("Errors", ()):  # with the status of a success
+                for kept in answer.get("Errors", ()):  # although the status is a success
                     raise boto.ClientError({"Error": {"Code": kept.get("Code", "unknown")}}, "DeleteObjects")
 
 
@@ -201,7 +201,7 @@ def make_client(settings: IngestionSettings, about: str) -> Any:
         config = options.pop("config", Config()).merge(shape)
         if config.signature_version is UNSIGNED:
             return session.client("s3", config=config, **options)
-        # Looked at now: boto3 itself would complain at the first request only, and in other words.
+        # Checked now: boto3 itself would complain only at the first request, in its own words.
         found = session.get_credentials()
         if found is None:
             raise SourceError(
@@ -209,22 +209,26 @@ def make_client(settings: IngestionSettings, about: str) -> Any:
                 "AWS_PROFILE, or name a prefect-aws block with ingestion.aws_block"
             )
         credentials = _RenewedCredentials(found, lambda: _open_session(settings.aws_block)[0].get_credentials())
-        session._session._credentials = credentials  # boto3 has no other way to bring a provider of one's own
+        session._session._credentials = credentials  # boto3 has no other way to set a custom provider
         client = session.client("s3", config=config, **options)
         client.meta.events.register_first("needs-retry.s3", credentials.renew_expired)
         return client
-    except (boto.BotoCoreError, boto.ClientError, ValueError) as error:  # only its kind: the text may hold a secret
+    except (
+        boto.BotoCoreError,
+        boto.ClientError,
+        ValueError,
+    ) as error:  # only the error's type: the text may hold a secret
         raise SourceError(
-            f"{about}: the AWS settings cannot be used ({type(error).__name__}); look at the AWS_… variables, the "
+            f"{about}: the AWS settings cannot be used ({type(error).__name__}); check the AWS_… variables, the "
             "profile, or the block that ingestion.aws_block names"
         ) from None
 
 
 class _RenewedCredentials(Credentials):  # type: ignore[misc]
-    """Credentials that are looked up anew when the server says that they have expired.
+    """Credentials that are looked up again when the server says that they have expired.
 
-    boto3 renews those of roles and processes by their own date, which the server need not share; a file or block that
-    somebody else keeps fresh, such as a login for some hours, it reads once.
+    boto3 renews credentials of roles and processes by their own expiry date, which may differ from the server's. A file
+    or block that something else keeps fresh, such as a login for some hours, boto3 reads only once.
     """
 
     def __init__(self, found: Any, look_up: Callable[[], Any]) -> None:
@@ -234,17 +238,17 @@ class _RenewedCredentials(Credentials):  # type: ignore[misc]
         self._found_at = time.monotonic()
 
     def get_frozen_credentials(self) -> Any:
-        """What a request is signed with."""
+        """The credentials that sign a request."""
         return self._found.get_frozen_credentials()
 
     def renew_expired(self, response: Any, request_dict: Any, **_: Any) -> float | None:
-        """Botocore's question whether to try a request again: once more with what is found now, at once."""
+        """Botocore's retry hook: looks up the credentials again and retries the request once, at once."""
         code = response[1].get("Error", {}).get("Code") if response else None
         if code not in EXPIRED or request_dict["context"].get("renewed"):
             return None
         request_dict["context"]["renewed"] = True
         with self._lock:
-            if time.monotonic() - self._found_at > 1.0:  # else another thread has just done so
+            if time.monotonic() - self._found_at > 1.0:  # otherwise another thread has just done so
                 self._found = self._look_up() or self._found
                 self._found_at = time.monotonic()
         return 0.0
@@ -271,8 +275,8 @@ def _open_block(name: str) -> tuple[Any, dict[str, Any]]:
 
 
 def open_bucket(address: str, settings: IngestionSettings) -> BucketFolder:
-    """A folder in a bucket, with one client for all that this process does there."""
-    # What boto3 reads when a client is made: another endpoint or key, another client.
+    """A folder in a bucket, with one client per process."""
+    # What boto3 reads when a client is made: another endpoint or key needs another client.
     surroundings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
     return _open(address.rstrip("/"), settings, surroundings)
 

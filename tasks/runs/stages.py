@@ -1,8 +1,7 @@
-"""Stages, cached by content: what was done once, in whatever run, is not done again.
+"""Stages, cached by content: a stage that any run has finished is reused, not done again.
 
-A stage is described by its inputs, its settings and the text of its code. Their hash names an entry in the cache; an
-entry holds the files that the stage made, and copies of them are placed in the run folder. A stage whose entry exists
-is not done again, in the same run folder or another one.
+A stage is described by its inputs, its settings and its code. Their hash names an entry in the cache. The entry holds
+the files that the stage made; copies of them are placed in the run folder.
 """
 
 import filecmp
@@ -42,7 +41,7 @@ def run_stage(
     resumable: bool,
     is_valid: Callable[[Path], bool],
 ) -> Facts:
-    """See ``Run.stage``."""
+    """Implements ``Run.stage``."""
     parts = StageParts(
         reads={file: _checksum_of(run.folder / file) for file in reads},
         given=dict(given),
@@ -69,7 +68,7 @@ def run_stage(
     if folder.exists():
         fetch_shards(run, folder)
     reused = make_once(folder, make_entry, is_valid=is_whole, resumable=resumable)
-    keep_entry(run, entry)  # one that is reused, too: its first upload may have broken off
+    keep_entry(run, entry)  # a reused one too: its first upload may have been cut off
     record = read_stage_record(folder / "stage.json")
     place_files(run, folder, name, record.model_copy(update={"reused": reused, "entry": entry}))
     if reused:
@@ -84,10 +83,10 @@ def _checksum_of(path: Path) -> str:
 
 
 def stage_task(name: str, **options: Any) -> Callable[[Callable[P, Facts]], Task[P, Facts]]:
-    """Makes a function that does a stage a task of Prefect; ``options`` are Prefect's.
+    """Decorator: makes a function that does a stage a Prefect task; ``options`` are Prefect's.
 
-    Where a network or server failed it is tried again. What comes from the cache ends in the state *Cached*, its facts
-    the message.
+    A failure of a network or server is retried. A stage reused from the cache ends in the state *Cached*; its message
+    lists the facts.
     """
 
     def decorate(do: Callable[P, Facts]) -> Task[P, Facts]:
@@ -96,8 +95,8 @@ def stage_task(name: str, **options: Any) -> Callable[[Callable[P, Facts]], Task
             facts = do(*args, **named)
             if not (facts["reused"] and in_run()):
                 return facts
-            said = ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int | float))
-            return Completed(name="Cached", message=said, data=facts)  # type: ignore[return-value]
+            counts = ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int | float))
+            return Completed(name="Cached", message=counts, data=facts)  # type: ignore[return-value]
 
         return task(run, name=name, **AGAIN | options)  # type: ignore[call-overload,no-any-return]
 
@@ -105,10 +104,10 @@ def stage_task(name: str, **options: Any) -> Callable[[Callable[P, Facts]], Task
 
 
 def place_files(run: Place, entry: Path, stage: str, record: StageRecord) -> None:
-    """Puts a stage's files in the place of those of an earlier try in the run folder, and breaks the run's seal.
+    """Replaces a stage's files from an earlier attempt in the run folder, and breaks the run's seal.
 
-    What is no longer right goes first, then the stage's record names what is to be there, then it comes: where this is
-    cut off a file is missing, never an old one among new ones, and the next try knows all that may be there.
+    Outdated files are removed first, then the stage's record names the new files, then these are placed. If this is cut
+    off, a file is missing, but no old file is left among new ones, and the next attempt knows all that may exist.
     """
     names = sorted(p.relative_to(entry).as_posix() for p in entry.rglob("*") if p.is_file() and p.name != "stage.json")
     record_name = f"{STAGES_FOLDER}/{stage}.json"
@@ -141,7 +140,7 @@ def read_stage(run: Path, stage: str) -> StageRecord:
     """The record of a finished stage in a run folder.
 
     Raises:
-        RunError: If there is none.
+        RunError: If it is missing.
     """
     return read_stage_record(run / STAGES_FOLDER / f"{stage}.json")
 
@@ -150,7 +149,7 @@ def read_stage_record(path: Path) -> StageRecord:
     """The record of a stage in the cache or in a run.
 
     Raises:
-        RunError: If it is missing, or something else.
+        RunError: If it is missing, or not a stage's record.
     """
     try:
         return StageRecord.model_validate(read_json(path))

@@ -1,1 +1,1 @@
-"""Tables about loose images: device scores, and answers of a trained run."""
+"""Tables about loose images: device scores, and scores by the network of a run."""

@@ -1,6 +1,6 @@
-"""Tables about loose images: flags, where they may go, how a cell is written, and batches that are always full.
+"""Shared parts of tables about loose images: flags, checks of places, cells, and batches that are always full.
 
-What ``flows.screen`` and ``flows.score`` share, so that both refuse the same places and give an image the same score.
+``flows.screen`` and ``flows.score`` use them, so that both refuse the same places and give an image the same score.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ SECONDS_BETWEEN_SHOWS = 2.0
 
 
 class TableFlags(BaseModel):
-    """Flags that each flow about loose images has."""
+    """Flags of each flow about loose images."""
 
     images: str = Field(
         min_length=1, description="Folder or .zip file of X-rays (.jpeg, .jpg, .png), in any structure."
@@ -36,16 +36,16 @@ class TableFlags(BaseModel):
 
 
 def demand_all(counts: Facts, out: str) -> None:
-    """What ``strict`` asks for: raises SourceError when an image was refused, by the counts of the table ``out``."""
+    """For ``strict``: raises SourceError if an image was refused, by the counts of the table ``out``."""
     if counts["n_refused"]:
         raise SourceError(
             f"strict: {counts['n_refused']:,} of {counts['n_images']:,} images were refused; {out} names them and why: "
-            "put them right or take them out, or leave --strict out"
+            "fix or remove them, or leave --strict out"
         )
 
 
 def refuse_places(images: str, out: str, masks: str | None) -> None:
-    """Refuses places that the table or the masks cannot go to, or should not; touches nothing.
+    """Refuses places where the table or the masks cannot or should not be written; touches nothing.
 
     Raises:
         SettingsError: If one is an address, of the wrong kind, below a file, or would overwrite or mix with the input.
@@ -53,7 +53,7 @@ def refuse_places(images: str, out: str, masks: str | None) -> None:
     table, source = Path(out), Path(images)
     for name, value in (("out", out), ("masks", masks)):
         if value is not None and ("://" in value or "\x00" in value or not value):
-            raise SettingsError(f"{name}: {value!r} is no path on this machine; give one")
+            raise SettingsError(f"{name}: {value!r} is not a path on this machine; give one")
     try:
         if table.is_dir():
             raise SettingsError(f"out: {out} is a folder; name a .csv file in it")
@@ -76,10 +76,10 @@ def refuse_places(images: str, out: str, masks: str | None) -> None:
 
 
 def prepare_places(out: str, masks: str | None) -> None:
-    """Makes the folders of the table and the masks, and tries whether files can be written there.
+    """Makes the folders of the table and the masks, and checks that files can be written there.
 
     Raises:
-        SettingsError: If not.
+        SettingsError: If they cannot.
     """
     table = Path(out)
     tries = [("out", table.parent, table.name)] + ([("masks", Path(masks), image_id(""))] if masks is not None else [])
@@ -96,7 +96,7 @@ def prepare_places(out: str, masks: str | None) -> None:
 
 
 def list_loose_images(images: str, out: str, masks: str | None, settings: Settings) -> Facts:
-    """Counts the images of a folder or zip; see `refuse_places` and `open_loose_images` for what is refused."""
+    """Counts the images of a folder or zip; `refuse_places` and `open_loose_images` list what is refused."""
     refuse_places(images, out, masks)
     with open_loose_images(images, settings) as found:
         facts = {"n_images": len(found.paths), "n_left_out": found.n_left_out}
@@ -117,22 +117,22 @@ def watch_batches(found: LooseImages, key: str, description: str) -> Iterator[Lo
 
 
 def screen_batch(model: Any, pixels: NDArray[np.uint8]) -> tuple[list[float], NDArray[np.uint8]]:
-    """Scores, as the table shows them, and masks uint8 ``(n, 224, 224)`` of at most a batch of packed images.
+    """Scores, rounded as in the table, and masks uint8 ``(n, 224, 224)`` of at most a batch of packed images.
 
-    An image's score does not depend on how many others came with it.
+    An image's score does not depend on the size of its batch.
     """
     from tasks.devices.screener import screen_pixels
 
     if not len(pixels):
         return [], pixels
-    said = next(screen_pixels(model, fill_batch(pixels), BATCH_IMAGES))
-    return [round(float(score), 6) for score in said.scores[: len(pixels)]], said.masks[: len(pixels)]
+    screened = next(screen_pixels(model, fill_batch(pixels), BATCH_IMAGES))
+    return [round(float(score), 6) for score in screened.scores[: len(pixels)]], screened.masks[: len(pixels)]
 
 
 def fill_batch(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """At most a batch of packed images, uint8 ``(n, 224, 224)``, with black ones behind: ``(BATCH_IMAGES, 224, 224)``.
+    """Fills up a batch of packed images, uint8 ``(n, 224, 224)``, with black ones: ``(BATCH_IMAGES, 224, 224)``.
 
-    A network always sees a full batch: another shape may take another path through its arithmetic.
+    A network always gets a full batch: another shape may be computed in another way and round differently.
     """
     full = np.zeros((BATCH_IMAGES, SIDE_PX, SIDE_PX), np.uint8)
     full[: len(pixels)] = pixels
@@ -140,5 +140,5 @@ def fill_batch(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def write_cell(text: str) -> str:
-    """A cell of a CSV; unlike ``csv.writer``'s, one with a carriage return is quoted too. The text stays as it is."""
+    """A cell of a CSV, its text unchanged; unlike with ``csv.writer``, one with a carriage return is quoted too."""
     return '"' + text.replace('"', '""') + '"' if any(sign in text for sign in ',"\r\n') else text

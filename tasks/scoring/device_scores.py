@@ -1,4 +1,4 @@
-"""Screen loose images: a table of device scores, and masks where they are asked for.
+"""Screen loose images: a table of device scores, and masks on request.
 
 Reads a folder or zip of X-rays; writes a CSV ``path,device_score,has_device,refused`` and, into another folder, masks
 ``<image_id>.png``. No run folder, no cache: the table is the result.
@@ -27,14 +27,14 @@ HEADER = "path,device_score,has_device,refused\n"
 
 @task(name="find images")
 def find_images(images: str, out: str, masks: str | None, settings: Settings) -> Facts:
-    """Lists the images; refuses, before anything is written, what cannot be read or written."""
+    """Lists the images; refuses unusable places before anything is written."""
     find_screener(settings.screening.screener)
     return list_loose_images(images, out, masks, settings)
 
 
 @task(name="screen images")
 def screen_images(images: str, out: str, masks: str | None, settings: Settings) -> Facts:
-    """Scores the images, batch after batch, and writes the table when all are done; counts for log and exit code."""
+    """Scores the images batch by batch, then writes the table; returns counts for log and exit code."""
     from tasks.devices.screener import load_screener
 
     model = load_screener(find_screener(settings.screening.screener).folder)
@@ -47,7 +47,7 @@ def screen_images(images: str, out: str, masks: str | None, settings: Settings) 
             for batch in watch_batches(found, "screen-images", f"Screening {len(found.paths):,} images for devices"):
                 scores, drawn = screen_batch(model, batch.pixels)
                 if not np.isfinite(scores).all():
-                    raise RunError("screening.screener: the network gives no number for an image; use another one")
+                    raise RunError("screening.screener: the network returns no number for an image; use another one")
                 table.write("".join(table_rows(batch, scores, settings.screening.threshold)).encode())
                 if masks is not None:
                     write_masks(Path(masks), batch, drawn)

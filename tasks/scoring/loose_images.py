@@ -1,7 +1,7 @@
-"""Loose images: a folder or zip of X-rays of any structure, listed and read in batches; nothing is put on disk.
+"""Loose images: a folder or zip of X-rays of any structure, listed and read in batches; nothing is written to disk.
 
-The same rules as for a data set hold: clutter is left out and counted, an archive is judged before it is read, every
-file becomes pixels through ``tasks.pixels``. A file that gives no pixels is no error here but a reason in its row.
+The same rules apply as for a data set: clutter is left out and counted, an archive is checked before it is read, and
+``tasks.pixels`` decodes every file. A file that does not decode is not an error here: its row gets the reason.
 """
 
 import os
@@ -32,8 +32,8 @@ class LooseBatch:
     """Some images of a source, read.
 
     Attributes:
-        paths: Paths as in the source, relative, with ``/``; a name that is not UTF-8 with escapes like ``\\\\xe9``.
-        refused: For each path why it gave no pixels, one short sentence, or ``""``.
+        paths: Paths as in the source, relative, with ``/``; bytes that are not UTF-8 as escapes like ``\\\\xe9``.
+        refused: For each path why it has no pixels, one short sentence, or ``""``.
         pixels: uint8 ``(n, 224, 224)``, a row for each path that was not refused, in their order.
     """
 
@@ -47,7 +47,7 @@ class LooseImages:
 
     Attributes:
         paths: Paths as in the source, relative, with ``/``.
-        n_left_out: Files that are no images (clutter, hidden files, other suffixes) and linked folders.
+        n_left_out: Files that are not images (clutter, hidden files, other suffixes) and linked folders.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class LooseImages:
         self._read, self._count_bytes, self._settings = read, count_bytes, settings
 
     def read_batches(self, n_images: int = BATCH_IMAGES) -> Iterator[LooseBatch]:
-        """All images in order, ``n_images`` at a time; memory holds two batches, one of them being read ahead."""
+        """All images in order, ``n_images`` at a time; memory holds two batches, one of them read ahead."""
         with ThreadPoolExecutor(READERS) as pool:
             starts = range(0, len(self.paths), n_images)
             ahead: list[Future[NDArray[np.uint8] | str]] = []
@@ -111,8 +111,8 @@ def open_loose_images(images: str, settings: Settings) -> Iterator[LooseImages]:
         raise SourceError(f"images: {images} is neither a folder nor a zip; name the folder that the images are in")
     with _open_folder(path, settings) if is_folder else _open_zip(path, settings) as found:
         if not found.paths:
-            told = f" (left out: {found.n_left_out:,} other files or links)" if found.n_left_out else ""
-            raise SourceError(f"images: {images} holds no image{told}; name a folder or zip with .jpeg or .png files")
+            others = f" (left out: {found.n_left_out:,} other files or links)" if found.n_left_out else ""
+            raise SourceError(f"images: {images} holds no image{others}; name a folder or zip with .jpeg or .png files")
         yield found
 
 
@@ -120,7 +120,7 @@ def open_loose_images(images: str, settings: Settings) -> Iterator[LooseImages]:
 def _open_folder(folder: Path, settings: Settings) -> Iterator[LooseImages]:
     def refuse(error: OSError) -> None:
         raise SourceError(
-            f"images: {error.filename} cannot be read ({error.strerror}); put its rights right or take it out"
+            f"images: {error.filename} cannot be read ({error.strerror}); fix its permissions or remove it"
         )
 
     names: list[str] = []
@@ -152,7 +152,7 @@ def _open_zip(path: Path, settings: Settings) -> Iterator[LooseImages]:
 
 
 def _reader(archive: zipfile.ZipFile) -> Callable[[str], bytes]:
-    one_at_a_time = threading.Lock()  # a ZipFile counts its open members without one
+    one_at_a_time = threading.Lock()  # a ZipFile counts its open members without a lock
 
     def read(name: str) -> bytes:
         with one_at_a_time:
@@ -162,14 +162,14 @@ def _reader(archive: zipfile.ZipFile) -> Callable[[str], bytes]:
 
 
 def _read_file(path: Path) -> bytes:
-    """The content of a file; a pipe or device, which might never end, is not opened."""
+    """Reads a file; refuses a pipe or device, which might never end."""
     state = path.stat()
     if not stat.S_ISREG(state.st_mode):
-        raise UndecodableError("is no file but a pipe or device")
+        raise UndecodableError("is a pipe or device, not a file")
     if state.st_size > MAX_FILE_BYTES:
         raise UndecodableError(f"has more than {MAX_FILE_BYTES / 1e6:g} MB")
     with path.open("rb") as stream:
-        return stream.read(state.st_size + 1)  # one more: a file of the system may hold more than it says
+        return stream.read(state.st_size + 1)  # one more: a system file may hold more than its size
 
 
 def _gather(paths: Sequence[str], results: Sequence[NDArray[np.uint8] | str]) -> LooseBatch:

@@ -40,7 +40,7 @@ HEADER = "path,probability,decision,device_score,refused\n"
 
 @dataclass(frozen=True)
 class Scorer:
-    """What it takes to score an image: the network of a run, its threshold, what is familiar to it, and a screener."""
+    """All that scoring needs: the network of a run, its threshold and familiarity, and a screener."""
 
     network: Any
     threshold: float
@@ -50,7 +50,7 @@ class Scorer:
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """What a network says of an image that was read; ``refused`` is empty or why its decision is left out."""
+    """The scores of an image that was read; ``refused`` is empty, or why its decision is left out."""
 
     probability: float
     device_score: float
@@ -59,7 +59,7 @@ class ScoredImage:
 
 @task(name="find images to score")
 def find_scored_images(images: str, out: str, settings: Settings) -> Facts:
-    """Lists the images; refuses, before anything is written, what cannot be read, written or scored with."""
+    """Lists the images; refuses unusable places and runs before anything is written."""
     run = Place(settings).folder
     refuse_run_files(run, out)
     read_threshold(run)
@@ -71,7 +71,7 @@ def find_scored_images(images: str, out: str, settings: Settings) -> Facts:
 
 @task(name="score images")
 def score_images(images: str, out: str, settings: Settings) -> Facts:
-    """Scores the images, batch after batch, and writes the table when all are done; counts for log and exit code."""
+    """Scores the images batch by batch, then writes the table; returns counts for log and exit code."""
     run = Place(settings).folder
     scorer = load_scorer(run, settings)
     counts = {"n_images": 0, "n_pneumonia": 0, "n_unlike": 0, "n_refused": 0}
@@ -98,11 +98,11 @@ def score_images(images: str, out: str, settings: Settings) -> Facts:
 
 
 def refuse_run_files(run: Path, out: str) -> None:
-    """Refuses a run folder that is none, and a table that would overwrite a file of the run.
+    """Refuses a missing run folder, and a table that would overwrite a file of the run.
 
     Raises:
         RunError: If there is no such folder.
-        SettingsError: If ``out`` names a file of the run folder that is no table of scores.
+        SettingsError: If ``out`` names a file of the run folder that is not a table of scores.
     """
     if not run.is_dir():
         raise RunError(f"run_dir: {run} does not exist; name the folder of a finished run")
@@ -114,11 +114,11 @@ def refuse_run_files(run: Path, out: str) -> None:
 
 
 def read_threshold(run: Path) -> float:
-    """The probability from which on an image counts as pneumonia, of the ``metrics.json`` of a run.
+    """The probability from which an image counts as pneumonia, from the ``metrics.json`` of a run.
 
     Raises:
-        RunError: If the network, its checksum or the metrics are missing or changed, the metrics name no threshold, or
-            they are those of an earlier network.
+        RunError: If the network, its checksum or the metrics are missing or changed, or the metrics have no threshold
+            or belong to an earlier network.
     """
     sha256, metrics = check_network(run), run / "metrics.json"
     if not metrics.is_file():
@@ -147,33 +147,33 @@ def load_scorer(run: Path, settings: Settings) -> Scorer:
     network = load_network(run)
     outputs = set(network.output) if isinstance(network.output, dict) else set()
     if network.input_shape != (None, SIDE_PX, SIDE_PX, 1) or not outputs >= {*OUTPUTS, "members"}:
-        raise RunError(f"{run / 'model.keras'} is no network of a run: run the train flow on this run folder again")
+        raise RunError(f"{run / 'model.keras'} is not a network of a run: run the train flow on this run folder again")
     return Scorer(network, threshold, familiarity, load_screener(screener.folder))
 
 
 def as_packed(run: Path, settings: Settings) -> Settings:
-    """The settings, with images made into pixels as those of the run were: with padding, or stretched."""
+    """The settings with the run's own way of packing: with padding, or stretched."""
     padding = read_parts(run, "pack").given.get("padding", settings.packing.padding)
     return settings.model_copy(update={"packing": settings.packing.model_copy(update={"padding": bool(padding)})})
 
 
 def read_parts(run: Path, stage: str) -> StageParts:
-    """What a stage of a run was made from; empty where the run folder does not say.
+    """The parts of the key of a run's stage; empty if the run folder has no record of it.
 
     Raises:
-        RunError: If the stage was cut off while its files were placed.
+        RunError: If placing the stage's files was cut off.
     """
     there = (run / STAGES_FOLDER / f"{stage}.json").is_file()
     return read_stage(run, stage).parts if there else StageParts()
 
 
 def score_batch(scorer: Scorer, pixels: NDArray[np.uint8]) -> list[ScoredImage]:
-    """Scores at most a batch of packed images, uint8 ``(n, 224, 224)``; numbers as the table shows them.
+    """Scores at most a batch of packed images, uint8 ``(n, 224, 224)``; numbers are rounded as in the table.
 
-    An image's scores do not depend on how many others came with it.
+    An image's scores do not depend on the size of its batch.
 
     Raises:
-        RunError: If a network gives no number for an image.
+        RunError: If a network returns no number for an image.
     """
     from tasks.networks.classifier import predict
 
@@ -182,9 +182,9 @@ def score_batch(scorer: Scorer, pixels: NDArray[np.uint8]) -> list[ScoredImage]:
     probabilities = predict(scorer.network, fill_batch(pixels))[: len(pixels)]
     device_scores = screen_batch(scorer.screener, pixels)[0]
     if not np.isfinite(probabilities).all():
-        raise RunError("run_dir: the network gives no number for an image; train again")
+        raise RunError("run_dir: the network returns no number for an image; train again")
     if not np.isfinite(device_scores).all():
-        raise RunError("screening.screener: the network gives no number for an image; use another one")
+        raise RunError("screening.screener: the network returns no number for an image; use another one")
     return [
         ScoredImage(round(float(probability), 6), device_score, describe_distance(distance, scorer.familiarity.bound))
         for probability, device_score, distance in zip(
@@ -194,7 +194,7 @@ def score_batch(scorer: Scorer, pixels: NDArray[np.uint8]) -> list[ScoredImage]:
 
 
 def describe_distance(distance: float, bound: float) -> str:
-    """Why an image is refused that lies beyond the bound, in one short sentence; else ``""``."""
+    """Why an image beyond the bound is refused, in one short sentence; ``""`` within the bound."""
     if distance <= bound:
         return ""
     return (
@@ -204,7 +204,7 @@ def describe_distance(distance: float, bound: float) -> str:
 
 
 def decide(image: ScoredImage, threshold: float) -> str:
-    """``1`` from the threshold on, ``0`` below it, ``""`` for an image that is refused."""
+    """``1`` from the threshold, ``0`` below it, ``""`` for a refused image."""
     return "" if image.refused else str(int(image.probability >= threshold))
 
 

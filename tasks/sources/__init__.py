@@ -1,1 +1,1 @@
-"""Where data comes from: folders, archives, links, Dropbox, buckets."""
+"""Sources of data: folders, archives, links, Dropbox, buckets."""

@@ -1,6 +1,6 @@
-"""Zip archives, read without trust: every name and declared size is judged before a byte is written.
+"""Zip archives, read without trust: every name and declared size is checked before a byte is written.
 
-A member never yields more than it declares: ``zipfile`` stops there, and its checksum then tells the lie.
+A member never yields more than it declares: ``zipfile`` stops there, and the checksum then fails.
 """
 
 import lzma
@@ -19,7 +19,7 @@ from tasks.pixels.decoding import UndecodableError
 from tasks.settings import IngestionSettings
 
 PIECE = 1 << 20
-SMALL = 1 << 20  # below this, a high ratio harms nobody: an empty mask compresses a thousandfold
+SMALL = 1 << 20  # below this, a high ratio is harmless: an empty mask compresses a thousandfold
 # What zipfile raises for a broken archive; NotImplementedError stands for a compression it does not know.
 DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError)
 
@@ -34,13 +34,13 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         archive = zipfile.ZipFile(path)
     except (*DAMAGE, OSError):
-        raise ArchiveError(f"source: {path} is no zip archive or is cut short; fetch it again") from None
+        raise ArchiveError(f"source: {path} is not a zip archive or is cut short; fetch it again") from None
     with archive:
         yield archive
 
 
 def list_members(archive: zipfile.ZipFile, path: Path, limits: IngestionSettings) -> list[str]:
-    """Names of all files of an archive, after all of its declarations were found harmless.
+    """Names of all files of an archive, after all of its declarations were checked.
 
     Raises:
         ArchiveError: On a member that is absolute, leaves the folder, is a link, is encrypted, or appears twice, and
@@ -62,7 +62,7 @@ def list_members(archive: zipfile.ZipFile, path: Path, limits: IngestionSettings
         _refuse_member(member, path, limits)
         if member.is_dir():
             continue
-        # By the place they unpack to: a//b and ./a/b are a/b; and A and a are one place on many machines.
+        # Compared by where they unpack to: a//b and ./a/b are a/b; A and a are one place on many machines.
         place = unicodedata.normalize("NFC", str(PurePosixPath(name))).casefold()
         if other := names.get(place):
             reason = "twice" if other == name else f"and {other!r}, one place on many machines"
@@ -104,7 +104,7 @@ def unpack_members(
     folder: Path,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Writes members that ``list_members`` found harmless into a folder, without ``prefix`` in front.
+    """Writes members that ``list_members`` checked into a folder, with ``prefix`` removed from their names.
 
     Args:
         progress: Called with the bytes written so far and the bytes to be written.
@@ -114,7 +114,7 @@ def unpack_members(
         OSError: If no room is left.
     """
     for name in names:
-        if name.startswith("/"):  # x//y, harmless as a whole, without the x/ in front
+        if name.startswith("/"):  # x//y is harmless, but /y is not
             raise _leads_out(path, prefix + name)
     members = {name: archive.getinfo(prefix + name) for name in names}
     written, to_write = 0, sum(member.file_size for member in members.values())
@@ -139,7 +139,7 @@ def unpack_members(
 
 
 def read_member(archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
-    """The content of a member of an archive that ``list_members`` found harmless, read into memory.
+    """Reads a member of an archive that ``list_members`` checked into memory.
 
     Raises:
         UndecodableError: If the member is damaged or declares more than ``max_bytes``.

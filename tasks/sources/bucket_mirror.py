@@ -1,8 +1,8 @@
-"""S3: a bucket's folder, or one archive in it, mirrored on this machine; only what is new travels again.
+"""S3: a folder of a bucket, or one archive in it, mirrored on this machine; only new objects are fetched.
 
-Gather, decide, apply: the listing names every object with its ETag and size, the index beside the mirror knows what
-came the last time, and boto3 fetches the difference. Then all is listed once more: what changed meanwhile is fetched
-again, so that no file is of two versions of its object.
+Gather, decide, apply: the listing names every object with its ETag and size, the index beside the mirror records the
+last fetch, and boto3 fetches the difference. Then all is listed once more, and what changed meanwhile is fetched again,
+so that no file mixes two versions of its object.
 """
 
 import json
@@ -25,9 +25,9 @@ from tasks.files import locked, room_in, write_whole
 from tasks.runs.s3_client import code_of, make_client, s3_explained
 from tasks.settings import IngestionSettings
 
-LOOKS = 5  # listings, while objects change
-WHOLE = 64 << 20  # bytes; below, an object comes in one request, the only kind whose checksum boto3 compares
-LONGEST_NAME = 240  # bytes; boto3 adds nine while it writes
+LOOKS = 5  # most listings while objects change
+WHOLE = 64 << 20  # bytes; smaller objects come in one request: only then does boto3 check the checksum
+LONGEST_NAME = 240  # bytes; boto3 appends nine while it writes
 
 Index = dict[str, list[Any]]
 """Name to ``[etag, size]``."""
@@ -35,7 +35,7 @@ Index = dict[str, list[Any]]
 
 @dataclass(frozen=True)
 class BucketCopy:
-    """A mirror: the folder with the selected files, the names of all objects, those fetched now, those here no more."""
+    """A mirror: the folder with the selected files; names of all objects, of those fetched now and those removed."""
 
     folder: Path
     names: tuple[str, ...]
@@ -50,18 +50,18 @@ def fetch_bucket(
     select: Callable[[list[str]], Iterable[str]],
     progress: Callable[[int, int], None],
 ) -> BucketCopy:
-    """Mirrors what is wanted of ``s3://bucket/prefix`` into ``folder/files``; fetches only what is new or changed.
+    """Mirrors selected objects of ``s3://bucket/prefix`` in ``folder/files``; fetches only new and changed ones.
 
     Args:
         address: The bucket and the folder in it, ``data`` does not stand for ``data2/…``; or one object, ``….zip``.
-        folder: Holds mirror and index; one run at a time writes it, and one that was killed goes on here.
+        folder: Holds mirror and index; one run at a time writes it, and a killed fetch is resumed here.
         settings: Connections, timeouts, tries, limits and credentials.
         select: Given all names below the prefix, returns those to keep; may raise ``SourceError``.
         progress: Called with the bytes fetched so far and the bytes to be fetched.
 
     Raises:
-        SourceError: If the bucket or the credentials cannot be used, nothing is there, a name leads out of the folder,
-            a limit is passed, or objects keep changing.
+        SourceError: If the bucket or the credentials cannot be used, there are no objects, a name leads out of the
+            folder, a limit is exceeded, or objects keep changing.
         OutsideError: If the network or the server keeps failing.
     """
     files, index_path, fetched, vanished = folder / "files", folder / "index.jsonl", set[str](), set[str]()
@@ -75,7 +75,7 @@ def fetch_bucket(
             index, sizes = _read_index(index_path), _sizes_below(files)
             waiting, gone = decide(wanted, index, sizes)
             vanished |= gone
-            # A kill from here on leaves files that the index does not name, never one that it takes for another.
+            # A kill from here on may leave files that the index does not name, never an outdated one that it does.
             _write_index(index_path, {name: wanted[name] for name in wanted.keys() - waiting})
             _remove(files, sizes.keys() - (wanted.keys() - waiting))
             if not waiting:
@@ -87,8 +87,10 @@ def fetch_bucket(
                     log.flush()
                     fetched.add(name)
         else:
-            raise SourceError(f"source: {address} keeps changing while it is fetched; run again when it is at rest")
-    if vanished:  # the record of the ingestion has their names, which may be those of patients
+            raise SourceError(
+                f"source: {address} keeps changing while it is fetched; run again when it no longer changes"
+            )
+    if vanished:  # only the record of the ingestion names them: names may be those of patients
         print(f"{address}: {len(vanished):,} files of the last fetch are gone and removed here")
     n_held = len(wanted.keys() - fetched)
     print(f"{address}: {len(fetched):,} fetched, {n_held:,} unchanged" if fetched else f"{address}: nothing new")
@@ -96,12 +98,12 @@ def fetch_bucket(
 
 
 def decide(wanted: Index, index: Index, sizes: dict[str, int]) -> tuple[set[str], set[str]]:
-    """The names to be fetched, and those that came once and are wanted no more.
+    """The names to fetch, and the names of fetched files that are no longer wanted.
 
     Args:
-        wanted: As listed now.
-        index: As fetched the last time.
-        sizes: Of the files that are here, in bytes.
+        wanted: The listing.
+        index: The index of the last fetch.
+        sizes: Sizes of the files on this machine, in bytes.
     """
     waiting = {
         name for name, version in wanted.items() if not index.get(name) == version == [version[0], sizes.get(name)]
@@ -112,7 +114,7 @@ def decide(wanted: Index, index: Index, sizes: dict[str, int]) -> tuple[set[str]
 def split_address(address: str) -> tuple[str, str, str]:
     """Bucket, folder (``""`` or ending in ``/``) and, where the address names one, the archive in it."""
     found = re.fullmatch(r"s3://([A-Za-z0-9][A-Za-z0-9._-]{1,254})(?:/(.*))?", address, re.DOTALL)
-    if found is None:  # not repeated: what stands before an @ may be a secret
+    if found is None:  # not quoted: the part before an @ may be a secret
         raise SourceError("source: an S3 address is s3://bucket/prefix, the bucket in letters, digits, dots and dashes")
     bucket, key = found[1], found[2] or ""
     if key.endswith(".zip"):
@@ -136,13 +138,13 @@ def _list(client: Any, bucket: str, prefix: str, archive: str, settings: Ingesti
                 "right"
             )
     if not listing:
-        said = f"{address} is not there" if archive else f"there is nothing below {address}"
-        raise SourceError(f"source: {said}; correct the address")
+        reason = f"{address} is not there" if archive else f"there is nothing below {address}"
+        raise SourceError(f"source: {reason}; correct the address")
     for name in listing:
         parts = name.split("/")
         if "\\" in name or "\0" in name or any(p in ("", ".", "..") or len(p.encode()) > LONGEST_NAME for p in parts):
             raise SourceError(
-                f"source: {address} holds the name {name[:80]!r}, which is no safe file name here; rename the object"
+                f"source: {address} holds the name {name[:80]!r}, which is not a safe file name here; rename the object"
             )
     return dict(sorted(listing.items()))
 
@@ -166,10 +168,10 @@ def _fetch(
     settings: IngestionSettings,
     progress: Callable[[int, int], None],
 ) -> Iterable[str]:
-    """Fetches objects, some at a time, and yields the name of each that came; one that is gone meanwhile does not."""
+    """Fetches objects, some at a time, and yields the name of each; one that is gone meanwhile is skipped."""
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
     done, total = 0, sum(size for _, size in waiting.values())
-    # Of many objects each has a connection, a single one has them all.
+    # Of many objects each has one connection; a single object has them all.
     config = TransferConfig(
         multipart_threshold=WHOLE,
         max_concurrency=settings.n_connections,
@@ -185,7 +187,7 @@ def _fetch(
         except (boto.ClientError, S3DownloadFailedError) as error:
             if isinstance(error, boto.ClientError) and code_of(error) not in ("404", "NoSuchKey", "412"):
                 raise
-            return None  # it changed or went meanwhile: the next listing tells
+            return None  # it changed or vanished meanwhile: the next listing shows which
         except RetriesExceededError as error:
             raise boto.HTTPClientError(error=error) from None
         return name if path.stat().st_size == waiting[name][1] else None
@@ -207,7 +209,7 @@ def _sizes_below(folder: Path) -> dict[str, int]:
 
 
 def _read_index(path: Path) -> Index:
-    """As appended: the last line of a name counts, one torn by a kill does not."""
+    """Reads the index, to which lines are appended: the last line of a name counts, a line cut by a kill does not."""
     index = Index()
     for line in path.read_text().splitlines() if path.exists() else ():
         with suppress(ValueError, TypeError):
@@ -221,9 +223,9 @@ def _write_index(path: Path, index: Index) -> None:
 
 
 def _remove(folder: Path, names: Iterable[str]) -> None:
-    """Removes files, such as boto3's unfinished ones, and folders left empty: a file may come where a folder was."""
+    """Removes files, such as boto3's unfinished ones, and empty folders: a new file may have a folder's old name."""
     for name in names:
         (folder / name).unlink()
     for parent, _, _ in os.walk(folder, topdown=False):
-        with suppress(OSError):  # it is not empty
+        with suppress(OSError):  # not empty
             Path(parent).rmdir()

@@ -1,7 +1,7 @@
-"""Checksums of a source's files, each read once: while its size and times stay, the checksum of a file holds.
+"""Checksums of a source's files: a file is read again only when its size or times change.
 
-A file that was written just before it was read is read again the next time, because it may have been written once more
-within the same tick of its file system's clock.
+A file that was written just before it was read is read again the next time, because it may change once more within the
+same tick of its file system's clock.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ READERS = 4
 FRESH_NS = 2 * 10**9
 
 Sum = list[Any]
-"""``[sha256, size, mtime_ns, ctime_ns, inode]``, or ``[sha256]`` of a file that was too fresh to be known again."""
+"""``[sha256, size, mtime_ns, ctime_ns, inode]``, or ``[sha256]`` of a file written just before."""
 
 
 def sum_stream(stream: IO[bytes], known: Sum | None = None) -> Sum:
-    """The checksum of an open file: the known one if the file is as it was then, else it is read to its end."""
+    """The checksum of an open file: the known one if the file is unchanged, else from reading it to its end."""
     found = os.fstat(stream.fileno())
     stamp = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
     if known is not None and known[1:] == stamp:
@@ -36,7 +36,7 @@ def sum_stream(stream: IO[bytes], known: Sum | None = None) -> Sum:
 
 
 def sum_file(path: Path, known: Sum | None = None) -> Sum:
-    """The same of a file of the source.
+    """The checksum of a file of the source.
 
     Raises:
         SourceError: If it cannot be read.
@@ -46,7 +46,7 @@ def sum_file(path: Path, known: Sum | None = None) -> Sum:
 
 
 def sum_files(folder: Path, names: Sequence[str], record: Path) -> dict[str, Sum]:
-    """The checksums of files below a folder by their names, kept in a record for the next time."""
+    """Name -> checksum of files below a folder; kept in a record for the next time."""
     known = read_sums(record)
     with ThreadPoolExecutor(READERS) as pool:
         sums = dict(zip(names, pool.map(lambda name: sum_file(folder / name, known.get(name)), names), strict=True))
@@ -55,7 +55,7 @@ def sum_files(folder: Path, names: Sequence[str], record: Path) -> dict[str, Sum
 
 
 def read_sums(record: Path) -> dict[str, Sum]:
-    """What a record knows; nothing where there is none."""
+    """Reads a record; empty if there is none."""
     try:
         return dict(read_json(record))
     except (RunError, TypeError, ValueError):
@@ -63,7 +63,7 @@ def read_sums(record: Path) -> dict[str, Sum]:
 
 
 def keep_sums(record: Path, sums: dict[str, Sum], known: dict[str, Sum]) -> None:
-    """Writes a record, unless it says so already; where that is not allowed, the files are read again the next time."""
+    """Writes a record if it changed; if it cannot be written, the files are read again the next time."""
     lasting = {name: found for name, found in sums.items() if found[1:]}
     if lasting != known:
         with suppress(OSError):

@@ -1,7 +1,7 @@
 """A private Dropbox folder mirrored on this machine, or one zip of it, through the ``dropbox`` package.
 
-List, decide, fetch. Each file is asked for by its revision and held against Dropbox's content hash before it takes its
-place.
+List, decide, fetch. Each file is requested by its revision and checked against Dropbox's content hash before it enters
+the mirror.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from tasks.settings import IngestionSettings
 from tasks.sources.share_link import kept_in, refuse_size, tls_context
 
 LONGEST_PAUSE_S = 60
-"""Between two tries of a request, however long the server wants: then the whole fetch fails, and waits as it likes."""
+"""Longest pause between two tries of a request; a server that asks for more fails the fetch, which is then retried."""
 N_NAMED = 20
 WAYS_OUT = {
     "not_found": "check the address; an app with a folder of its own sees nothing else",
@@ -54,18 +54,18 @@ def fetch_dropbox_folder(address: str, folder: Path, settings: IngestionSettings
 
     Args:
         address: A folder, or a single ``.zip`` file.
-        folder: Where it is kept, in a folder of its own named by the hash of the address.
+        folder: Holds a folder for the mirror, named by the hash of the address.
         settings: ``dropbox_block``, ``n_connections``, timeout, tries of a request, and limits. Without a block the
-            token is taken from the environment variable ``DROPBOX_TOKEN``.
+            token is read from the environment variable ``DROPBOX_TOKEN``.
 
     Returns:
         The local folder, or the zip; its name is the last part of the address.
 
     Raises:
-        SourceError: If there is no token or Dropbox refuses it, the address is not there or holds nothing, a limit is
-            passed, or it cannot be kept.
+        SourceError: If there is no token or Dropbox refuses it, the address does not exist or holds nothing, a limit is
+            exceeded, or the files cannot be kept.
         DiskError: If there is no room for it.
-        OutsideError: If Dropbox keeps failing; the files that are here are kept.
+        OutsideError: If Dropbox keeps failing; fetched files are kept.
     """
     path = [part for part in address.removeprefix("dropbox:").split("/") if part]
     root = "".join(f"/{part}" for part in path)
@@ -88,7 +88,7 @@ def fetch_dropbox_folder(address: str, folder: Path, settings: IngestionSettings
 
 
 def plan_mirror(remote: Mapping[str, RemoteFile], held: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Names to fetch and names to remove, both sorted, from what Dropbox has and the content hashes of what is here."""
+    """Names to fetch and names to remove, both sorted, from Dropbox's files and the content hashes of the mirror."""
     new = [name for name, file in remote.items() if held.get(name) != file.content_hash]
     return sorted(new), sorted(held.keys() - remote.keys())
 
@@ -106,7 +106,7 @@ def read_token(settings: IngestionSettings) -> str:
     """The token, from the Prefect Secret block that the settings name, else from ``DROPBOX_TOKEN``.
 
     Raises:
-        SourceError: If there is none, or what is there cannot be one.
+        SourceError: If there is none, or its text cannot be a token.
     """
     ways = "make a Prefect Secret block with the token and name it with ingestion.dropbox_block, or set DROPBOX_TOKEN"
     name, value = settings.dropbox_block, os.environ.get("DROPBOX_TOKEN", "")
@@ -131,7 +131,7 @@ def read_token(settings: IngestionSettings) -> str:
 def _fetch_files(
     get: Callable[[str, str], Any], wanted: Mapping[str, RemoteFile], files: Path, parts: Path, n_connections: int
 ) -> None:
-    """Fetches files, some at a time; one that fails holds up no other, until as many have failed as run at a time."""
+    """Fetches files, some at a time; a failed one does not stop the others until as many failed as run at a time."""
     shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed
     parts.mkdir()
 
@@ -140,7 +140,7 @@ def _fetch_files(
         try:
             _get_checked(get, wanted[name], part)
         except OutsideError:
-            if not part.exists():  # no content came, for which the package has tried long enough
+            if not part.exists():  # no content came, after the package's own retries
                 raise
             _get_checked(get, wanted[name], part)
         (files / name).parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def _get_checked(get: Callable[[str, str], Any], file: RemoteFile, part: Path) -
 
 
 def _read_hashes(index: Path, files: Path) -> dict[str, str]:
-    """Content hashes of what is here: from the index where size and time still fit, else from the file."""
+    """Content hashes of the mirror: from the index where size and time match, else from the file."""
     try:
         known = read_json(index)
     except RunError:
@@ -193,7 +193,7 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _size(path: Path) -> int:
-    with suppress(FileNotFoundError):  # it has just taken its place
+    with suppress(FileNotFoundError):  # it was just moved into the mirror
         return path.stat().st_size
     return 0
 
@@ -220,18 +220,18 @@ def _refuse_name(name: str, shown: str) -> None:
 
 
 def _open_client(settings: IngestionSettings) -> Any:
-    """The part of Dropbox that the token opens.
+    """The Dropbox client of the token.
 
-    Retries are those of urllib3 below the package: its own wait as long as a server says, and know nothing of
+    urllib3 retries, below the package: the package's own retries wait as long as a server asks, and do not cover
     connections that break.
     """
-    tls_context(settings)  # says in our words that a ca_file is bad
+    tls_context(settings)  # raises our own error for a bad ca_file
     session = dropbox.create_session(max_connections=settings.n_connections, ca_certs=settings.ca_file)
-    session.trust_env = False  # no .netrc and no proxy variable
+    session.trust_env = False  # ignores .netrc and proxy variables
     session.max_redirects = 0
     session.get_adapter("https://").max_retries = Retry(
         settings.tries - 1,
-        other=0,  # a certificate that does not hold, a port where nobody listens
+        other=0,  # an invalid certificate, a closed port
         allowed_methods=None,
         status_forcelist=(429, 500, 502, 503, 504),
         backoff_factor=settings.backoff_s,
@@ -244,17 +244,17 @@ def _open_client(settings: IngestionSettings) -> Any:
 
 
 def _list_files(client: Any, root: str, shown: str, settings: IngestionSettings) -> tuple[bool, dict[str, RemoteFile]]:
-    """Whether the address is a file, and what is there: the files below a folder by their names relative to it."""
+    """Whether the address is a file, and its files: those below a folder by relative name."""
     base = root
     if root:
         found = _ask(shown, client.files_get_metadata, root)
         if isinstance(found, FileMetadata):
             if not found.name.lower().endswith(".zip"):
-                raise SourceError(f"source: {shown} is a file, but no .zip; name a folder or a .zip file")
+                raise SourceError(f"source: {shown} is a file, but not a .zip; name a folder or a .zip file")
             _refuse_name(found.name, shown)
             return True, {found.name: _remote_file(found)}
         base = found.path_lower or root.lower()
-    # A later page may replace or delete what an earlier one listed: the last word on a path counts.
+    # A later page may replace or delete what an earlier one listed: the last entry of a path counts.
     entries: dict[str, Any] = {}
     page = _ask(shown, client.files_list_folder, root, recursive=True, include_non_downloadable_files=False)
     while True:
@@ -278,7 +278,7 @@ def _remote_file(entry: Any) -> RemoteFile:
 def _name_of(path: str, base: str, entries: Mapping[str, Any], shown: str) -> str:
     """The name of a file relative to ``base``, its folders spelled as their own entries spell them.
 
-    Dropbox promises the case of the last part of a path only, and a mirror must not split a folder in two for that.
+    Dropbox guarantees the case of the last part of a path only, and a mirror must not split a folder in two for that.
     """
     names = []
     for part in path[len(base) :].strip("/").split("/"):
@@ -289,7 +289,7 @@ def _name_of(path: str, base: str, entries: Mapping[str, Any], shown: str) -> st
 
 
 def _ask(shown: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Calls the package; what it raises is said in our words, without its own, which may quote what was sent."""
+    """Calls the package; turns its errors into ours, without its own text, which may quote what was sent."""
     later, wait_s = "", 0.0
     try:
         return call(*args, **options)
@@ -305,14 +305,14 @@ def _ask(shown: str, call: Callable[..., Any], *args: Any, **options: Any) -> An
     except refused.ApiError as error:
         tag = getattr(error.error, "_tag", None) or "unknown"
         tag = getattr(error.error.get_path(), "_tag", tag) if tag == "path" else tag
-        way_out = WAYS_OUT.get(tag, "look at it in Dropbox, and run again")
+        way_out = WAYS_OUT.get(tag, "check it in Dropbox and run again")
         raise SourceError(f"source: {shown} is refused by Dropbox ({tag}): {way_out}") from None
     except refused.HttpError as error:
         raise SourceError(f"source: {shown} answered {error.status_code}; check the address and token") from None
     except requests.RequestException as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             raise SourceError(
-                f"source: {shown} answers with a certificate that does not hold; "
+                f"source: {shown} answers with an invalid certificate; "
                 "name its authority in ingestion.ca_file if you trust it"
             ) from None
         later = type(error).__name__

@@ -1,6 +1,6 @@
-"""Sources: the sample, a folder, a zip, a link, a bucket. Each ends as a local folder with a plan of what is used.
+"""Fetches a source: the sample, a folder, a zip, a link, a bucket. Each becomes a local folder and a layout.
 
-A kind of source is one line of ``fetch_source`` and one function that brings the bytes to ``storage.raw`` and hands
+A kind of source is one line of ``_fetch_source`` and one function that fetches the bytes to ``storage.raw`` and passes
 them to ``_fetch_archive`` or ``_fetch_folder``.
 """
 
@@ -28,13 +28,13 @@ KINDS = "give 'sample', a folder, a .zip file, an https link, s3://bucket/prefix
 
 
 def fetch(settings: Settings) -> Fetched:
-    """Brings the source here in a task of its own, which Prefect tries ``ingestion.tries`` times."""
+    """Fetches the source in a task of its own, which Prefect tries ``ingestion.tries`` times."""
     return fetch_once.with_options(**retries_of(settings.ingestion))(settings)
 
 
 @task(name="fetch")
 def fetch_once(settings: Settings) -> Fetched:
-    """Brings the source here; waits out what a server asks for, since Prefect's own pause does not know of it."""
+    """Fetches the source; waits as long as a server asks, which Prefect's own delay does not know."""
     try:
         return fetch_source(settings)
     except OutsideError as error:
@@ -48,11 +48,11 @@ def fetch_once(settings: Settings) -> Fetched:
 
 
 def fetch_source(settings: Settings) -> Fetched:
-    """Brings the source that the settings name to this machine.
+    """Fetches the source that the settings name.
 
     Raises:
         SourceError: If it does not exist, cannot be used, or its checksum is not the expected one.
-        OutsideError: If a network or server failed, so that another try may help.
+        OutsideError: If a network or server failed, so that a retry may help.
         DiskError: If there is no room for it.
     """
     with room_in(Path(settings.storage.raw)):
@@ -68,7 +68,8 @@ def _fetch_source(settings: Settings) -> Fetched:
         )
     if settings.ingestion.sha256 and not (source.endswith(".zip") or source.startswith("https://")):
         raise SourceError(
-            f"ingestion.sha256: {settings.public_source} is no archive, so it has no checksum; leave the setting out"
+            f"ingestion.sha256: {settings.public_source} is not an archive, so it has no checksum; leave the setting "
+            "out"
         )
     if source == "sample":
         return _fetch_sample(settings)
@@ -136,7 +137,7 @@ def _fetch_bucket(settings: Settings) -> Fetched:
 
 
 def _fetch_sample(settings: Settings) -> Fetched:
-    from tasks.drawings.sample import write_sample  # imported here: drawing needs scipy, which takes its time
+    from tasks.drawings.sample import write_sample  # imported here: drawing needs scipy, which is slow to import
 
     parts = {
         "sample": settings.sample.model_dump(),
@@ -184,9 +185,7 @@ def _record_of(source: Path, settings: Settings) -> Path:
 
 
 def _refuse_folder(error: OSError) -> None:
-    raise SourceError(
-        f"source: {error.filename} cannot be read ({error.strerror}); put it right or remove it, and run again"
-    )
+    raise SourceError(f"source: {error.filename} cannot be read ({error.strerror}); fix or remove it, and run again")
 
 
 def _fetch_archive(path: Path, settings: Settings) -> Fetched:
@@ -196,7 +195,9 @@ def _fetch_archive(path: Path, settings: Settings) -> Fetched:
         layout = plan_layout(names, str(path))
         assert archive.fp is not None
         known = read_sums(record)
-        found = sum_stream(archive.fp, known.get(path.name))  # whatever lies under its name by now
+        found = sum_stream(
+            archive.fp, known.get(path.name)
+        )  # of the file that is open, even if its name now means another one
         checksum = str(found[0])
         if limits.sha256 and checksum != limits.sha256:
             raise SourceError(
@@ -222,7 +223,7 @@ def _fetch_archive(path: Path, settings: Settings) -> Fetched:
 
 
 def _is_whole(folder: Path, layout: Layout) -> bool:
-    """Whether a folder holds what today's plan of the archive keeps."""
+    """Whether a folder holds all that the layout of the archive names."""
     if not (folder / "layout.json").exists() or read_json(folder / "layout.json") != json.loads(
         json.dumps(asdict(layout))
     ):

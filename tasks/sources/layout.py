@@ -1,4 +1,4 @@
-"""Which files of a source belong to the data set: a decision over names alone, for archives and folders alike."""
+"""Which files of a source belong to the data set: decided by names alone, for archives and folders alike."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -36,18 +36,18 @@ class Layout:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A source that now lies on this machine.
+    """A source that was fetched to this machine.
 
     Attributes:
         kind: ``sample``, ``folder``, ``zip``, ``link``, ``bucket`` or ``dropbox``.
         name: Short name for the run folder and the report.
         folder: Local folder that holds the data set's root directly.
-        layout: What of it is used.
+        layout: Which of its files are used.
         sha256: Checksum of the archive as read, or over names and contents of the files that are used.
         archive_sha256: The same for an archive; ``None`` for folders.
-        sums: The checksums of a folder's files (see ``tasks.sources.checksums``), as they went into its own; empty for
+        sums: The checksums of a folder's files (see ``tasks.sources.checksums``) that ``sha256`` was made of; empty for
             an archive.
-        vanished: Names that the last fetch brought and the source no longer holds.
+        vanished: Names of files of the last fetch that the source no longer holds.
     """
 
     kind: str
@@ -61,7 +61,7 @@ class Fetched:
 
 
 def plan_layout(names: Iterable[str], source: str) -> Layout:
-    """Decides what of a source is used.
+    """Decides which files of a source are used.
 
     The data set's root is the shallowest folder that holds ``index.csv`` or ``train/NORMAL``-like folders. A second
     such tree below it (the public archive has ``chest_xray/chest_xray``) is left out as a nested copy, Finder files

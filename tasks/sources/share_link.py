@@ -1,7 +1,7 @@
-"""The file behind an https link, such as a Dropbox share: fetched whole, resumed when cut, never spliced.
+"""The file behind an https link, such as a Dropbox share: fetched whole, resumed when cut off, never mixed.
 
-Beside the file lies its ETag and size. A part is resumed only where a strong ETag proves that the server still
-has the same file (RFC 9110: Range, If-Range); in all doubt it is fetched from the start.
+A record beside the file holds its ETag and size. A part is resumed only if a strong ETag proves that the server still
+has the same file (RFC 9110: Range, If-Range); otherwise it is fetched from the start.
 """
 
 import json
@@ -28,7 +28,7 @@ from tasks.runs.artifacts import show_bytes
 from tasks.settings import IngestionSettings
 
 PROGRESS = 1_000_000
-"""Bytes. A cut connection that brought as many costs no try."""
+"""Bytes. A connection that brought as many before it was cut does not count as a failed try."""
 RETRIED = (408, 425, 429)
 WAYS_OUT = {
     401: "the link is not shared publicly or has expired; ask its owner for a new one",
@@ -37,27 +37,27 @@ WAYS_OUT = {
     410: "what was there has been removed; ask its owner for a new link",
 }
 for name in ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy"):
-    # These print addresses with their keys. Setting up a log anew, as Prefect does, changes levels, but no filter.
+    # These loggers print addresses with their keys. Prefect sets up logging again, which changes levels, but no filter.
     logging.getLogger(name).addFilter(lambda record: False)
 
 
 def fetch_link(url: str, folder: Path, settings: IngestionSettings) -> Path:
-    """Brings the file behind an https link to this machine; resumes what an earlier call, even a killed one, began.
+    """Fetches the file behind an https link; resumes what an earlier call, even a killed one, began.
 
     Args:
         url: The link; of a Dropbox share only ``dl`` is changed, to 1.
-        folder: Where it is kept, in a folder of its own named by the hash of the link.
+        folder: Holds a folder for the file, named by the hash of the link.
         settings: Hosts, certificate authority, timeout, and the expected sha256.
 
     Returns:
-        The whole file, its name ending in ``.zip``. One that the server says is unchanged is not fetched again, nor is
-        one that has the expected sha256.
+        The whole file, its name ending in ``.zip``. It is not fetched again if the server says that it is unchanged, or
+        if it has the expected sha256.
 
     Raises:
-        SourceError: If the link or a redirect is refused, the server refuses, the file is no zip or not the expected
+        SourceError: If the link or a redirect is refused, the server refuses, the file is not a zip or not the expected
             one, or it cannot be kept.
         DiskError: If there is no room for it.
-        OutsideError: If another call may bring more.
+        OutsideError: If a retry may help.
     """
     link = direct_link(url)
     whole = folder / sha256(str(link).encode()).hexdigest()[:16] / _file_name(link.path)
@@ -67,21 +67,21 @@ def fetch_link(url: str, folder: Path, settings: IngestionSettings) -> Path:
 
 @contextmanager
 def kept_in(folder: Path, shown: str) -> Iterator[None]:
-    """Makes a folder for what is fetched; SourceError where nothing can be kept there."""
+    """Makes a folder for fetched files; SourceError if it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        if is_full(error):  # room_in says what was needed
+        if is_full(error):  # room_in reports how much was needed
             raise
         reason = error.strerror or error
         raise SourceError(
-            f"source: {shown} cannot be kept in {folder} ({reason}); check path and rights or set storage.raw"
+            f"source: {shown} cannot be kept in {folder} ({reason}); check path and permissions or set storage.raw"
         ) from None
 
 
 def direct_link(url: str) -> httpx.URL:
-    """The link that downloads: of a Dropbox share the same with ``dl=1``, every other one as it is; no fragment.
+    """The link that downloads: a Dropbox share with ``dl=1``, any other link as it is; without its fragment.
 
     Raises:
         SourceError: If it cannot be read as a link.
@@ -95,13 +95,13 @@ def direct_link(url: str) -> httpx.URL:
 
 
 def is_allowed(host: str, allowed: tuple[str, ...]) -> bool:
-    """Whether a list of hosts names this one; ``*.`` in front stands for any subdomain, not the domain itself."""
+    """Whether a list of hosts names this one; a leading ``*.`` stands for any subdomain, not the domain itself."""
     patterns = [pattern.lower() for pattern in allowed]
     return host in patterns or any(p.startswith("*.") and host.endswith(p[1:]) and host != p[1:] for p in patterns)
 
 
 def retry_after_s(value: str | None) -> float:
-    """What a ``Retry-After`` header says in seconds, a number or a date (RFC 9110, 10.2.3); 0 where it says nothing."""
+    """Seconds of a ``Retry-After`` header, a number or a date (RFC 9110, 10.2.3); 0 without a usable one."""
     with suppress(ValueError, TypeError, OverflowError):
         if value and value.strip().isdecimal():
             return float(value)
@@ -110,7 +110,7 @@ def retry_after_s(value: str | None) -> float:
 
 
 def tls_context(settings: IngestionSettings) -> ssl.SSLContext:
-    """Whom to trust: the authority of ``ca_file`` alone, else the public ones; SourceError if it cannot be read."""
+    """The TLS context: trusts the authority of ``ca_file`` alone, else the public ones; SourceError if unreadable."""
     try:
         return ssl.create_default_context(cafile=settings.ca_file or certifi.where())
     except OSError as error:
@@ -121,7 +121,7 @@ def tls_context(settings: IngestionSettings) -> ssl.SSLContext:
 
 
 def refuse_size(size: int, shown: str, settings: IngestionSettings) -> None:
-    """Raises SourceError when more bytes come than an archive may unpack to: a server could send without end."""
+    """Raises SourceError for more bytes than an archive may unpack to: a server could send without end."""
     if size > settings.max_unpacked_gb * 1e9:
         raise SourceError(
             f"source: {shown} is larger than ingestion.max_unpacked_gb = {settings.max_unpacked_gb:g} GB; "
@@ -130,7 +130,7 @@ def refuse_size(size: int, shown: str, settings: IngestionSettings) -> None:
 
 
 class _Fetch:
-    """One link and the files it is kept in: ``x.zip``, ``x.zip.part``, and a JSON with etag and total of each."""
+    """One link and its files: ``x.zip``, ``x.zip.part``, and a JSON record with etag and total of each."""
 
     def __init__(self, link: httpx.URL, whole: Path, settings: IngestionSettings) -> None:
         self._link, self._whole, self._settings = link, whole, settings
@@ -139,7 +139,7 @@ class _Fetch:
 
     def run(self) -> Path:
         started = _read_record(self._part)
-        if started.get("total") == self._size_of_part():  # killed just before the renaming
+        if started.get("total") == self._size_of_part():  # killed just before the part was renamed
             with suppress(SourceError):
                 self._keep()
         expected = self._settings.sha256
@@ -162,7 +162,7 @@ class _Fetch:
                         raise
 
     def _ask(self, client: httpx.Client) -> Path:
-        """One request; what httpx says of a failure may quote what was sent, so that only its kind is told."""
+        """Sends one request; reports only the type of an httpx error, since its text may quote what was sent."""
         kept, started, offset = self._kept_record(), _read_record(self._part), self._size_of_part()
         etag, total = started.get("etag") or "W/", started.get("total") or 0
         headers = {"Accept-Encoding": "identity"} | ({"If-None-Match": kept["etag"]} if kept.get("etag") else {})
@@ -177,12 +177,12 @@ class _Fetch:
                 span = ("Range" in headers, answer.headers.get("Content-Range"), found["etag"])
                 if answer.status_code in (206, 416) and span != (True, f"bytes {offset}-{total - 1}/{total}", etag):
                     self._drop_part()
-                    raise self._outside("another part came than was asked for")
+                    raise self._outside("the server sent another part than the one asked for")
                 self._refuse_answer(answer)
                 if answer.status_code == 200:
                     if offset:
                         print(f"{self._shown} has changed or cannot be resumed; starting over")
-                    self._drop_part()  # first its record: a part without one, after a kill, is never resumed
+                    self._drop_part()  # its record first: after a kill, a part without a record is not resumed
                     write_json(_beside(self._part), found)
                     started, offset = found, 0
                 self._receive(answer, started["total"], offset)
@@ -191,14 +191,14 @@ class _Fetch:
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise SourceError(
-                    f"source: {self._shown} answers with a certificate that does not hold; "
+                    f"source: {self._shown} answers with an invalid certificate; "
                     "name its authority in ingestion.ca_file if you trust it"
                 ) from None
             raise self._outside(type(error).__name__) from None
         return self._keep()
 
     def _receive(self, answer: httpx.Response, total: int | None, offset: int) -> None:
-        """Writes the body to the end of the part, piece by piece, so that a kill loses next to nothing."""
+        """Appends the body to the part, piece by piece, so that a kill loses little."""
         done, show = offset, show_bytes(f"{self._whole.name}: fetched", offset)
         try:
             refuse_size(total or 0, self._shown, self._settings)
@@ -209,14 +209,14 @@ class _Fetch:
                     done += len(piece)
                     refuse_size(done, self._shown, self._settings)
                     show(done, total or done)
-        except SourceError:  # too large: a part that will never be wanted
+        except SourceError:  # too large: the part is useless
             self._drop_part()
             raise
         if done != (total or done):
             raise self._outside(f"{done:,} of {total:,} bytes came")
 
     def _keep(self) -> Path:
-        """Makes the part the whole file, if it is what was asked for."""
+        """Makes the part the whole file, if it is a zip with the expected checksum."""
         expected, refused = self._settings.sha256, None
         if not zipfile.is_zipfile(self._part):
             refused = f"source: {self._shown} holds no zip archive, or one cut short; check the link"
@@ -240,7 +240,7 @@ class _Fetch:
         return self._whole
 
     def _kept_record(self) -> dict[str, Any]:
-        """The record of the whole file, unless it was damaged or is not the one that is expected now."""
+        """The record of the whole file; empty if the file is damaged or not the expected one."""
         record = _read_record(self._whole)
         is_whole = self._whole.is_file() and record.get("total") in (None, self._whole.stat().st_size)
         return record if is_whole and not self._settings.sha256 else {}
@@ -257,7 +257,7 @@ class _Fetch:
         return OutsideError(message, wait_s)
 
     def _check_hop(self, request: httpx.Request) -> None:
-        """Refuses a link or redirect that leads elsewhere, before anything is sent there."""
+        """Refuses a link or redirect to a host or scheme that is not allowed, before anything is sent there."""
         url, refused = request.url, None
         if url.scheme != "https":
             refused = f"a {url.scheme} address; only https links are fetched"
@@ -291,7 +291,7 @@ def _beside(path: Path) -> Path:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """``etag`` and ``total`` bytes of a file, as the server gave them; empty where no record can be read."""
+    """``etag`` and ``total`` bytes of a file, from the server; empty if there is no readable record."""
     with suppress(OSError, ValueError, TypeError, KeyError):
         record = json.loads(_beside(path).read_text())
         return {name: record[name] for name in ("etag", "total")}

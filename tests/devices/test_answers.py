@@ -315,7 +315,7 @@ def test_answers_taken_at_the_same_time_from_many_sides_are_all_kept(tmp_path: P
 def test_image_ids_name_images_and_unknown_or_twice_named_ones_are_refused() -> None:
     first, second = MANIFEST["image_id"][:2]
     assert name_images(f" {first.upper()} ,", second, MANIFEST) == [Answer("a.png", 1), Answer("b.png", 0)]
-    with pytest.raises(TableError, match="with_device: 'nobody' is no image_id"):
+    with pytest.raises(TableError, match="with_device: 'nobody' is not an image_id"):
         name_images(f"{first} nobody", "", MANIFEST)
     with pytest.raises(TableError, match=r"0 and 1 about 'a\.png'"):
         name_images(first, first, MANIFEST)

@@ -296,4 +296,4 @@ def test_advisories_that_cannot_be_reached_cost_a_line_and_not_the_check(
     known = [{"name": "a", "version": "1", "vulns": [flaw]}, {"name": "b", "version": "1", "vulns": []}]
     monkeypatch.setattr(audit_packages, "ask_advisories", lambda lock: known)
     assert audit_packages.main() == 1
-    assert capsys.readouterr().out.startswith("a 1: PYSEC-1, mended in 2")
+    assert capsys.readouterr().out.startswith("a 1: PYSEC-1, fixed in 2")

@@ -259,7 +259,7 @@ def test_a_pipe_or_device_in_a_folder_is_refused_by_name_without_waiting(
     os.mkfifo(odd) if kind == "pipe" else odd.symlink_to("/dev/zero")
     settings = Settings(source=str(tmp_path))
     assert not ends_well(faults, lambda: fetch_source(settings))
-    with pytest.raises(SourceError, match=r"odd\.png cannot be read \(it is no file but a pipe or device\)"):
+    with pytest.raises(SourceError, match=r"odd\.png cannot be read \(it is a pipe or device, not a file\)"):
         fetch_source(settings)
 
 

@@ -25,7 +25,7 @@ from pipeline_runs import compare_runs
 from recipe import LONG_EPOCHS, to_flags
 
 FAULT = "SIGTERM to a command-line run"
-STOPPED = "stopped; the same command with the same --run-dir goes on from here"
+STOPPED = "stopped; the same command with the same --run-dir resumes from here"
 LONGEST_S = 60.0
 """Far more than the seconds that it takes: a busy machine is no failure."""
 

@@ -236,8 +236,8 @@ def test_a_deployed_run_waits_for_its_form_outlives_useless_ones_and_takes_a_goo
     resume_flow_run(run.id, run_input={"with_device": "0123456789abcdef"})
     state, log = execute(run)
     assert state == "Suspended", log
-    assert "this form is of no use" in log
-    assert "'0123456789abcdef' is no image_id of this run" in log
+    assert "this form cannot be used" in log
+    assert "'0123456789abcdef' is not an image_id of this run" in log
     assert not address.exists()
 
     first, second = manifest["image_id"][:2]

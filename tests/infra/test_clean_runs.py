@@ -214,7 +214,7 @@ def test_where_there_are_no_runs_and_no_cache_nothing_is_done(tmp_path: Path) ->
 
 
 def test_runs_in_a_bucket_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"^runs: s3://runs/weekly is no folder on this machine; "):
+    with pytest.raises(SettingsError, match=r"^runs: s3://runs/weekly is not a folder on this machine; "):
         clean(tmp_path, 1, runs="s3://runs/weekly")
 
 

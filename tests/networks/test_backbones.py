@@ -135,7 +135,9 @@ def test_without_weights_the_seed_decides() -> None:
     ],
 )
 def test_an_unknown_network_is_refused_with_those_that_are_near(name: str, said: str) -> None:
-    with pytest.raises(SettingsError, match=r"^training\.backbone: '.*' is no Keras Applications network; ") as refused:
+    with pytest.raises(
+        SettingsError, match=r"^training\.backbone: '.*' is not a Keras Applications network; "
+    ) as refused:
         with_backbone(name, None)
     assert said in str(refused.value)
 
@@ -147,7 +149,7 @@ def test_a_side_that_a_family_does_not_take_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["away.weights.h5", "", "."])
 def test_a_missing_file_of_weights_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    with pytest.raises(SettingsError, match=r"^training\.weights: .* is no file; name one"):
+    with pytest.raises(SettingsError, match=r"^training\.weights: .* is not a file; name one"):
         with_backbone(SMALL, str(tmp_path / name))
 
 

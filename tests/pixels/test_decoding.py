@@ -168,7 +168,7 @@ def test_a_large_jpeg_that_is_read_at_part_of_its_size_looks_like_the_whole_one(
 )
 def test_bytes_that_are_no_jpeg_or_png_are_refused_from_the_header_on(data: bytes) -> None:
     for read in (lambda: read_size(data, 1_000), lambda: decode(data)):
-        with pytest.raises(UndecodableError, match="is no JPEG or PNG"):
+        with pytest.raises(UndecodableError, match="is not a JPEG or PNG"):
             read()
 
 

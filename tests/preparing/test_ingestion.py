@@ -147,9 +147,9 @@ def test_a_byte_order_mark_and_more_columns_do_not_matter(tmp_path: Path) -> Non
         ("path,label,patient_id\n", "lists no image"),
         ("path,label,patient_id\na.jpeg,0,p\na.jpeg,0,p\n", "lists 'a.jpeg' twice"),
         ("path,label,patient_id\na.jpeg,0,p\na.jpeg,1,p\n", "lists 'a.jpeg' twice"),
-        ("path,label,patient_id\na.jpeg,0,p\ngone.jpeg,0,p\n", "'gone.jpeg', which is no JPEG or PNG"),
-        ("path,label,patient_id\n/etc/passwd,0,p\n", "'/etc/passwd', which is no JPEG or PNG"),
-        ("path,label,patient_id\n../a.jpeg,0,p\n", "'../a.jpeg', which is no JPEG or PNG"),
+        ("path,label,patient_id\na.jpeg,0,p\ngone.jpeg,0,p\n", "'gone.jpeg', which is not a JPEG or PNG"),
+        ("path,label,patient_id\n/etc/passwd,0,p\n", "'/etc/passwd', which is not a JPEG or PNG"),
+        ("path,label,patient_id\n../a.jpeg,0,p\n", "'../a.jpeg', which is not a JPEG or PNG"),
         ("path,label,patient_id\na.jpeg,2,p\n", "line 2 has label = '2'"),
         ("path,label,patient_id\na.jpeg,,p\n", "line 2 has label = ''"),
         ("path,label,patient_id,split\na.jpeg,0,p,training\n", "line 2 has split = 'training'"),
@@ -228,7 +228,7 @@ def test_a_train_file_that_contradicts_a_test_file_leaves_and_the_test_file_stay
 def test_a_file_that_is_no_image_is_excluded_by_its_reason(tmp_path: Path) -> None:
     (tmp_path / "x.jpeg").write_text("I am text")
     facts = read_file(tmp_path / "x.jpeg", 1_000)
-    assert facts["excluded"] == "undecodable: is no JPEG or PNG (unknown format)"
+    assert facts["excluded"] == "undecodable: is not a JPEG or PNG (unknown format)"
     assert facts["width_px"] is pd.NA
     assert len(facts["sha256"]) == 64
 
@@ -255,7 +255,7 @@ def test_a_folder_becomes_a_manifest_with_a_row_per_image(tmp_path: Path) -> Non
         "train/NORMAL/copy.jpeg": "duplicate of train/NORMAL/a.jpeg",
         "train/NORMAL/conflict.jpeg": f"conflict: the same file as train/PNEUMONIA/conflict.jpeg, which {other}",
         "train/PNEUMONIA/conflict.jpeg": f"conflict: the same file as train/NORMAL/conflict.jpeg, which {other}",
-        "train/NORMAL/text.jpeg": "undecodable: is no JPEG or PNG (unknown format)",
+        "train/NORMAL/text.jpeg": "undecodable: is not a JPEG or PNG (unknown format)",
     }
     counted = {key: facts[key] for key in ("n_distinct", "n_duplicates_excluded", "n_test_copies", "n_conflicts")}
     assert counted == {"n_distinct": 8, "n_duplicates_excluded": 1, "n_test_copies": 1, "n_conflicts": 2}

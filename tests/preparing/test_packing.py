@@ -137,10 +137,10 @@ def test_a_source_of_which_nothing_decodes_gives_an_empty_index(tmp_path: Path) 
 
 
 def test_a_file_that_ingestion_found_undecodable_is_not_read(tmp_path: Path) -> None:
-    source = put(tmp_path, {"a.png": b"text", "b.png": picture(1)}, {"a.png": "undecodable: is no JPEG or PNG"})
+    source = put(tmp_path, {"a.png": b"text", "b.png": picture(1)}, {"a.png": "undecodable: is not a JPEG or PNG"})
     (source / "a.png").unlink()
     assert pack_all(settings(tmp_path), str(source))["n_new"] == 1
-    assert excluded_in(tmp_path)["a.png"] == "undecodable: is no JPEG or PNG"
+    assert excluded_in(tmp_path)["a.png"] == "undecodable: is not a JPEG or PNG"
 
 
 def test_packing_is_reused_while_its_shards_are_there_and_done_again_when_they_are_gone(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ BREAKS: dict[str, Break] = {
     "each class has 4 or more usable images in train and 1 in each other split": both(
         changed("train/1/0", excluded="duplicate of x"), changed("train/1/1", excluded="duplicate of y")
     ),
-    "at most 1 % of the files do not decode": changed("val/1/0", excluded="undecodable: is no JPEG or PNG"),
+    "at most 1 % of the files do not decode": changed("val/1/0", excluded="undecodable: is not a JPEG or PNG"),
     "identical files have one label": changed("val/1/0", excluded="conflict: the same file as x"),
     "width is 64 to 8,000 px": changed("val/1/0", width_px=63),
     "height is 64 to 8,000 px": changed("val/1/0", height_px=8001),

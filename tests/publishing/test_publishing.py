@@ -487,7 +487,7 @@ def test_a_file_that_others_change_all_the_time_is_given_up_with_a_sentence(
         client.put_object(Bucket=BUCKET, Key=key, Body=json.dumps({"others": len(turns)}))
         return {"mine": len(turns)}
 
-    with pytest.raises(OutsideError, match="is changed by others all the time"):
+    with pytest.raises(OutsideError, match="keeps being changed by others"):
         run_copies.change_shared(runs, "notes.json", settings.ingestion, change)
     assert turns == [None, {"others": 1}, {"others": 2}]
 

@@ -297,7 +297,7 @@ def test_a_stage_is_done_again_when_other_code_or_packages_do_it(work: Work) -> 
 WORDS = {
     "a comment": ("tasks.training.members", "import ", "# why\nimport "),
     "a docstring": ("tasks.networks.augmentation", '"""Augmentation: ', '"""Augmenting: '),
-    "an error's sentence": ("tasks.networks.backbones", "is no Keras Applications network", "is not known to Keras"),
+    "an error's sentence": ("tasks.networks.backbones", "is not a Keras Applications network", "is not known to Keras"),
     "a line of the log": ("tasks.training.members", "is trained again:", "trains again:"),
     "how artifacts are shown": ("tasks.runs.artifacts", "def show_table(", "def show_rows(): ...\ndef show_table("),
     "a retry": ("tasks.runs.retries", "LONGEST_PAUSE_S = 60.0", "LONGEST_PAUSE_S = 90.0"),

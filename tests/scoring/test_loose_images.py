@@ -121,7 +121,7 @@ def test_what_is_read_does_not_depend_on_the_batch(tmp_path: Path, n_images: int
     said = read_all(write_files(tmp_path, files), n_images=n_images)
     assert list(said) == sorted(files)
     assert said == {
-        name: "is no JPEG or PNG (unknown format)" if content == b"no" else decode(content).tobytes()
+        name: "is not a JPEG or PNG (unknown format)" if content == b"no" else decode(content).tobytes()
         for name, content in files.items()
     }
 
@@ -142,8 +142,8 @@ def test_no_more_than_two_batches_are_read_ahead(tmp_path: Path) -> None:
     ("name", "content", "reason"),
     [
         ("empty.png", b"", "is empty"),
-        ("text.jpeg", b"just words", "is no JPEG or PNG (unknown format)"),
-        ("gif.png", picture(0, "GIF"), "is no JPEG or PNG (unknown format)"),
+        ("text.jpeg", b"just words", "is not a JPEG or PNG (unknown format)"),
+        ("gif.png", picture(0, "GIF"), "is not a JPEG or PNG (unknown format)"),
         ("cut.jpeg", picture(0, "JPEG", (200, 200))[:3000], "does not decode"),
         ("cut.png", picture(0, "PNG", (200, 200))[:3000], "does not decode"),
         ("wide.png", picture(0, "PNG", (1, 20_001)), "is 20001 x 1 px, longer than 20000 px"),
@@ -203,8 +203,8 @@ def test_loops_pipes_devices_and_dead_links_are_refused_without_waiting(odd_file
     assert said == {
         "gone.png": "cannot be read (No such file or directory)",
         "loop.png": "cannot be read (Too many levels of symbolic links)",
-        "pipe.png": "is no file but a pipe or device",
-        "zero.png": "is no file but a pipe or device",
+        "pipe.png": "is a pipe or device, not a file",
+        "zero.png": "is a pipe or device, not a file",
     }
 
 
@@ -294,8 +294,8 @@ def test_what_is_no_folder_or_zip_is_refused_in_one_sentence(tmp_path: Path) -> 
         "clutter": "holds no image (left out: 1 other",
         "x.jpeg": "is neither a folder nor a zip",
         "pipe": "is neither a folder nor a zip",
-        "text.zip": "is no zip archive",
-        "nothing": "is no zip archive",
+        "text.zip": "is not a zip archive",
+        "nothing": "is not a zip archive",
         "x" * 300: "cannot be read (File name too long)",
         "a\x00b": "does not exist",
     }.items():

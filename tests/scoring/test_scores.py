@@ -132,7 +132,7 @@ def test_a_network_that_is_none_of_a_run_is_refused_by_name(tmp_path: Path) -> N
     run = write_run(tmp_path)
     save_familiarity(fit_familiarity([np.zeros((3, 224, 224), np.uint8)], [1, 3]), run)
     save_network(network(), run)
-    with pytest.raises(RunError, match=r"model\.keras is no network of a run: run the train flow"):
+    with pytest.raises(RunError, match=r"model\.keras is not a network of a run: run the train flow"):
         load_scorer(run, Settings(run_dir=str(run)))
 
 

@@ -135,7 +135,7 @@ def test_a_source_that_is_not_there_is_named(source: str, sentence: str, tmp_pat
 
 def test_a_file_that_is_no_zip_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "set.zip").write_text("hello")
-    with pytest.raises(ArchiveError, match=r"set\.zip is no zip archive"):
+    with pytest.raises(ArchiveError, match=r"set\.zip is not a zip archive"):
         fetch_source(settings(tmp_path, tmp_path / "set.zip"))
 
 
