@@ -38,7 +38,7 @@ class CleanFlags(BaseModel):
 
 
 @dataclass(frozen=True)
-class Run:
+class FoundRun:
     """A run folder; its time, in seconds since 1970, is when it was finished or, if it is not, last written to."""
 
     folder: Path
@@ -55,7 +55,7 @@ def clean_runs(settings: Settings, keep: int, runs: str, dry_run: bool) -> str:
     if "://" in runs:
         raise SettingsError(f"runs: {runs} is not a folder on this machine; in a bucket, set a lifecycle rule instead")
     folder, cache, now = Path(runs), Path(settings.storage.cache), time.time()
-    there = find_runs(folder) if folder.is_dir() else []
+    there = list_runs(folder) if folder.is_dir() else []
     leaving = choose_leaving(there, keep, find_protected(folder), now)
     staying = [run for run in there if run not in leaving]
     verb = "would remove" if dry_run else "removed"
@@ -86,18 +86,18 @@ def clean_runs(settings: Settings, keep: int, runs: str, dry_run: bool) -> str:
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
-def find_runs(folder: Path) -> list[Run]:
+def list_runs(folder: Path) -> list[FoundRun]:
     """The run folders in a folder, without links, files, and folders that no run wrote."""
     found = []
     for path in sorted(folder.iterdir()):
         if path.is_symlink() or not path.is_dir() or not ((path / STAGES_FOLDER).is_dir() or (path / SEAL).exists()):
             continue
         finished = (path / SEAL).exists()
-        found.append(Run(path, finished, last_written(path / SEAL if finished else path)))
+        found.append(FoundRun(path, finished, last_written(path / SEAL if finished else path)))
     return found
 
 
-def choose_leaving(runs: list[Run], keep: int, protected: set[Path], now: float) -> list[Run]:
+def choose_leaving(runs: list[FoundRun], keep: int, protected: set[Path], now: float) -> list[FoundRun]:
     """The runs to remove: finished ones after the newest ``keep``, unfinished ones not written to for a day.
 
     Locked runs are kept: a stage that takes days writes to the cache, not to the run folder.
@@ -137,7 +137,7 @@ def remove_run(folder: Path) -> None:
 # -- the cache ---------------------------------------------------------------------------------------------------------
 
 
-def find_stale(cache: Path, staying: list[Run], leaving: list[Run], now: float) -> list[Path]:
+def find_stale(cache: Path, staying: list[FoundRun], leaving: list[FoundRun], now: float) -> list[Path]:
     """Entries, shards and notes of the cache that no run names.
 
     Kept runs are those in the folder of runs, finished ones elsewhere that the cache has notes of, and working copies

@@ -11,7 +11,7 @@ from tasks.runs.keys import imported_modules
 from tasks.settings import Section, Settings
 
 ROOMS = (
-    *("tasks", "tasks.drawings", "tasks.pixels", "tasks.runs", "tasks.sources", "tasks.networks", "tasks.devices"),
+    *("tasks", "tasks.pixels", "tasks.drawings", "tasks.runs", "tasks.sources", "tasks.networks", "tasks.devices"),
     *("tasks.preparing", "tasks.training", "tasks.explaining", "tasks.publishing", "tasks.reporting", "tasks.scoring"),
     *("flows.engine", "flows", "infra"),
 )

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, gaussian_filter
 
-SURE = 128
-"""Brightness of a mask from which a pixel counts as device: a probability of one half."""
+from tasks.pixels.masks import SURE
+
 MARGIN_PX = 3
 """Pixels by which a mask is grown before filling or lifting: it is a little tight and drawn at half the side."""
 MAX_DENSITY = 0.97

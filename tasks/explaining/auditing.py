@@ -13,7 +13,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from prefect import task
 
-from tasks.drawings.transplant import SURE
 from tasks.errors import AuditError
 from tasks.explaining.baselines import Baseline, ask_baselines
 from tasks.explaining.probes import (
@@ -31,8 +30,9 @@ from tasks.explaining.probes import (
 from tasks.explaining.subjects import Subject, load_subject
 from tasks.explaining.verdict import judge
 from tasks.files import read_json, sha256_of_file, write_json
-from tasks.measures import draw_patients, measure_group, summarise
+from tasks.measures import Array, draw_patients, measure_group, summarise
 from tasks.networks.twin import used_rows
+from tasks.pixels.masks import SURE
 from tasks.pixels.packed import PackedImages
 from tasks.pixels.window import window_place
 from tasks.records import MODEL, TITLES, Facts
@@ -41,7 +41,6 @@ from tasks.runs.run import Run
 from tasks.runs.stages import stage_task
 from tasks.settings import AuditingSettings, Settings
 
-Array = NDArray[np.float64]
 Packed = NDArray[np.uint8]
 
 PARTS = ("baselines", "insertion", "removal", "blanked", "attribution", "groups")

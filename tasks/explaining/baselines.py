@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tasks.measures import Array
+
 GRID = 28
 RING = 3
 """The outer 3 of 28 pixels, as ``tasks.pixels.shifts.BORDER``."""
 
-Array = NDArray[np.float64]
 Packed = NDArray[np.uint8]
 
 SAYS = {

@@ -4,7 +4,6 @@ Sampling, kernel and regression are the lime package's own (Ribeiro et al. 2016)
 brings scikit-learn and scikit-image along, seconds that a flow's start need not wait.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +11,7 @@ from lime.lime_image import LimeImageExplainer
 from numpy.typing import NDArray
 from skimage.segmentation import slic
 
-Network = Callable[[NDArray[np.float32]], NDArray[np.float64]]
-"""Grey images float32 (n, side, side), 0.0 to 1.0, to P(label = 1), float64 (n,)."""
+from tasks.explaining.subjects import Network
 
 
 @dataclass(frozen=True)

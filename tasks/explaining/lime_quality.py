@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.explaining.lime_arrays import PieceHider
+from tasks.measures import Array
 from tasks.records import Facts
 
 STABLE_FROM = 0.7
@@ -13,8 +14,6 @@ STABLE_FROM = 0.7
 N_TOP = 5
 N_STEPS = 16
 N_RANDOM = 8
-
-Array = NDArray[np.float64]
 
 
 def measure_stability(maps: Sequence[Array]) -> Facts:

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from tasks.drawings.transplant import SURE
+from tasks.pixels.masks import SURE
 from tasks.records import Facts
 
 PICTURE_PX = 320

@@ -15,7 +15,7 @@ from tasks.networks.twin import work_folder
 from tasks.records import MODEL
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float64]]
-"""X-rays, float32 ``(n, height, width)``, 0.0 to 1.0, to P(label = 1), ``(n,)``."""
+"""Grey images float32 ``(n, side, side)``, 0.0 to 1.0, to P(label = 1), float64 ``(n,)``."""
 
 
 @dataclass(frozen=True)

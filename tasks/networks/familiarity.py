@@ -69,7 +69,7 @@ class Familiarity:
         """
         if not len(packed):
             return np.empty(0)
-        return np.concatenate([self._measure(describe(small)) for small in _shrink(packed)])
+        return np.concatenate([self._measure(describe_images(small)) for small in _shrink(packed)])
 
     def _measure(self, described: NDArray[np.float32]) -> NDArray[np.float64]:
         """Distances of described images, float32 ``(n, 392)`` -> float64 ``(n,)``."""
@@ -98,7 +98,7 @@ def fit_familiarity(batches: Iterable[NDArray[np.uint8]], seed: int | Sequence[i
     """
     rng = np.random.default_rng(seed)
     small = (s for packed in batches for s in _shrink(packed))
-    parts = [(describe(s), describe(_vary(s, rng)), describe(s[:, ::-1])) for s in small]
+    parts = [(describe_images(s), describe_images(_vary(s, rng)), describe_images(s[:, ::-1])) for s in small]
     if not parts:
         raise ValueError("no image to be familiar with")
     usual, varied, turned = (np.concatenate(each) for each in zip(*parts, strict=True))
@@ -130,7 +130,7 @@ def choose_bound(distances: NDArray[np.float64]) -> float:
     return float(MARGIN * max(np.exp(logs.mean() + factor * logs.std(ddof=1)), seen))
 
 
-def describe(small: NDArray[np.float32]) -> NDArray[np.float32]:
+def describe_images(small: NDArray[np.float32]) -> NDArray[np.float32]:
     """Describes the edges in each part of an image, independent of its brightness and contrast.
 
     Args:

@@ -13,6 +13,8 @@ from tasks.files import BROKEN, write_whole
 from tasks.pixels.shards import read_index
 
 MASK_SIDE_PX = 224
+SURE = 128
+"""Brightness of a mask from which a pixel counts as device: a probability of one half."""
 
 
 def write_shard(path: Path, scores: NDArray[np.float32], masks: NDArray[np.uint8]) -> None:

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from tasks.pixels.masks import SURE
+
 JPEG_QUALITY = 92
 
 DISTANCE_PX = 3
-
-SURE = 127.5
 
 FAINTEST = 12
 """Masks whose strongest pixel is below this (of 255) get no outline: it would surround noise."""
@@ -36,7 +36,7 @@ def draw_outline(mask: NDArray[np.uint8]) -> tuple[str, bool]:
     peak = int(mask.max())
     if peak < FAINTEST:
         return "", False
-    level = SURE if peak > SURE else peak / 2
+    level = SURE - 0.5 if peak >= SURE else peak / 2
     # The line keeps a distance, or it would cover the thin tube that it marks.
     wider = np.asarray(Image.fromarray(mask).filter(ImageFilter.MaxFilter(2 * DISTANCE_PX + 1)), dtype=np.float32)
     # An empty margin closes the outline of devices at the edge; a contour's points are pixel centres.
@@ -45,4 +45,4 @@ def draw_outline(mask: NDArray[np.uint8]) -> tuple[str, bool]:
     for contour in contours:
         points = approximate_polygon(contour, 0.35)[:, ::-1] - 0.5
         pieces.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points[:-1]) + "Z")
-    return "".join(pieces), peak > SURE
+    return "".join(pieces), peak >= SURE

@@ -35,7 +35,7 @@ def ingest(run: Run, fetched: Fetched) -> Facts:
     def make(out: Path) -> Facts:
         manifest = list_images(fetched, run.settings.ingestion.max_side_px)
         write_manifest(out, manifest)
-        return describe(manifest, fetched) | {"source": run.settings.public_source}
+        return describe_manifest(manifest, fetched) | {"source": run.settings.public_source}
 
     given = {
         "sha256": fetched.sha256,
@@ -67,7 +67,7 @@ def list_images(fetched: Fetched, max_side_px: int) -> pd.DataFrame:
     """
     folder = Path(fetched.folder)
     if "index.csv" in fetched.layout.tables:
-        table = read_index(folder / "index.csv", fetched.layout.images)
+        table = read_index_table(folder / "index.csv", fetched.layout.images)
     else:
         table = pd.DataFrame([describe_path(path) for path in fetched.layout.images])
     with ThreadPoolExecutor(READERS) as pool:
@@ -165,7 +165,7 @@ class IndexRow:
     split: Literal["", "train", "val", "test"] = ""
 
 
-def read_index(path: Path, images: tuple[str, ...]) -> pd.DataFrame:
+def read_index_table(path: Path, images: tuple[str, ...]) -> pd.DataFrame:
     """Reads the ``index.csv`` of a data set with other file names; it overrides what file names say.
 
     Args:
@@ -228,7 +228,7 @@ def exclude_copies(manifest: pd.DataFrame) -> pd.DataFrame:
     return manifest
 
 
-def describe(manifest: pd.DataFrame, fetched: Fetched) -> Facts:
+def describe_manifest(manifest: pd.DataFrame, fetched: Fetched) -> Facts:
     """Counts of a manifest after ingestion, for the log and the report."""
     excluded = manifest["excluded"].fillna("")
     decodable = manifest[~excluded.str.startswith("undecodable")]

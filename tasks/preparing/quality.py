@@ -240,10 +240,10 @@ def run_checkpoint(
     (result,) = run.run(batch_parameters={"dataframe": table}).run_results.values()
     finite = json.loads(json.dumps(result.to_json_dict(), default=str), parse_constant=lambda _: None)
     write_json(out / "result.json", finite)
-    return [summarise(item, len(table)) for item in result.results]
+    return [summarise_checks(item, len(table)) for item in result.results]
 
 
-def summarise(item: Any, n: int) -> Facts:
+def summarise_checks(item: Any, n: int) -> Facts:
     """One expectation's result, for people."""
     details = item.result or {}
     rows = details.get("partial_unexpected_index_list") or []

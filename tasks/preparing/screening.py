@@ -83,7 +83,7 @@ def screen(run: Run, folder: str) -> Facts:
     def make(out: Path) -> Facts:
         write_json(out / "masks" / "index.json", index)
         scored = add_scores(manifest, index, run.cache)
-        decided = decide(add_readings(scored, review.readings, answered), settings)
+        decided = decide_devices(add_readings(scored, review.readings, answered), settings)
         write_manifest(out, decided)
         write_whole(out / "excluded.csv", describe_excluded(decided))
         doubtful = doubtful_rows(decided, settings)
@@ -128,7 +128,7 @@ def screen(run: Run, folder: str) -> Facts:
         make=make,
         is_valid=lambda entry: shards_exist(entry / "masks" / "index.json", run.cache),
     )
-    for line in describe(facts):
+    for line in describe_screening(facts):
         print(line)
     show_table("devices", facts["rates"], "Share of images that show a device, by class, before and after screening")
     show_sheet(run, facts["n_on_sheet"])
@@ -256,7 +256,7 @@ def keep_fair_readings(manifest: pd.DataFrame, readings: dict[str, int], known: 
     return manifest.assign(device_reading=manifest["device_reading"].where(in_table & (known is not None)))
 
 
-def decide(manifest: pd.DataFrame, settings: ScreeningSettings) -> pd.DataFrame:
+def decide_devices(manifest: pd.DataFrame, settings: ScreeningSettings) -> pd.DataFrame:
     """Fills ``has_device`` and ``device_reviewed``, and excludes training rows that show, or may show, a device.
 
     A reading decides if there is one. Otherwise an image shows a device from ``threshold``, and leaves training from
@@ -315,7 +315,7 @@ def count_devices(manifest: pd.DataFrame) -> Facts:
     }
 
 
-def describe(facts: Facts) -> list[str]:
+def describe_screening(facts: Facts) -> list[str]:
     """Lines of the log: the images that leave training, the screener's quality, and the doubtful images."""
     lines = [
         f"screened with {facts['screener']['name']} and {facts['review']}: {facts['n_excluded']:,} images leave "

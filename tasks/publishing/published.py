@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from tasks.errors import RunError, SettingsError
 from tasks.files import digest, read_json, sha256_of_file, write_json
-from tasks.publishing.rules import GROUPS, Candidate, Entry, Published, decide, say_decision, succeed
+from tasks.publishing.rules import COMPARED_GROUPS, Candidate, Entry, Published, say_decision, succeed, weigh_candidate
 from tasks.records import Facts
 from tasks.runs.artifacts import show_markdown
 from tasks.runs.bucket import change_shared, checksum_at, files_of, read_seal, read_shared, send
@@ -180,7 +180,7 @@ def _decide(
     # The run itself has a broken seal while it runs again.
     if published and (candidate.run, candidate.model_sha256) != (published.run, published.model_sha256):
         lost = find_problem(published, runs, settings)
-    return decide(candidate, published, settings.publishing, lost=lost, by_hand=by_hand)
+    return weigh_candidate(candidate, published, settings.publishing, lost=lost, by_hand=by_hand)
 
 
 def describe_candidate(run: Path, address: str) -> Candidate:
@@ -203,7 +203,7 @@ def describe_candidate(run: Path, address: str) -> Candidate:
             "run_dir": address,
             "model_sha256": sha256_of_file(run / MODEL),
             "audit": verdict,
-            **{name: _describe_group(metrics[name], rows[name]) for name in GROUPS},
+            **{name: _describe_group(metrics[name], rows[name]) for name in COMPARED_GROUPS},
         }
         return Candidate.model_validate(facts)
     except (FileNotFoundError, KeyError, TypeError, ValueError, AttributeError):

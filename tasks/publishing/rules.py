@@ -11,7 +11,7 @@ from tasks.measures import format_value
 from tasks.records import Facts
 from tasks.settings import PublishingSettings
 
-GROUPS = {"val": "validation", "val_device_free": "validation without devices"}
+COMPARED_GROUPS = {"val": "validation", "val_device_free": "validation without devices"}
 MOST_KEPT = 20
 """Earlier and withdrawn models that are remembered, of each."""
 
@@ -74,7 +74,9 @@ class Candidate(Part):
 
     def __str__(self) -> str:
         """``20261123T030000Z-sample (AUC on validation 0.962 (0.941 to 0.983), on …)``."""
-        figures = ", ".join(f"on {says} {format_value(dict(getattr(self, name).auc))}" for name, says in GROUPS.items())
+        figures = ", ".join(
+            f"on {says} {format_value(dict(getattr(self, name).auc))}" for name, says in COMPARED_GROUPS.items()
+        )
         return f"{self.run} (AUC {figures})"
 
     def is_among(self, models: "Iterable[Entry]") -> bool:
@@ -120,7 +122,7 @@ def succeed(candidate: Candidate, published: Published | None, now: str) -> Publ
     return Published(**dict(candidate) | {"published": now}, earlier=earlier[:MOST_KEPT], withdrawn=withdrawn)
 
 
-def decide(
+def weigh_candidate(
     candidate: Candidate,
     published: Published | None,
     settings: PublishingSettings,
@@ -139,7 +141,7 @@ def decide(
 
     Returns:
         ``decision``: ``publish``, ``keep`` (what is published stays) or ``same`` (this very model is published);
-        ``reasons`` against it; ``notes``, which decide nothing.
+        ``reasons`` against it; ``notes``, which weigh_candidate nothing.
     """
     reasons: list[str] = []
     notes: list[str] = []
@@ -156,7 +158,7 @@ def decide(
         reasons.append("a person rolled this very model back")
     elif not by_hand and not same and candidate.is_among(published.earlier):
         reasons.append("this very model was published before, and another one took its place")
-    for name, says in GROUPS.items():
+    for name, says in COMPARED_GROUPS.items():
         against, beside = _compare(getattr(candidate, name), getattr(published, name), says, settings.max_drop)
         reasons, notes = reasons + against, notes + beside
     decision = "same" if same and not lost else "keep" if reasons else "publish"

@@ -25,7 +25,7 @@ VARIANTS = {
     "real": "Real devices of other images",
     "filled": "Device taken off",
 }
-GROUPS = {
+AUDIT_GROUPS = {
     "with_device": ("Images with a device", ("auc", "sensitivity", "specificity")),
     "device_free": ("Images without", ("auc", "sensitivity", "specificity")),
     "along": ("Normal without, pneumonia with a device", ("auc",)),
@@ -230,7 +230,7 @@ def describe_groups(groups: Facts, names: list[str]) -> Facts:
     if "reason" in groups[MODEL]:
         return {"reason": groups[MODEL]["reason"], "rows": []}
     rows = []
-    for key, (title, measures) in GROUPS.items():
+    for key, (title, measures) in AUDIT_GROUPS.items():
         group = groups[MODEL][key]
         n = group["n"] if "n" in group else group["n_normal"] + group["n_pneumonia"]
         size = _say_size(group)

@@ -22,7 +22,7 @@ from tasks.reporting.audit import say_audit, say_comparison
 from tasks.reporting.inputs import NOTICE, SPLIT_NAMES, describe_left_out, describe_source
 from tasks.reporting.results import (
     FEW_PATIENTS,
-    GROUPS,
+    GROUP_NAMES,
     MEASURE_NAMES,
     POINTS,
     choose_splits,
@@ -145,7 +145,7 @@ def gather_card(run: Run) -> Facts:
 def describe_rows(metrics: Facts, splits: Sequence[str]) -> list[Facts]:
     """A row per group: its size, its AUC, and sensitivity and specificity at both thresholds."""
     rows = []
-    for key, name in GROUPS.items():
+    for key, name in GROUP_NAMES.items():
         if key.split("_")[0] not in splits or key not in metrics:
             continue
         group = metrics[key]
@@ -176,7 +176,7 @@ def find_failures(metrics: Facts, splits: Sequence[str], main: str) -> list[str]
     ]
     only = metrics["border_only"]
     if only["value"] is not None and only["low"] > 0.5:
-        sentences.append(f"It reads something off the border: AUC {say_value(only)} on the border alone.")
+        sentences.append(f"It reads something off the border: AUC {say_figure(only)} on the border alone.")
     for split in splits:
         group = metrics["bacteria"][split]
         if has_value(group, "auc") and group["auc"]["low"] <= 0.5:
@@ -190,7 +190,7 @@ def find_failures(metrics: Facts, splits: Sequence[str], main: str) -> list[str]
 def find_weakest(metrics: Facts, main: str) -> list[str]:
     """For AUC, sensitivity and specificity the group of the main split where it is lowest, below that of the whole."""
     name, whole, sentences = SPLIT_NAMES[main], metrics[main], []
-    groups = {says: metrics[key] for key, says in GROUPS.items() if key.startswith(f"{main}_") and key in metrics}
+    groups = {says: metrics[key] for key, says in GROUP_NAMES.items() if key.startswith(f"{main}_") and key in metrics}
     kinds = metrics["subtypes"].get(main, {}).items()
     groups |= {f"{name.capitalize()}, {kind}": group for kind, group in kinds}
     for measure in ("auc", *DECISIONS):
@@ -226,7 +226,7 @@ def find_limits(
 ) -> list[str]:
     """What these numbers cannot say, a sentence each."""
     sentences = []
-    shown = [metrics[key] for key in GROUPS if key.split("_")[0] in splits and key in metrics]
+    shown = [metrics[key] for key in GROUP_NAMES if key.split("_")[0] in splits and key in metrics]
     if any(0 < (group.get("n_patients") or 0) < FEW_PATIENTS for group in shown):
         sentences.append(
             f"Groups marked † hold fewer than {FEW_PATIENTS} patients: intervals of so few are too narrow."
@@ -269,10 +269,10 @@ def say_of(group: Facts, measure: str) -> str:
     """A measure of a group with its interval, or why there is none."""
     if not group["n"]:
         return f"not measured: {group['reason']}"
-    return say_value(group[measure]) if measure in group else "not measured"
+    return say_figure(group[measure]) if measure in group else "not measured"
 
 
-def say_value(value: Facts) -> str:
+def say_figure(value: Facts) -> str:
     """``0.973 (0.961 to 0.984)``, or why there is none."""
     shown = describe_value(value)
     if shown["text"] is None:

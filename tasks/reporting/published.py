@@ -7,7 +7,7 @@ from tasks.measures import describe_value
 from tasks.records import Facts
 from tasks.runs.run import Run
 
-GROUPS = {"val": "AUC, validation", "val_device_free": "AUC, validation without a device"}
+COMPARED_NAMES = {"val": "AUC, validation", "val_device_free": "AUC, validation without a device"}
 
 
 def describe_published(run: Run) -> Facts | None:
@@ -34,7 +34,7 @@ def describe_published(run: Run) -> Facts | None:
                 "title": title,
                 "cells": [{"n": entry[name]["n"], **describe_value(entry[name]["auc"])} for entry in shown],
             }
-            for name, title in GROUPS.items()
+            for name, title in COMPARED_NAMES.items()
         ],
         "notes": [note[:1].upper() + note[1:] for note in facts["notes"]],
     }

@@ -21,7 +21,7 @@ FEW_PATIENTS = 30
 DECISIONS = ("sensitivity", "specificity", "accuracy")
 MEASURES = ("auc", *DECISIONS)
 MEASURE_NAMES = {"auc": "AUC", **{name: name for name in DECISIONS}}
-GROUPS = {
+GROUP_NAMES = {
     "test": "Test, all images",
     "test_device_free": "Test, no device seen",
     "test_with_device": "Test, with a device",
@@ -110,8 +110,8 @@ def describe_results(run: Run, metrics: Facts, splits: Sequence[str], main: str)
         splits: The evaluated splits in the order they are shown in.
         main: The split whose result stands on top.
     """
-    shown = [key for key in GROUPS if key.split("_")[0] in splits and key in metrics]
-    groups = [{"name": GROUPS[key], **describe_group(metrics[key], MEASURES)} for key in shown]
+    shown = [key for key in GROUP_NAMES if key.split("_")[0] in splits and key in metrics]
+    groups = [{"name": GROUP_NAMES[key], **describe_group(metrics[key], MEASURES)} for key in shown]
     subtypes = [
         {"split": SPLIT_NAMES[split], "name": subtype, **describe_group(group, ("sensitivity",))}
         for split in splits
@@ -195,8 +195,8 @@ def describe_points(metrics: Facts, splits: Sequence[str]) -> list[Facts]:
     points = []
     for name, title in POINTS.items():
         point = metrics["operating_points"][name]
-        shown = [key for key in GROUPS if key.split("_")[0] in splits and key in point]
-        groups = [{"name": GROUPS[key], **describe_group(point[key], DECISIONS)} for key in shown]
+        shown = [key for key in GROUP_NAMES if key.split("_")[0] in splits and key in point]
+        groups = [{"name": GROUP_NAMES[key], **describe_group(point[key], DECISIONS)} for key in shown]
         points.append({"name": title, "threshold": say_threshold(point["threshold"]), "groups": groups})
     return points
 

@@ -85,7 +85,7 @@ def score_images(images: str, out: str, settings: Settings) -> Facts:
                 table.write("".join(table_rows(batch, scored, scorer.threshold)).encode())
                 unlike = sum(bool(image.refused) for image in scored)
                 counts["n_images"] += len(batch.paths)
-                counts["n_pneumonia"] += sum(decide(image, scorer.threshold) == "1" for image in scored)
+                counts["n_pneumonia"] += sum(decide_image(image, scorer.threshold) == "1" for image in scored)
                 counts["n_unlike"] += unlike
                 counts["n_refused"] += len(batch.paths) - len(scored) + unlike
         per_second = counts["n_images"] / max(time.monotonic() - start, 1e-9)
@@ -203,7 +203,7 @@ def describe_distance(distance: float, bound: float) -> str:
     )
 
 
-def decide(image: ScoredImage, threshold: float) -> str:
+def decide_image(image: ScoredImage, threshold: float) -> str:
     """``1`` from the threshold, ``0`` below it, ``""`` for a refused image."""
     return "" if image.refused else str(int(image.probability >= threshold))
 
@@ -217,6 +217,6 @@ def table_rows(batch: LooseBatch, scored: Sequence[ScoredImage], threshold: floa
             rows.append(f"{write_cell(path)},,,,{write_cell(reason)}\n")
             continue
         image = next(remaining)
-        numbers = f"{image.probability:.6f},{decide(image, threshold)},{image.device_score:.6f}"
+        numbers = f"{image.probability:.6f},{decide_image(image, threshold)},{image.device_score:.6f}"
         rows.append(f"{write_cell(path)},{numbers},{write_cell(image.refused)}\n")
     return rows

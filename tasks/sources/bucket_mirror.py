@@ -73,7 +73,7 @@ def fetch_bucket(
             wanted = {name: listing[name] for name in sorted(set(select(list(listing))))}
             _refuse(wanted, address, settings)
             index, sizes = _read_index(index_path), _sizes_below(files)
-            waiting, gone = decide(wanted, index, sizes)
+            waiting, gone = plan_fetch(wanted, index, sizes)
             vanished |= gone
             # A kill from here on may leave files that the index does not name, never an outdated one that it does.
             _write_index(index_path, {name: wanted[name] for name in wanted.keys() - waiting})
@@ -97,7 +97,7 @@ def fetch_bucket(
     return BucketCopy(files, tuple(listing), frozenset(fetched & wanted.keys()), tuple(sorted(vanished)))
 
 
-def decide(wanted: Index, index: Index, sizes: dict[str, int]) -> tuple[set[str], set[str]]:
+def plan_fetch(wanted: Index, index: Index, sizes: dict[str, int]) -> tuple[set[str], set[str]]:
     """The names to fetch, and the names of fetched files that are no longer wanted.
 
     Args:

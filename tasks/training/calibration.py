@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks.files import write_whole
-from tasks.measures import to_logit
+from tasks.measures import Array, to_logit
 from tasks.networks.files import check_network, load_network, save_network
 from tasks.networks.twin import stage_name, used_rows, work_folder
 from tasks.records import MODEL, TITLES, Facts
@@ -22,7 +22,6 @@ from tasks.runs.artifacts import Progress
 from tasks.runs.run import Run
 from tasks.runs.stages import stage_task
 
-Array = NDArray[np.float64]
 BATCH_IMAGES = 256
 
 

@@ -69,7 +69,7 @@ def evaluate(run: Run) -> Facts:
     facts = run.stage("evaluate", reads=reads, given=given, make=make)
     metrics = facts["metrics"]
     for name in run.settings.evaluation.splits:
-        print(describe_group(name, metrics[name]))
+        print(say_group(name, metrics[name]))
     show_table("metrics", metrics_rows(metrics), f"Metrics at the threshold {metrics['threshold']:.3f}")
     return facts
 
@@ -195,7 +195,7 @@ def measure_members(rows: pd.DataFrame, members: NDArray[np.float64], threshold:
     return facts
 
 
-def describe_group(name: str, group: Facts) -> str:
+def say_group(name: str, group: Facts) -> str:
     """One line for the log."""
     if not group["n"]:
         return f"{name}: not measured, {group['reason']}"

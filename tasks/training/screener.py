@@ -169,7 +169,7 @@ def train_screener(
         save_checkpoint,
     )
     from tasks.networks.files import save_network
-    from tasks.training.screener_losses import build_trainer, mean_of_losses
+    from tasks.training.screener_losses import build_screener_trainer, mean_of_losses
 
     for part in PARTS:
         if rows.loc[rows["part"] == part, "device"].nunique() < 2:
@@ -192,7 +192,7 @@ def train_screener(
         print(f"going on after epoch {len(state['history'])} from {folder}")
     else:
         state = {"history": [], "of": of}
-        trainer = build_trainer(start_core(recipe, seed), seed)
+        trainer = build_screener_trainer(start_core(recipe, seed), seed)
         optimizer = build_optimizer(recipe.learning_rate, recipe.epochs, n_epoch, recipe.batch_size)
         trainer.compile(optimizer=optimizer, loss=mean_of_losses)
     screener = finish_screener(trainer.get_layer("core"))
@@ -201,7 +201,7 @@ def train_screener(
         start = time.perf_counter()
         reseed(trainer, seed, epoch)
         rng = np.random.default_rng([seed, epoch])
-        loss = run_epoch(trainer, compose_epoch(read, fitted, chests, recipe, rng), recipe.batch_size, rng)
+        loss = run_screener_epoch(trainer, compose_epoch(read, fitted, chests, recipe, rng), recipe.batch_size, rng)
         plain = trainer.get_weights()
         trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
         auc = within_class_auc(tuned, score_pixels(screener, tune_pixels))
@@ -213,7 +213,7 @@ def train_screener(
         progress.show(epoch, recipe.epochs)
         print(f"epoch {epoch} of {recipe.epochs}: loss {loss:.4f}, AUC within pneumonia {auc:.4f}, {seconds:.1f} s")
 
-    calibrate(trainer.get_layer("core"), tuned["device"].to_numpy(), score_pixels(screener, tune_pixels))
+    balance_score(trainer.get_layer("core"), tuned["device"].to_numpy(), score_pixels(screener, tune_pixels))
     checksum = save_network(screener, folder)
     pd.DataFrame(state["history"]).to_csv(folder / "history.csv", index=False)
     rows.assign(sha256=rows["sha256"].str[:16])[["sha256", "part"]].to_csv(folder / "readings.csv", index=False)
@@ -266,7 +266,7 @@ def compose_epoch(
     )
 
 
-def run_epoch(trainer: Any, lesson: Lesson, batch_size: int, rng: np.random.Generator) -> float:
+def run_screener_epoch(trainer: Any, lesson: Lesson, batch_size: int, rng: np.random.Generator) -> float:
     """One pass over a lesson in random order; returns the mean loss."""
     order = rng.permutation(len(lesson))
     losses = []
@@ -290,7 +290,7 @@ def within_class_auc(rows: pd.DataFrame, scores: NDArray[np.float32]) -> float:
     return float(roc_auc_score(rows["device"].to_numpy()[sick], scores[sick]))
 
 
-def calibrate(core: Any, devices: NDArray[Any], scores: NDArray[np.float32]) -> None:
+def balance_score(core: Any, devices: NDArray[Any], scores: NDArray[np.float32]) -> None:
     """Platt scaling (Platt 1999) of the score inside the network, both kinds weighing the same: balanced at 0.5."""
     from sklearn.linear_model import LogisticRegression
 

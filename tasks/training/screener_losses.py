@@ -67,7 +67,7 @@ def mean_of_losses(truth: Any, losses: Any) -> Any:
     return ops.mean(losses)
 
 
-def build_trainer(core: keras.Model, seed: int) -> keras.Model:
+def build_screener_trainer(core: keras.Model, seed: int) -> keras.Model:
     """A network around the screener's core that moves, mirrors and re-exposes pictures and their truth alike.
 
     Mirroring is right here, other than for the classifier: a device has no side.

@@ -23,7 +23,7 @@ from tasks.networks.files import save_network
 from tasks.pixels.decoding import decode, to_float
 from tasks.settings import ScreeningSettings
 from tasks.training.screener_lessons import Lesson, draw_chests
-from tasks.training.screener_losses import BoxArea, build_trainer
+from tasks.training.screener_losses import BoxArea, build_screener_trainer
 
 HOW = ScreeningSettings()
 
@@ -81,7 +81,7 @@ def test_a_box_covers_its_place_and_no_box_covers_nothing() -> None:
 
 def test_the_loss_of_a_right_answer_is_below_that_of_a_wrong_one() -> None:
     core = build_core(1, (4, 4, 4))
-    trainer = build_trainer(core, 1)
+    trainer = build_screener_trainer(core, 1)
     packed = np.zeros((2, 224, 224, 1), np.float32)
     packed[:, 80:120, 80:120] = 1.0
     masks = (packed > 0).astype(np.float32)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from audit_scene import add_devices, soft_chest
 
-from tasks.drawings.transplant import MARGIN_PX, SURE, fill_place, grow_mask, lift_density, put_density
+from tasks.drawings.transplant import MARGIN_PX, fill_place, grow_mask, lift_density, put_density
+from tasks.pixels.masks import SURE
 
 SIDE = 112
 SEEDS = range(6)

@@ -29,7 +29,7 @@ from tasks.pixels.packed import PackedImages
 from tasks.pixels.shards import shards_exist
 from tasks.preparing.packing import known_files, pack_shard
 from tasks.publishing.published import describe_candidate, read_published
-from tasks.publishing.rules import Candidate, Published, decide
+from tasks.publishing.rules import Candidate, Published, weigh_candidate
 from tasks.runs.bucket import read_seal
 from tasks.runs.manifest import read_manifest
 from tasks.runs.run import Run
@@ -160,10 +160,10 @@ def read_all_records(folder: Path) -> dict[str, Callable[[], Any]]:
         assert published is not None
         for one in (published, *published.earlier, *published.withdrawn):
             str(one)
-        decide(Candidate.model_validate(MODEL), published, PublishingSettings())
+        weigh_candidate(Candidate.model_validate(MODEL), published, PublishingSettings())
 
     def weigh(candidate: Candidate) -> None:
-        decide(candidate, Published.model_validate(RECORDS["published.json"]), PublishingSettings())
+        weigh_candidate(candidate, Published.model_validate(RECORDS["published.json"]), PublishingSettings())
 
     def look_at_metrics() -> None:
         read_threshold(folder)

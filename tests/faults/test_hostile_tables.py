@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tasks.devices.answers import FORMULA, keep_answers, read_answers, read_kept
 from tasks.devices.readings import find_review, read_review
-from tasks.preparing.ingestion import read_index
+from tasks.preparing.ingestion import read_index_table
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 PATHS = ("a.png", "b.png", "=c.png", "ü/d e.png")
@@ -91,7 +91,7 @@ def read_as_review(path: Path) -> None:
 
 
 def read_as_index(path: Path) -> None:
-    rows = read_index(path, PATHS)
+    rows = read_index_table(path, PATHS)
     assert set(rows["path"]) <= set(PATHS) and rows["path"].is_unique
     assert set(rows["label"]) <= {0, 1} and set(rows["source_split"]) <= {"train", "val", "test"}
 
@@ -155,7 +155,7 @@ def test_a_table_of_far_too_many_cells_is_read_or_refused_before_they_fill_the_m
     faults: FaultTable, tmp_path: Path, case: str
 ) -> None:
     (tmp_path / "t.csv").write_text(COMMAS[case])
-    for read in (lambda: read_review(tmp_path / "t.csv", "r"), lambda: read_index(tmp_path / "t.csv", PATHS)):
+    for read in (lambda: read_review(tmp_path / "t.csv", "r"), lambda: read_index_table(tmp_path / "t.csv", PATHS)):
         ends_well(faults, read)
 
 
@@ -180,7 +180,7 @@ def test_a_table_with_a_million_rows_is_read_or_refused_within_the_memory_limit(
         stream.write("path,device,label,patient_id\n")
         stream.writelines(f"train/NORMAL/IM-{i}.jpeg,{i % 2},0,p{i}\n" for i in range(1_000_000))
     assert ends_well(faults, lambda: read_review(table, "screening.review"))
-    assert not ends_well(faults, lambda: read_index(table, ("a.png",)))
+    assert not ends_well(faults, lambda: read_index_table(table, ("a.png",)))
     assert not ends_well(
         faults,
         lambda: keep_answers(

@@ -12,7 +12,7 @@ from PIL import Image
 from stage_steps import ingest_all
 
 from tasks.errors import SourceError, TableError
-from tasks.preparing.ingestion import describe_path, exclude_copies, patient_of, read_file, read_index, subtype_of
+from tasks.preparing.ingestion import describe_path, exclude_copies, patient_of, read_file, read_index_table, subtype_of
 from tasks.runs.manifest import MANIFEST_DTYPES, image_id, read_manifest
 from tasks.settings import Settings
 
@@ -103,7 +103,7 @@ def test_an_image_id_is_the_start_of_the_sha256_of_its_path() -> None:
 
 def index(tmp_path: Path, text: str, images: tuple[str, ...] = ("a.jpeg", "test/b.jpeg", "val/c.jpeg")) -> pd.DataFrame:
     (tmp_path / "index.csv").write_text(text, encoding="utf-8")
-    return read_index(tmp_path / "index.csv", images).set_index("path")
+    return read_index_table(tmp_path / "index.csv", images).set_index("path")
 
 
 def test_an_index_overrides_what_the_names_say(tmp_path: Path) -> None:

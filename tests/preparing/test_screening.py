@@ -13,7 +13,7 @@ from tasks.errors import RunError
 from tasks.files import digest, read_json, write_json
 from tasks.networks.files import save_network
 from tasks.preparing.packing import index_arrays
-from tasks.preparing.screening import add_readings, count_devices, decide, keep_fair_readings
+from tasks.preparing.screening import add_readings, count_devices, decide_devices, keep_fair_readings
 from tasks.records import DOUBTFUL_DEVICE, READ_DEVICE, SCORED_DEVICE, Facts
 from tasks.runs.manifest import read_manifest, write_manifest
 from tasks.settings import ScreeningSettings, Settings
@@ -38,7 +38,7 @@ def table(*rows: tuple[str, str], score: float | None = None, excluded: str = ""
 def screened(
     manifest: pd.DataFrame, readings: dict[str, int], answered: dict[str, int] | None = None
 ) -> dict[str, tuple[object, bool, str]]:
-    out = decide(add_readings(manifest, readings, answered or {}), HOW)
+    out = decide_devices(add_readings(manifest, readings, answered or {}), HOW)
     return {
         path: (None if pd.isna(device) else bool(device), bool(reviewed), reason)
         for path, device, reviewed, reason in zip(
@@ -126,20 +126,20 @@ def test_a_score_excludes_from_the_lower_edge_and_counts_as_a_device_from_the_th
 def test_a_reading_overrides_the_score_and_leaves_it_as_it_is(score: float, device: int) -> None:
     manifest = table(("train/a", "1"), score=score)
     assert screened(manifest, {"train/a": device})["train/a"] == (bool(device), True, READ_DEVICE if device else "")
-    decided = decide(add_readings(manifest, {"train/a": device}, {}), HOW)
+    decided = decide_devices(add_readings(manifest, {"train/a": device}, {}), HOW)
     assert decided["device_score"].tolist() == [pytest.approx(score)]
 
 
 def test_a_threshold_below_the_lower_edge_excludes_from_the_threshold_on() -> None:
     how = HOW.model_copy(update={"threshold": 0.2})
-    decided = decide(add_readings(table(("train/a", "1"), score=0.25), {}, {}), how)
+    decided = decide_devices(add_readings(table(("train/a", "1"), score=0.25), {}, {}), how)
     assert (decided["has_device"].tolist(), decided["excluded"].tolist()) == ([True], [SCORED_DEVICE])
 
 
 def test_counts_tell_rates_before_and_after_and_none_where_nothing_is_known() -> None:
     manifest = table(("train/a", "1"), ("train/b", "2"), ("train/c", "3"), ("train/d", "4"))
     manifest["device_score"] = pd.array([0.1, 0.1, 0.4, None], dtype="Float32")
-    counts = count_devices(decide(add_readings(manifest, {"train/a": 1, "train/b": 0}, {}), HOW))
+    counts = count_devices(decide_devices(add_readings(manifest, {"train/a": 1, "train/b": 0}, {}), HOW))
     rates = {(row["split"], row["class"]): (row["images"], row["screened"], row["rate"]) for row in counts["rates"]}
     assert (counts["n_excluded"], counts["n_train_kept"], counts["n_unscreened_train"]) == (2, 2, 1)
     assert (counts["n_excluded_reviewed"], counts["n_excluded_scored"], counts["n_excluded_doubtful"]) == (1, 0, 1)

@@ -19,7 +19,7 @@ from tasks.errors import OutsideError, RunError
 from tasks.files import read_json, write_json
 from tasks.publishing import published as publishing
 from tasks.publishing.published import describe_candidate, publish, weigh
-from tasks.publishing.rules import MOST_KEPT, Candidate, Entry, Published, decide, succeed
+from tasks.publishing.rules import MOST_KEPT, Candidate, Entry, Published, succeed, weigh_candidate
 from tasks.records import Facts
 from tasks.runs import bucket as run_copies
 from tasks.runs.bucket import send
@@ -49,7 +49,7 @@ def published_by(*entries: Entry) -> Published:
 
 
 def decide_on(candidate: Candidate, published: Published | None, **more: Any) -> Facts:
-    return decide(candidate, published, PublishingSettings(max_drop=0.01), **more)
+    return weigh_candidate(candidate, published, PublishingSettings(max_drop=0.01), **more)
 
 
 # -- the rules ---------------------------------------------------------------------------------------------------------
@@ -414,7 +414,7 @@ def test_of_two_that_publish_at_once_the_later_is_weighed_against_the_earlier(
             asked.append(published.run)
             if len(asked) == 1:
                 publish.fn(Run(fast))  # between the reading and the writing of the other one
-        return decide(candidate, published, *rest, **more)
+        return weigh_candidate(candidate, published, *rest, **more)
 
     monkeypatch.setattr(publishing, "decide", decide_slowly)
     publish.fn(Run(slow))

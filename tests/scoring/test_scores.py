@@ -15,7 +15,7 @@ from tasks.scoring.scores import (
     HEADER,
     ScoredImage,
     as_packed,
-    decide,
+    decide_image,
     describe_distance,
     find_scored_images,
     load_scorer,
@@ -150,7 +150,7 @@ def test_an_image_within_the_bound_is_not_refused() -> None:
 
 
 def test_a_decision_is_made_from_the_threshold_on_and_not_for_a_refused_image() -> None:
-    said = [decide(ScoredImage(p, 0.5, refused), 0.41) for p in (0.409999, 0.41) for refused in ("", "why")]
+    said = [decide_image(ScoredImage(p, 0.5, refused), 0.41) for p in (0.409999, 0.41) for refused in ("", "why")]
     assert said == ["0", "", "1", ""]
 
 

@@ -21,7 +21,7 @@ from tasks.errors import OutsideError, SourceError
 from tasks.files import REPOSITORY
 from tasks.runs.s3_client import make_client
 from tasks.settings import IngestionSettings
-from tasks.sources.bucket_mirror import BucketCopy, decide, fetch_bucket
+from tasks.sources.bucket_mirror import BucketCopy, fetch_bucket, plan_fetch
 from tasks.sources.layout import plan_layout
 
 MIB = 1 << 20
@@ -403,7 +403,7 @@ def test_what_to_do_is_decided_over_names_versions_and_sizes_alone() -> None:
     wanted = {"same": ["e", 1], "newer": ["e2", 1], "larger": ["e", 2], "cut": ["e", 9], "new": ["e", 1]}
     index = {"same": ["e", 1], "newer": ["e1", 1], "larger": ["e", 1], "cut": ["e", 9], "gone": ["e", 1]}
     sizes = {"same": 1, "newer": 1, "larger": 1, "cut": 5, "gone": 1, "unfinished.4f2A": 1}
-    assert decide(wanted, index, sizes) == ({"newer", "larger", "cut", "new"}, {"gone"})
+    assert plan_fetch(wanted, index, sizes) == ({"newer", "larger", "cut", "new"}, {"gone"})
 
 
 def test_an_object_that_was_uploaded_in_parts_comes_whole(s3: Any, bucket: str, tmp_path: Path) -> None:

@@ -19,13 +19,13 @@ from tasks.records import Facts
 from tasks.settings import EvaluationSettings
 from tasks.training.evaluation import (
     GROUPS,
-    describe_group,
     evaluated_rows,
     measure,
     measure_bacteria,
     measure_border,
     measure_members,
     metrics_rows,
+    say_group,
 )
 
 
@@ -314,8 +314,8 @@ def test_a_group_is_told_in_one_line_measured_or_not() -> None:
     value = {"value": 0.9731, "low": 0.9612, "high": 0.98449}
     assert format_value(value) == "0.973 (0.961 to 0.984)"
     assert format_value({"value": None, "low": None, "high": None, "reason": "why"}) == "none (why)"
-    assert describe_group("val", {"n": 1234, "auc": value}) == "val (1,234 images): auc 0.973 (0.961 to 0.984)"
-    assert describe_group("val", {"n": 0, "reason": "why"}) == "val: not measured, why"
+    assert say_group("val", {"n": 1234, "auc": value}) == "val (1,234 images): auc 0.973 (0.961 to 0.984)"
+    assert say_group("val", {"n": 0, "reason": "why"}) == "val: not measured, why"
 
 
 def test_the_table_for_people_has_a_row_per_group() -> None:

@@ -12,7 +12,9 @@ def chests() -> Lesson:
     return draw_chests(60, seed=5)
 
 
-def test_a_drawn_device_lies_within_its_mask_and_a_picture_without_one_has_an_empty_mask(chests: Lesson) -> None:
+def test_a_drawn_device_lies_within_its_mask_and_a_picture_without_one_has_an_empty_mask(
+    chests: Lesson,
+) -> None:
     bare = chests.pixels[chests.devices == 0][:20]
     drawn = draw_lessons(bare, np.random.default_rng(1))
     assert drawn.pixels.shape == drawn.masks.shape == (20, 224, 224)

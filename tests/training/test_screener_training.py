@@ -14,10 +14,10 @@ from tasks.pixels.packed import PackedImages
 from tasks.training import screener as screener_training
 from tasks.training.screener import (
     ScreenerRecipe,
-    calibrate,
+    balance_score,
     join_readings,
     part_of_patient,
-    run_epoch,
+    run_screener_epoch,
     start_core,
     train_screener,
 )
@@ -97,7 +97,7 @@ def test_a_killed_training_goes_on_and_ends_as_an_unbroken_one(
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return run_epoch(*arguments)  # type: ignore[arg-type]
+        return run_screener_epoch(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(screener_training, "run_epoch", killed_in_the_third)
     with pytest.raises(KeyboardInterrupt):
@@ -146,7 +146,7 @@ def test_calibration_puts_the_balanced_threshold_at_one_half() -> None:
     before = score_pixels(screener, pixels)
     if before[devices == 1].mean() < before[devices == 0].mean():
         devices = 1 - devices
-    calibrate(core, devices, before)
+    balance_score(core, devices, before)
     called = score_pixels(screener, pixels) >= 0.5
     assert abs(called[devices == 1].mean() - (1 - called[devices == 0].mean())) < 0.15
     assert (
