@@ -130,7 +130,7 @@ def test_without_weights_the_seed_decides() -> None:
         ("mobilenet_v2", "did you mean MobileNetV2"),
         ("ResNet5O", "did you mean ResNet50"),
         ("preprocess_input", "take one of ConvNeXtBase, "),
-        ("resnet", "no Keras Applications network"),
+        ("resnet", "not a Keras Applications network"),
         ("", "take one of ConvNeXtBase, "),
     ],
 )

@@ -178,7 +178,7 @@ def cut(raw: bytes) -> bytes:
 def test_a_file_that_is_no_zip_or_cut_short_is_refused(spoil: Callable[[bytes], bytes], tmp_path: Path) -> None:
     path = make_zip(tmp_path / "x.zip", *((f"{i}.jpeg", bytes(500)) for i in range(20)))
     path.write_bytes(spoil(path.read_bytes()))
-    assert "no zip archive or is cut short" in refusal(path, tmp_path / "out")
+    assert "not a zip archive or is cut short" in refusal(path, tmp_path / "out")
 
 
 def test_an_empty_archive_has_no_members(tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ def test_the_token_of_a_secret_block_goes_before_the_environment(
     ("address", "said"),
     [
         ("dropbox:/Nowhere", "check the address"),
-        ("dropbox:/Scans/Train/NORMAL/a.jpeg", "no .zip"),
+        ("dropbox:/Scans/Train/NORMAL/a.jpeg", "not a .zip"),
         ("dropbox:/Scans/../Other", "leads out"),
     ],
 )
