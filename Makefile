@@ -1,5 +1,7 @@
 # The verbs of this project; CI calls the same ones. `make help` lists them.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+# The first of these that is supported; where none is, the last, which is refused below.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do $$python -c '$(SUPPORTED)' 2>/dev/null && break; done; echo $$python)
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCE ?= sample
@@ -16,8 +18,8 @@ help: ## list the verbs
 
 $(VENV)/.run: requirements.txt constraints.txt
 	@echo "setting up $(VENV) (once; a few minutes)" >&2
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "error: Python 3.11 is needed; name one with make PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { echo "error: Python 3.11, 3.12 or 3.13 is needed; name one with make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(PIP_INSTALL) -r requirements.txt
 	@touch $@
 

@@ -91,7 +91,11 @@ class IngestionSettings(Section):
         min_length=1,
         description="Hosts that a https source and its redirects may name; '*.' stands for any subdomain.",
     )
-    ca_file: str | None = Field(None, description="PEM file of the certificate authority to trust for https sources.")
+    ca_file: str | None = Field(
+        None,
+        description="PEM file of the certificate authority to trust for https sources; Python 3.13 wants the "
+        "certificates to follow RFC 5280, with key usage and key identifiers.",
+    )
     timeout_s: float = Field(
         60.0, gt=0, le=86_400, description="Longest silence of a server before the attempt counts as failed."
     )

@@ -204,10 +204,16 @@ def dropbox_hash(content: bytes) -> str:
 
 
 def write_certificates(folder: Path) -> tuple[Path, Path]:
-    """Writes an authority, and a key with its certificate for localhost and 127.0.0.1; returns both files."""
+    """Writes an authority, and a key with its certificate for localhost and 127.0.0.1; returns both files.
+
+    With the usage and the identifiers of keys that RFC 5280 asks for, and Python from 3.13 on.
+    """
     now = datetime.datetime.now(datetime.UTC)
 
     def build(name: str, key: ec.EllipticCurvePrivateKey, issuer: str, is_authority: bool) -> x509.CertificateBuilder:
+        signs = dict.fromkeys(("key_cert_sign", "crl_sign"), is_authority)
+        others = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+        usage = signs | dict.fromkeys((*others, "encipher_only", "decipher_only"), False)
         return (
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
@@ -217,6 +223,9 @@ def write_certificates(folder: Path) -> tuple[Path, Path]:
             .not_valid_before(now - datetime.timedelta(days=1))
             .not_valid_after(now + datetime.timedelta(days=2))
             .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+            .add_extension(x509.KeyUsage(digital_signature=True, **usage), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
         )
 
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())

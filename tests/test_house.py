@@ -1,8 +1,11 @@
 """Habits of the house: who may import whom, and what the documents must mention."""
 
 import ast
+import os
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -121,6 +124,46 @@ def test_the_readme_names_every_make_verb_and_no_other() -> None:
     assert set(re.findall(r"(?:^|`|run: )make ([a-z][a-z-]*)", readme, re.MULTILINE)) == set(make_verbs())
 
 
+def make_setup(folder: Path, *words: str, **versions: str) -> subprocess.CompletedProcess[str]:
+    """Has make set up ``.venv`` where those names on the path say that they are those versions of Python."""
+    for name, version in versions.items():
+        file = folder / name.replace("_", ".")
+        major, minor = version.split(".")
+        file.write_text(
+            f"#!{sys.executable}\nimport sys\nsys.version_info = ({major}, {minor}, 0)\nexec(sys.argv[2])\n"
+        )
+        file.chmod(0o755)
+    # Whoever calls the tests through make hands on its flags and, with them, its PYTHON.
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "MAKEFLAGS", "MFLAGS")}
+    environment["PATH"] = f"{folder}{os.pathsep}{environment['PATH']}"
+    command = ["make", "--always-make", ".venv/.run", *words]
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("version", ["2.7", "3.10", "3.14"])
+def test_make_refuses_a_python_that_is_not_supported_and_names_those_that_are(tmp_path: Path, version: str) -> None:
+    done = make_setup(tmp_path, "PYTHON=some_python", some_python=version)
+    assert done.returncode == 2
+    assert re.findall("^error: .*", done.stderr, re.MULTILINE) == [
+        "error: Python 3.11, 3.12 or 3.13 is needed; name one with make PYTHON=/path/to/python3.12"
+    ]
+    assert "Python 3.11, 3.12 or 3.13" in (REPOSITORY / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"python3": "3.12", "python3_11": "3.11"},
+        {"python3": "3.14", "python3_13": "3.13", "python3_12": "3.12"},
+        {"python3": "3.10", "python3_13": "3.10", "python3_12": "3.10", "python3_11": "3.11"},
+    ],
+)
+def test_make_takes_python3_or_the_newest_that_is_supported(tmp_path: Path, names: dict[str, str]) -> None:
+    done = make_setup(tmp_path, "--dry-run", **names)
+    taken = next(name for name, version in names.items() if version in ("3.11", "3.12", "3.13"))
+    assert f"{taken.replace('_', '.')} -c" in done.stdout, done.stdout + done.stderr
+
+
 def setting_names(model: type[Section] = Settings, prefix: str = "") -> list[str]:
     names = []
     for name, field in model.model_fields.items():
@@ -142,8 +185,6 @@ def test_no_picture_of_the_real_data_set_is_in_the_repository() -> None:
 
 
 def test_importing_the_pipeline_loads_neither_tensorflow_nor_great_expectations() -> None:
-    import subprocess
-
     code = "import sys, flows.pipeline; print([m for m in ('tensorflow', 'keras', 'great_expectations', 'matplotlib', "
     code += "'lime') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
