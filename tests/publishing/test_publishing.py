@@ -416,7 +416,7 @@ def test_of_two_that_publish_at_once_the_later_is_weighed_against_the_earlier(
                 publish.fn(Run(fast))  # between the reading and the writing of the other one
         return weigh_candidate(candidate, published, *rest, **more)
 
-    monkeypatch.setattr(publishing, "decide", decide_slowly)
+    monkeypatch.setattr(publishing, "weigh_candidate", decide_slowly)
     publish.fn(Run(slow))
     published = published_in(runs, first) or {}
     assert asked == ["first", "fast"]

@@ -99,7 +99,7 @@ def test_a_killed_training_goes_on_and_ends_as_an_unbroken_one(
             raise KeyboardInterrupt
         return run_screener_epoch(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(screener_training, "run_epoch", killed_in_the_third)
+    monkeypatch.setattr(screener_training, "run_screener_epoch", killed_in_the_third)
     with pytest.raises(KeyboardInterrupt):
         train_screener(rows, manifest, images, RECIPE, 7, broken)
     train_screener(rows, manifest, images, RECIPE, 7, broken)
