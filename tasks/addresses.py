@@ -1,7 +1,10 @@
-"""Addresses of sources without their secrets: a share link is a key, and so is a password in an address."""
+"""Addresses: of sources, without their secrets (a share link is a key, as is a password), and of folders."""
 
 import re
+from typing import Annotated
 from urllib.parse import urlsplit
+
+from pydantic import AfterValidator
 
 BARE_LINK = re.compile(
     r"(?P<rest>\W{0,8}(\w{1,5}\W{1,4})?)(([^/\s]*[.@])?dropbox(usercontent)?\.com(:\d+)?/|.*[?&]rlkey=)",
@@ -40,3 +43,22 @@ def source_name(source: str) -> str:
     last = source.rstrip("/").split("/")[-1].removesuffix(".zip")
     name = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in last).strip("-")
     return name[:60] or "source"
+
+
+def _refuse_address(value: str) -> str:
+    if "://" in value:
+        raise ValueError("should be a folder on this machine")
+    return value
+
+
+def _refuse_other_buckets(value: str) -> str:
+    name = r"(?!\.+(/|$))[A-Za-z0-9._=+@-]+"
+    if "://" in value and not re.fullmatch(rf"s3://[A-Za-z0-9][A-Za-z0-9._-]{{1,254}}(/{name})+/?", value):
+        raise ValueError("should be a folder on this machine, or s3://bucket/prefix/run")
+    return value
+
+
+Folder = Annotated[str, AfterValidator(_refuse_address)]
+"""A path on this machine."""
+RunFolder = Annotated[str, AfterValidator(_refuse_other_buckets)]
+"""A path on this machine, or ``s3://bucket/prefix/run``."""

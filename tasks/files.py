@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, run folders, and the manifest."""
+"""Files that appear whole or not at all; folders made once, resumed where they can be; locks; and room on a disk."""
 
 import errno
 import hashlib

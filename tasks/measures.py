@@ -1,4 +1,7 @@
-"""Measures of a decision: AUC, accuracy, sensitivity, specificity, with intervals by a bootstrap over patients."""
+"""Measures of a decision (AUC, accuracy, sensitivity, specificity), their intervals, and the choice of thresholds.
+
+Intervals are by a bootstrap over patients.
+"""
 
 from typing import Any
 

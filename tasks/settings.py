@@ -6,32 +6,15 @@ field is a flag of the command line: ``--training.epochs 3``.
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
-from tasks.addresses import hide_keys
+from tasks.addresses import Folder, RunFolder, hide_keys
 from tasks.records import MODEL, TWIN
 
 Split = Literal["val", "test"]
 AuditPart = Literal["baselines", "insertion", "removal", "blanked", "attribution", "groups"]
-
-
-def _refuse_address(value: str) -> str:
-    if "://" in value:
-        raise ValueError("should be a folder on this machine")
-    return value
-
-
-def _refuse_other_buckets(value: str) -> str:
-    name = r"(?!\.+(/|$))[A-Za-z0-9._=+@-]+"
-    if "://" in value and not re.fullmatch(rf"s3://[A-Za-z0-9][A-Za-z0-9._-]{{1,254}}(/{name})+/?", value):
-        raise ValueError("should be a folder on this machine, or s3://bucket/prefix/run")
-    return value
-
-
-Folder = Annotated[str, AfterValidator(_refuse_address)]
-RunFolder = Annotated[str, AfterValidator(_refuse_other_buckets)]
 
 
 class Section(BaseModel):

@@ -1,7 +1,8 @@
-"""lime's image explainer with its loop over perturbed copies made one array operation.
+"""LIME (Ribeiro et al. 2016): perturbed copies of an X-ray are drawn and asked about, and pieces get their weights.
 
-Sampling, kernel and regression are the lime package's own (Ribeiro et al. 2016). A module of its own because lime
-brings scikit-learn and scikit-image along, seconds that a flow's start need not wait.
+lime's image explainer, with its loop over the copies made one array operation: the random draws are the same as lime's,
+kernel and regression are its own code. A module of its own because lime brings scikit-learn and scikit-image along,
+seconds that a flow's start need not wait.
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,7 @@ Reads the packed arrays, a review table, people's answers and ``manifest.parquet
 network's), ``has_device``, ``device_reviewed`` and more reasons in ``excluded``, ``excluded.csv`` for people,
 ``masks/index.json`` (where the masks are in the cache) and ``review/``, the sheet of doubtful images. Images with
 devices stay in validation and test on purpose: the network will meet devices in use, and only these images show
-whether it relies on them.
+whether it relies on them. Training leaves out the rows with a reason in ``excluded`` (``used_rows`` in ``twin``).
 """
 
 import importlib.metadata

@@ -1,7 +1,8 @@
 """Stages, cached by content: a stage that any run has finished is reused, not done again.
 
 A stage is described by its inputs, its settings and its code. Their hash names an entry in the cache. The entry holds
-the files that the stage made; copies of them are placed in the run folder.
+the files that the stage made; copies of them are placed in the run folder. An attempt that was cut off leaves a
+``.partial`` folder, which a stage that can resume takes up again (``make_once`` in ``files``).
 """
 
 import filecmp

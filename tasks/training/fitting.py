@@ -1,7 +1,7 @@
 """Train: fits the members of a network on its training rows.
 
 Reads ``manifest.parquet`` and the packed arrays; writes ``members/member_1.keras`` and so on, and ``history.csv`` with
-a row per member and epoch; those of the unscreened twin into ``unfiltered/``. A killed training goes on from its last
+a row per member and epoch; those of the unscreened twin into ``unfiltered/``. A killed training resumes from its last
 whole epoch.
 """
 

@@ -1,4 +1,4 @@
-"""Members: trains one network of the model, epoch by epoch, and goes on where a killed training stopped.
+"""Members: trains one network of the model, epoch by epoch, and resumes a training that was killed.
 
 Pixels lie on the accelerator for the whole training; a step sends row numbers and labels there, nothing else. After
 each epoch a checkpoint is kept, and at SIGTERM or Ctrl-C after the step that is being done. Every random choice of an
@@ -160,12 +160,11 @@ def train_member(
     name: str,
     show: Callable[[Facts], None],
 ) -> list[Facts]:
-    """Trains one network and leaves it as ``<name>.keras`` in a folder, going on from what a killed training left
-    there.
+    """Trains one network into ``<name>.keras`` in a folder; resumes what a killed training left there.
 
     What is kept is a moving average of the weights over about an epoch, as it stands after the last epoch: with a rate
     that has come down by then, the average generalises better than any single step (Izmailov et al. 2018), and nothing
-    has to be picked by validation, where the best epochs differ by chance. Training itself goes on from plain weights.
+    has to be picked by validation, where the best epochs differ by chance. Training itself keeps the plain weights.
 
     Args:
         trainer: From ``compile_trainer``, in any state.
@@ -192,7 +191,7 @@ def train_member(
     if (kept := load_checkpoint(checkpoints, of)) is not None:
         trainer, state = kept
         after = f"epoch {len(state['history'])}" + (f" and {len(state['losses'])} steps" if state["losses"] else "")
-        print(f"{name.replace('_', ' ')}: going on after {after} from {checkpoints}")
+        print(f"{name.replace('_', ' ')}: resuming after {after} from {checkpoints}")
     else:
         state = {"history": [], "losses": [], "seeds": [], "of": of}
         start_afresh(trainer, settings, seed)

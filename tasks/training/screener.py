@@ -2,8 +2,8 @@
 
 Reads ``manifest.parquet``, the packed arrays and a review table; writes ``screener/`` into the run folder:
 ``model.keras``, ``model.sha256``, ``history.csv``, ``readings.csv`` (which reading served for what) and ``card.json``.
-Patients are kept apart: one part is fitted to, one sets the threshold, and the rest is only reported on. After each
-epoch a checkpoint is kept, so that a killed training goes on from its last whole epoch.
+Patients are kept apart: one part is fitted to, one balances the score at 0.5, and the rest is only reported on. After
+each epoch a checkpoint is kept, so that a killed training resumes from its last whole epoch.
 """
 
 import hashlib
@@ -154,7 +154,7 @@ def join_readings(manifest: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 def train_screener(
     rows: pd.DataFrame, manifest: pd.DataFrame, images: PackedImages, recipe: ScreenerRecipe, seed: int, folder: Path
 ) -> Facts:
-    """Trains, going on from a checkpoint in ``folder`` if there is one; calibrates, measures, writes all files.
+    """Trains, resuming from a checkpoint in ``folder`` if there is one; calibrates, measures, writes all files.
 
     Raises:
         TableError: If a part lacks images with or without devices, or none is surely without.
@@ -189,7 +189,7 @@ def train_screener(
     of = digest([recipe.model_dump(), seed, len(read)])
     if (kept := load_checkpoint(folder, of)) is not None:
         trainer, state = kept
-        print(f"going on after epoch {len(state['history'])} from {folder}")
+        print(f"resuming after epoch {len(state['history'])} from {folder}")
     else:
         state = {"history": [], "of": of}
         trainer = build_screener_trainer(start_core(recipe, seed), seed)

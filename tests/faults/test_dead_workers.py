@@ -138,7 +138,7 @@ def test_a_run_asked_to_stop_within_an_epoch_saves_its_steps_is_rescheduled_and_
             if steps:
                 said.append(Started(command, environment, tmp_path / "last.log").end())
                 assert team.names(run.id)[-1] == "Completed"
-                goes_on = re.search(rf"going on after epoch \d+ and {steps} steps from", said[-1])
+                goes_on = re.search(rf"resuming after epoch \d+ and {steps} steps from", said[-1])
                 attempt.kept(goes_on is not None, said[-1][-4000:])
                 epochs = epochs_in(*said)
                 assert len(epochs) == len(set(epochs)) == n_epochs, "an epoch was repeated"

@@ -70,7 +70,7 @@ def test_a_training_that_is_told_to_stop_within_an_epoch_saves_its_steps_and_goe
         attempt.kept(exit_code == 0, said[-2000:])
         attempt.kept(before.items() <= finished_work(place).items(), "finished work was done again")
         assert max(epochs_done(place.log).values()) == 1, "an epoch was repeated"
-        assert re.search(rf"going on after epoch \d+ and {next(filter(None, steps))} steps from", place.log)
+        assert re.search(rf"resuming after epoch \d+ and {next(filter(None, steps))} steps from", place.log)
         compare_runs(attempt, place.run, whole.run)
 
 

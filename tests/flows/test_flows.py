@@ -219,7 +219,7 @@ def test_a_run_killed_in_training_goes_on_in_its_folder(api: str, small_flags: l
     assert first.process.returncode == -signal.SIGKILL
     assert not (tmp_path / "run" / "run.json").exists()
     said = run_process(flags, environment, tmp_path / "second.log").end()
-    assert "member 2: going on after epoch" in said
+    assert "member 2: resuming after epoch" in said
     assert "member 1 of 2, epoch" not in said
     assert "member 2 of 2, epoch 3 of 40" not in said
     assert (tmp_path / "run" / "run.json").exists()

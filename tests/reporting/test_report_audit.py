@@ -8,7 +8,9 @@ import pytest
 from report_run import Page, build_run, compare_networks, settings_for
 
 from tasks.errors import RunError
-from tasks.reporting.audit import say_comparison
+from tasks.explaining.verdict import RULES
+from tasks.files import read_json
+from tasks.reporting.audit import VARIANTS, say_comparison
 from tasks.reporting.report import write_report
 from tasks.runs.run import Run
 
@@ -48,9 +50,20 @@ def opened(browser: Any, run: Path) -> Iterator[Any]:
 def test_the_verdict_comes_first_and_says_what_screening_changed(page: Page) -> None:
     start = page.text.index("What the network looks at", page.text.index("Under other conditions", 900))
     said = page.text[start : start + 700]
-    assert "The model passed the audit: none of 11 rules is broken" in said
+    assert f"The model passed the audit: none of {len(RULES)} rules is broken" in said
     assert "Better with screening: " in said
     assert "shift of normal images by drawn devices" in said
+
+
+def test_every_change_that_the_audit_makes_has_a_title_in_the_report(run: Path) -> None:
+    audit = read_json(run / "audit.json")
+    made = {
+        key
+        for part in ("insertion", "removal")
+        for key, found in audit[part]["model"].items()
+        if isinstance(found, dict)
+    }
+    assert made and made <= set(VARIANTS)
 
 
 def test_model_and_twin_stand_side_by_side_in_every_table(page: Page) -> None:
