@@ -98,19 +98,27 @@ def run_stoppable(train: Callable[[Callable[[Callable[[], None]], None]], T]) ->
         train: Given a function to call between two steps, with one that saves a checkpoint. That call saves and stops
     the training after a signal.
     """
-    stop = threading.Event()
+    stop, ready = threading.Event(), threading.Event()
 
     def look(save: Callable[[], None]) -> None:
         if stop.is_set():
             save()
             raise _StoppedError
 
+    def begin() -> T:
+        # The pool waits at its end for a thread only once ``submit`` has returned: nothing is trained before.
+        ready.wait()
+        look(lambda: None)
+        return train(look)
+
     with ThreadPoolExecutor(1, "training") as pool:  # waits for the thread at the end
-        future = pool.submit(copy_context().run, train, look)
         try:
+            future = pool.submit(copy_context().run, begin)
+            ready.set()
             return future.result()
         finally:
             stop.set()
+            ready.set()
 
 
 class _StoppedError(Exception):

@@ -48,8 +48,8 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def address(request: pytest.FixtureRequest) -> str:
-    return f"s3://{BUCKET}/{request.node.name.split('[')[0]}/run"
+def address(tmp_path: Path) -> str:
+    return f"s3://{BUCKET}/{tmp_path.name}/run"
 
 
 def machine(folder: Path, address: str) -> Settings:
@@ -393,9 +393,9 @@ def test_an_address_that_is_no_run_folder_is_refused_by_name(run_dir: str) -> No
 
 @pytest.mark.slow
 def test_three_machines_that_share_nothing_but_the_address_make_one_run(
-    server: str, bucket: Any, tmp_path: Path
+    server: str, bucket: Any, address: str, tmp_path: Path
 ) -> None:
-    address = f"s3://{BUCKET}/team/one"
+    prefix = address.removeprefix(f"s3://{BUCKET}/") + "/"
     for place, path in (("another", "b.png"), ("prepare/data", "a.png")):
         answer_here(machine(tmp_path / place, address), path)
     share_answers(Run(machine(tmp_path / "another", address)))
@@ -416,10 +416,10 @@ def test_three_machines_that_share_nothing_but_the_address_make_one_run(
         assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "prepare" / "data" / "raw").exists() and not (tmp_path / "train" / "data" / "raw").exists()
     assert answered_here(machine(tmp_path / "explain" / "data", address)) == ["a.png", "b.png"]
-    found = {name.removeprefix("team/one/"): entry for name, entry in names_below(bucket, "team/one/").items()}
+    found = {name.removeprefix(prefix): entry for name, entry in names_below(bucket, prefix).items()}
     assert {"manifest.parquet", "model.keras", "metrics.json", "audit.json", "report/index.html", SEAL} <= set(found)
     assert max(found, key=lambda name: (found[name]["LastModified"], name == SEAL)) == SEAL
-    sealed = json.loads(bucket.get_object(Bucket=BUCKET, Key=f"team/one/{SEAL}")["Body"].read())
+    sealed = json.loads(bucket.get_object(Bucket=BUCKET, Key=prefix + SEAL)["Body"].read())
     assert sealed["settings"]["run_dir"] == address
     assert not any(os.sep + "explain" + os.sep in str(value) for value in sealed.values())
 
