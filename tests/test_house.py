@@ -100,7 +100,7 @@ KEYS = {
     "training.fitting": f"{CLASSIFIER} networks.augmentation networks.checkpoints networks.twin training.members",
     "training.calibration": f"{CLASSIFIER} measures networks.familiarity networks.twin pixels.shifts",
     "training.evaluation": f"{CLASSIFIER} measures pixels.shifts",
-    "explaining.explanations": f"{PROBES} explaining.lime_arrays explaining.lime_quality explaining.pictures "
+    "explaining.explanations": f"{PROBES} explaining.lime_sampling explaining.lime_quality explaining.pictures "
     "runs.manifest",
     "explaining.auditing": f"{PROBES} explaining.baselines explaining.probes explaining.verdict drawings.devices",
     "training.screener": f"{SCREENER} networks.augmentation networks.checkpoints drawings.chests drawings.devices "

@@ -212,7 +212,7 @@ def explain_row(
         settings: ``explanation`` and the seed.
     """
     from tasks.drawings.transplant import grow_mask
-    from tasks.explaining.lime_arrays import cut_pieces
+    from tasks.explaining.lime_sampling import cut_pieces
     from tasks.explaining.pictures import draw_explanation
     from tasks.pixels.window import window_place
 
@@ -257,8 +257,8 @@ def explain_pieces(
         the local fit, its ``intercept`` and ``local_probability``; ``n_samples`` and ``seed``; ``stability`` and
         ``faithfulness`` as from ``tasks.explaining.lime_quality``.
     """
-    from tasks.explaining.lime_arrays import PieceHider, weigh_pieces
     from tasks.explaining.lime_quality import measure_faithfulness, measure_stability
+    from tasks.explaining.lime_sampling import PieceHider, weigh_pieces
 
     maps = [
         weigh_pieces(

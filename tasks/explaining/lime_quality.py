@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.explaining.lime_arrays import PieceHider
+from tasks.explaining.lime_sampling import PieceHider
 from tasks.measures import Array
 from tasks.records import Facts
 
@@ -52,7 +52,7 @@ def measure_faithfulness(
     Args:
         hider: Of the image.
         weights: Of its pieces, positive for pneumonia, ``(n_pieces,)``.
-        network: As in ``tasks.explaining.lime_arrays``.
+        network: As in ``tasks.explaining.lime_sampling``.
         decision: 1 where the image was called pneumonia, else 0.
         seed: Seed of the random orders.
 

@@ -12,7 +12,7 @@ from lime import lime_image
 from numpy.typing import NDArray
 
 from tasks.drawings.chests import draw_chest, finish_film, imagine_child
-from tasks.explaining.lime_arrays import cut_pieces, weigh_pieces
+from tasks.explaining.lime_sampling import cut_pieces, weigh_pieces
 from tasks.settings import TrainingSettings
 
 N_SAMPLES = 1_000

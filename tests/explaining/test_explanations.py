@@ -26,7 +26,7 @@ from tasks.explaining.explanations import (
     share_weight,
     sum_up,
 )
-from tasks.explaining.lime_arrays import PieceHider, cut_pieces, weigh_pieces
+from tasks.explaining.lime_sampling import PieceHider, cut_pieces, weigh_pieces
 from tasks.explaining.subjects import Network
 from tasks.files import write_json
 from tasks.records import Facts

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tasks.explaining.lime_arrays import PieceHider
 from tasks.explaining.lime_quality import measure_faithfulness, measure_stability
+from tasks.explaining.lime_sampling import PieceHider
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
