@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,10 @@ from tasks.runs.keys import code_version, package_versions
 from tasks.runs.manifest import read_manifest
 from tasks.runs.run import Run
 from tasks.runs.stages import stage_task
-from tasks.settings import ExplanationSettings, Settings
+from tasks.settings import Settings
+
+if TYPE_CHECKING:
+    from tasks.explaining.lime_sampling import CutImage
 
 SHARD_IMAGES = 4
 LOADING = threading.Lock()
@@ -212,44 +215,34 @@ def explain_row(
         settings: ``explanation`` and the seed.
     """
     from tasks.drawings.transplant import grow_mask
-    from tasks.explaining.lime_sampling import cut_pieces
+    from tasks.explaining.lime_sampling import cut_image
     from tasks.explaining.pictures import draw_explanation
     from tasks.pixels.window import window_place
 
-    pieces = cut_pieces(grey, settings.explanation.n_segments)
+    cut = cut_image(grey, settings.explanation.n_segments)
     places = {"window": window_place(grey.shape[0])} | ({} if mask is None else {"device": grow_mask(mask)})
     own = row["mask_of"] == row["image_id"]
     facts = {k: v for k, v in row.items() if k not in ("mask_of", "n_seeds")}
     facts |= {"mask": None if mask is None else "own" if own else "other"}
     for name, (network, threshold) in networks.items():
-        found = explain_pieces(grey, pieces, network, threshold, settings.explanation, settings.seed, row["n_seeds"])
-        found["places"] = share_weight(np.array(found["weights"]), pieces, places)
+        found = explain_pieces(cut, network, threshold, settings, row["n_seeds"])
+        found["places"] = share_weight(np.array(found["weights"]), cut.pieces, places)
         if name == MODEL:
             found = {k: v for k, v in found.items() if k not in row}  # as predictions.csv has it
             facts |= found
         else:
             facts[name] = found
-    return facts, draw_explanation(grey, pieces, facts, mask if own else None)
+    return facts, draw_explanation(grey, cut.pieces, facts, mask if own else None)
 
 
-def explain_pieces(
-    grey: NDArray[np.float32],
-    pieces: NDArray[np.intp],
-    network: Network,
-    threshold: float,
-    settings: ExplanationSettings,
-    seed: int,
-    n_seeds: int,
-) -> Facts:
+def explain_pieces(cut: "CutImage", network: Network, threshold: float, settings: Settings, n_seeds: int) -> Facts:
     """LIME weights of one X-ray and how far they can be believed.
 
     Args:
-        grey: float32 ``(side, side)``, 0.0 to 1.0.
-        pieces: int ``(side, side)``, numbered from 0.
+        cut: The X-ray.
         network: Grey images float32 ``(n, side, side)`` to P(label = 1), float64 ``(n,)``.
         threshold: From which probability on the network calls an image pneumonia.
-        settings: Samples and batch size.
-        seed: Seed of the perturbations.
+        settings: Samples and batch size of ``explanation``, and the seed of the perturbations.
         n_seeds: Maps that are made, with this seed and the following; the first is the one that is shown.
 
     Returns:
@@ -258,12 +251,11 @@ def explain_pieces(
         ``faithfulness`` as from ``tasks.explaining.lime_quality``.
     """
     from tasks.explaining.lime_quality import measure_faithfulness, measure_stability
-    from tasks.explaining.lime_sampling import PieceHider, weigh_pieces
+    from tasks.explaining.lime_sampling import weigh_pieces
 
+    how, seed = settings.explanation, settings.seed
     maps = [
-        weigh_pieces(
-            grey, pieces, network, n_samples=settings.n_samples, batch_size=settings.batch_size, seed=seed + turn
-        )
+        weigh_pieces(cut, network, n_samples=how.n_samples, batch_size=how.batch_size, seed=seed + turn)
         for turn in range(n_seeds)
     ]
     first = maps[0]
@@ -275,10 +267,10 @@ def explain_pieces(
         "r2": _finite(first.r2),
         "intercept": _finite(first.intercept),
         "local_probability": _finite(first.local_probability),
-        "n_samples": settings.n_samples,
+        "n_samples": how.n_samples,
         "seed": seed,
         "stability": measure_stability([one.weights for one in maps]),
-        "faithfulness": measure_faithfulness(PieceHider(grey, pieces), first.weights, network, decision, seed),
+        "faithfulness": measure_faithfulness(cut, first.weights, network, decision, seed),
     }
 
 

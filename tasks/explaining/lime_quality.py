@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.explaining.lime_sampling import PieceHider
+from tasks.explaining.lime_sampling import CutImage
 from tasks.measures import Array
 from tasks.records import Facts
 
@@ -42,7 +42,7 @@ def measure_stability(maps: Sequence[Array]) -> Facts:
 
 
 def measure_faithfulness(
-    hider: PieceHider, weights: Array, network: Callable[[NDArray[np.float32]], Array], decision: int, seed: int
+    cut: CutImage, weights: Array, network: Callable[[NDArray[np.float32]], Array], decision: int, seed: int
 ) -> Facts:
     """Deletion and insertion (Petsiuk et al. 2018): how P(decision) moves as pieces go, or come, in the map's order.
 
@@ -50,7 +50,7 @@ def measure_faithfulness(
     of the same pieces does, and rise sooner. Hidden pieces have their mean grey, as in LIME itself.
 
     Args:
-        hider: Of the image.
+        cut: The X-ray.
         weights: Of its pieces, positive for pneumonia, ``(n_pieces,)``.
         network: As in ``tasks.explaining.lime_sampling``.
         decision: 1 where the image was called pneumonia, else 0.
@@ -62,7 +62,7 @@ def measure_faithfulness(
         is the other backwards, and the curves: ``hidden`` (shares of the pieces), ``deletion_curve``,
         ``insertion_curve``, ``random_curve`` (of deletion).
     """
-    n = hider.n_pieces
+    n = cut.n_pieces
     counts = np.unique(np.rint(np.linspace(0, n, N_STEPS + 1)).astype(int))
     counts = np.unique(np.concatenate([counts, n - counts]))  # the same read backwards
     rng = np.random.default_rng(seed)
@@ -71,7 +71,7 @@ def measure_faithfulness(
     orders = [order, order[::-1], *(rng.permutation(n) for _ in range(N_RANDOM))]
     ranks = np.stack([np.argsort(o) for o in orders])  # (orders, n)
     shown = ranks[:, None, :] >= counts[None, :, None]  # (orders, steps, n): what is left after `count` pieces went
-    probability = network(hider.show(shown.reshape(-1, n))).reshape(len(orders), len(counts))
+    probability = network(cut.show(shown.reshape(-1, n))).reshape(len(orders), len(counts))
     curves: Array = probability if decision else 1 - probability
     shares = counts / n
     areas: Array = np.asarray(np.trapezoid(curves, shares, axis=1))

@@ -35,25 +35,23 @@ class PieceWeights:
     local_probability: float
 
 
-class PieceHider:
-    """Copies of a grey image with some of its pieces hidden, each under its own mean grey, as lime hides them.
+class CutImage:
+    """An X-ray cut into pieces, and copies of it with some hidden, each under its own mean grey, as lime hides them.
 
     Args:
-        grey: float32 ``(side, side)``.
+        grey: float32 ``(side, side)``, 0.0 to 1.0.
         pieces: int ``(side, side)``, numbered from 0.
     """
 
     def __init__(self, grey: NDArray[np.float32], pieces: NDArray[np.intp]) -> None:
-        self._pieces = flat = pieces.ravel()
-        means = np.bincount(flat, weights=grey.ravel()) / np.bincount(flat)
-        self.shape, self.n_pieces = grey.shape, len(means)
-        self._shown, self._hidden = grey.ravel(), means.astype(np.float32)[flat]
+        self.grey, self.pieces = grey, pieces
+        means = np.bincount(pieces.ravel(), weights=grey.ravel()) / np.bincount(pieces.ravel())
+        self.n_pieces, self._hidden = len(means), means.astype(np.float32)[pieces]
 
     def show(self, shown: NDArray[np.bool_ | np.intp]) -> NDArray[np.float32]:
         """Copies with the pieces shown that are 1 in ``shown``, ``(n, n_pieces)``: float32 ``(n, side, side)``."""
         # No matrix product: its threads spin on for a while, and take the processor from the network's.
-        copies = np.where(shown.astype(bool)[:, self._pieces], self._shown, self._hidden)
-        return copies.reshape(-1, *self.shape)
+        return np.where(shown.astype(bool)[:, self.pieces], self.grey, self._hidden)
 
 
 class ArrayExplainer(LimeImageExplainer):
@@ -69,30 +67,21 @@ class ArrayExplainer(LimeImageExplainer):
         batch_size: int = 10,
     ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """As ``LimeImageExplainer.data_labels``, for grey images: see there."""
-        hider = PieceHider(image[..., 0], segments)
-        data = self.random_state.randint(0, 2, num_samples * hider.n_pieces).reshape(num_samples, hider.n_pieces)
+        cut = CutImage(image[..., 0], segments)
+        data = self.random_state.randint(0, 2, num_samples * cut.n_pieces).reshape(num_samples, cut.n_pieces)
         data[0, :] = 1
         starts = range(0, num_samples, batch_size)
-        answers = [classifier_fn(hider.show(data[start : start + batch_size])) for start in starts]
+        answers = [classifier_fn(cut.show(data[start : start + batch_size])) for start in starts]
         probability = np.concatenate(answers)
         self.own_probability = float(probability[0])
         return data, np.stack([1 - probability, probability], axis=1)
 
 
-def weigh_pieces(
-    grey: NDArray[np.float32],
-    pieces: NDArray[np.intp],
-    network: Network,
-    *,
-    n_samples: int,
-    batch_size: int,
-    seed: int,
-) -> PieceWeights:
+def weigh_pieces(cut: CutImage, network: Network, *, n_samples: int, batch_size: int, seed: int) -> PieceWeights:
     """LIME weights of the pieces of an X-ray.
 
     Args:
-        grey: float32 ``(side, side)``, 0.0 to 1.0.
-        pieces: int ``(side, side)``, numbered from 0.
+        cut: The X-ray.
         network: The network that is asked.
         n_samples: Perturbed copies; the first is the image itself.
         batch_size: Copies in one call of the network.
@@ -100,17 +89,17 @@ def weigh_pieces(
     """
     explainer = ArrayExplainer(random_state=seed)
     explanation = explainer.explain_instance(
-        np.repeat(grey[..., None], 3, axis=2),
+        np.repeat(cut.grey[..., None], 3, axis=2),
         network,
         labels=(1,),
-        hide_color=0,  # the hider makes its own; lime's would be made in vain
+        hide_color=0,  # the cut image makes its own; lime's would be made in vain
         top_labels=None,
         num_samples=n_samples,
         batch_size=batch_size,
-        segmentation_fn=lambda _: pieces,
+        segmentation_fn=lambda _: cut.pieces,
         random_seed=seed,
     )
-    weights = np.zeros(int(pieces.max()) + 1)
+    weights = np.zeros(cut.n_pieces)
     for piece, weight in explanation.local_exp[1]:
         weights[piece] = round(float(weight), 6)
     return PieceWeights(
@@ -122,7 +111,7 @@ def weigh_pieces(
     )
 
 
-def cut_pieces(grey: NDArray[np.float32], n_segments: int) -> NDArray[np.intp]:
-    """SLIC superpixels of an X-ray ``(side, side)``, numbered from 0; about ``n_segments`` of them."""
+def cut_image(grey: NDArray[np.float32], n_segments: int) -> CutImage:
+    """An X-ray, float32 ``(side, side)``, cut into SLIC superpixels, about ``n_segments`` of them."""
     pieces = slic(grey, n_segments=n_segments, compactness=0.15, sigma=1.0, start_label=0, channel_axis=None)
-    return np.unique(pieces, return_inverse=True)[1].reshape(pieces.shape)
+    return CutImage(grey, np.unique(pieces, return_inverse=True)[1].reshape(pieces.shape))

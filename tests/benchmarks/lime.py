@@ -12,7 +12,7 @@ from lime import lime_image
 from numpy.typing import NDArray
 
 from tasks.drawings.chests import draw_chest, finish_film, imagine_child
-from tasks.explaining.lime_sampling import cut_pieces, weigh_pieces
+from tasks.explaining.lime_sampling import CutImage, cut_image, weigh_pieces
 from tasks.settings import TrainingSettings
 
 N_SAMPLES = 1_000
@@ -34,15 +34,15 @@ Work = Callable[[], object]
 def main() -> None:
     """Prints ``{"bench": "lime", "ratio_default", "ratio_batched", "ratio_overhead", …}``: medians over rounds."""
     large, small = draw_x_ray(OVERHEAD_SIDE_PX), draw_x_ray(SIDE_PX)
-    pieces = cut_pieces(large, N_SEGMENTS)
+    cut = cut_image(large, N_SEGMENTS)
     ask, predict, n_weights = build_network()
     for network, size in ((ask, BATCH_SIZE), (ask, N_SAMPLES % BATCH_SIZE), (predict, STOCK_BATCH_SIZE)):
         network(np.repeat(small[None], size, axis=0))  # compiled once for each size
     own_small = partial(explain, small, ask)
     overhead = time_in_turns(
         ROUNDS,
-        partial(explain, large, answer_nothing, pieces),
-        partial(explain_stock, large, lambda rgb: in_columns(answer_nothing(rgb[..., 0])), pieces),
+        partial(explain, large, answer_nothing, cut),
+        partial(explain_stock, large, lambda rgb: in_columns(answer_nothing(rgb[..., 0])), cut),
     )
     batched = time_in_turns(
         ROUNDS,
@@ -59,9 +59,9 @@ def main() -> None:
     result |= {
         "n_weights": n_weights,
         "n_samples": N_SAMPLES,
-        "n_pieces": len(np.unique(cut_pieces(small, N_SEGMENTS))),
+        "n_pieces": cut_image(small, N_SEGMENTS).n_pieces,
     }
-    result |= {"n_pieces_overhead": len(np.unique(pieces)), "rounds": ROUNDS, "rounds_default": DEFAULT_ROUNDS}
+    result |= {"n_pieces_overhead": cut.n_pieces, "rounds": ROUNDS, "rounds_default": DEFAULT_ROUNDS}
     print(json.dumps(result), flush=True)
 
 
@@ -98,16 +98,17 @@ def in_columns(probability: Answer) -> Answer:
     return np.stack([1 - probability, probability], axis=1)
 
 
-def explain(grey: Floats, network: Callable[[Floats], Answer], pieces: NDArray[np.intp] | None = None) -> object:
-    """As the product explains, pieces included where they are not given."""
-    pieces = cut_pieces(grey, N_SEGMENTS) if pieces is None else pieces
-    return weigh_pieces(grey, pieces, network, n_samples=N_SAMPLES, batch_size=BATCH_SIZE, seed=SEED)
+def explain(grey: Floats, network: Callable[[Floats], Answer], cut: CutImage | None = None) -> object:
+    """As the product explains, cutting included where it is not done."""
+    return weigh_pieces(
+        cut or cut_image(grey, N_SEGMENTS), network, n_samples=N_SAMPLES, batch_size=BATCH_SIZE, seed=SEED
+    )
 
 
 def explain_stock(
     grey: Floats,
     network: Callable[[Any], Answer],
-    pieces: NDArray[np.intp] | None = None,
+    cut: CutImage | None = None,
     batch_size: int = STOCK_BATCH_SIZE,
 ) -> object:
     """The stock library on the same pieces; its own small batches, where nothing else is asked for, cost it least."""
@@ -118,7 +119,7 @@ def explain_stock(
         top_labels=None,
         num_samples=N_SAMPLES,
         batch_size=batch_size,
-        segmentation_fn=lambda _: cut_pieces(grey, N_SEGMENTS) if pieces is None else pieces,
+        segmentation_fn=lambda _: (cut or cut_image(grey, N_SEGMENTS)).pieces,
         random_seed=SEED,
     )
 

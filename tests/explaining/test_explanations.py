@@ -26,14 +26,14 @@ from tasks.explaining.explanations import (
     share_weight,
     sum_up,
 )
-from tasks.explaining.lime_sampling import PieceHider, cut_pieces, weigh_pieces
+from tasks.explaining.lime_sampling import CutImage, cut_image, weigh_pieces
 from tasks.explaining.subjects import Network
 from tasks.files import write_json
 from tasks.records import Facts
 from tasks.runs.run import Run
 from tasks.settings import ExplanationSettings, Settings
 
-HOW = ExplanationSettings(n_samples=200, n_segments=20, batch_size=64)
+HOW = Settings(explanation=ExplanationSettings(n_samples=200, n_segments=20, batch_size=64), seed=1)
 
 
 def x_ray(side: int = 64) -> NDArray[np.float32]:
@@ -53,8 +53,8 @@ def constant(level: float) -> Network:
     return lambda grey: np.full(len(grey), level)
 
 
-def explain(grey: NDArray[np.float32], pieces: NDArray[np.intp], network: Network, n_seeds: int = 1) -> Facts:
-    return explain_pieces(grey, pieces, network, 0.5, HOW, 1, n_seeds)
+def explain(cut: CutImage, network: Network, n_seeds: int = 1) -> Facts:
+    return explain_pieces(cut, network, 0.5, HOW, n_seeds)
 
 
 def finite(facts: Facts) -> bool:
@@ -69,21 +69,20 @@ def finite(facts: Facts) -> bool:
 def test_weights_and_fit_equal_those_of_the_stock_library_also_when_the_last_batch_is_short(
     n_samples: int, batch_size: int
 ) -> None:
-    grey = x_ray()
-    pieces = cut_pieces(grey, 20)
-    ours = weigh_pieces(grey, pieces, lower_right, n_samples=n_samples, batch_size=batch_size, seed=3)
+    cut = cut_image(x_ray(), 20)
+    ours = weigh_pieces(cut, lower_right, n_samples=n_samples, batch_size=batch_size, seed=3)
 
     def rgb_network(images: NDArray[Any]) -> NDArray[np.float64]:
         probability = lower_right(images[..., 0].astype(np.float32))
         return np.stack([1 - probability, probability], axis=1)
 
     stock = LimeImageExplainer(random_state=3).explain_instance(
-        np.repeat(grey[..., None], 3, axis=2).astype(np.float64),
+        np.repeat(cut.grey[..., None], 3, axis=2).astype(np.float64),
         rgb_network,
         labels=(1,),
         top_labels=None,
         num_samples=n_samples,
-        segmentation_fn=lambda _: pieces,
+        segmentation_fn=lambda _: cut.pieces,
         random_seed=3,
     )
     weights = dict(stock.local_exp[1])
@@ -95,37 +94,33 @@ def test_weights_and_fit_equal_those_of_the_stock_library_also_when_the_last_bat
 
 
 def test_hidden_pieces_have_their_mean_grey_and_shown_ones_their_pixels() -> None:
-    grey = x_ray()
-    pieces = cut_pieces(grey, 20)
-    hider = PieceHider(grey, pieces)
-    shown = np.random.default_rng(1).integers(0, 2, (9, hider.n_pieces)).astype(bool)
+    cut = cut_image(x_ray(), 20)
+    shown = np.random.default_rng(1).integers(0, 2, (9, cut.n_pieces)).astype(bool)
     shown[0], shown[1] = True, False
-    means = np.array([grey[pieces == piece].mean() for piece in range(hider.n_pieces)])
-    expected = np.where(shown[:, pieces], grey, means[pieces])
-    copies = hider.show(shown)
+    means = np.array([cut.grey[cut.pieces == piece].mean() for piece in range(cut.n_pieces)])
+    expected = np.where(shown[:, cut.pieces], cut.grey, means[cut.pieces])
+    copies = cut.show(shown)
     assert copies.dtype == np.float32
     np.testing.assert_allclose(copies, expected, atol=1e-6)
 
 
 def test_pieces_are_numbered_from_0_without_gaps_and_are_about_as_many_as_asked_for() -> None:
-    pieces = cut_pieces(x_ray(128), 64)
-    assert np.unique(pieces).tolist() == list(range(pieces.max() + 1))
-    assert 50 <= pieces.max() + 1 <= 80
+    cut = cut_image(x_ray(128), 64)
+    assert np.unique(cut.pieces).tolist() == list(range(cut.n_pieces))
+    assert 50 <= cut.n_pieces <= 80
 
 
 def test_weight_lies_where_the_network_looks() -> None:
-    grey = x_ray()
-    pieces = cut_pieces(grey, 20)
-    weights = np.array(explain(grey, pieces, lower_right)["weights"])
-    touching = np.unique(pieces[32:, 32:])
+    cut = cut_image(x_ray(), 20)
+    weights = np.array(explain(cut, lower_right)["weights"])
+    touching = np.unique(cut.pieces[32:, 32:])
     assert len(touching) < 0.5 * len(weights)
     assert weights[touching].sum() > 0.8 * np.abs(weights).sum()
 
 
 def test_several_seeds_are_compared_and_the_first_one_is_shown() -> None:
-    grey = x_ray()
-    pieces = cut_pieces(grey, 20)
-    once, thrice = explain(grey, pieces, lower_right), explain(grey, pieces, lower_right, n_seeds=3)
+    cut = cut_image(x_ray(), 20)
+    once, thrice = explain(cut, lower_right), explain(cut, lower_right, n_seeds=3)
     assert once["weights"] == thrice["weights"]
     assert once["stability"]["rank_correlation"] is None
     assert thrice["stability"]["n_seeds"] == 3 and 0.1 < thrice["stability"]["rank_correlation"] < 1
@@ -133,8 +128,7 @@ def test_several_seeds_are_compared_and_the_first_one_is_shown() -> None:
 
 @pytest.mark.parametrize("level", [0.3, 0.123, 0.999])
 def test_a_constant_network_has_no_weight_no_preference_and_no_nan(level: float) -> None:
-    grey = x_ray()
-    facts = explain(grey, cut_pieces(grey, 20), constant(level))
+    facts = explain(cut_image(x_ray(), 20), constant(level))
     assert finite(facts)
     assert set(np.abs(facts["weights"])) == {0.0}
     assert facts["faithfulness"]["deletion"] == facts["faithfulness"]["insertion"] == facts["faithfulness"]["random"]
@@ -142,23 +136,20 @@ def test_a_constant_network_has_no_weight_no_preference_and_no_nan(level: float)
 
 @pytest.mark.parametrize("level", [0.3, 0.123, 0.999])
 def test_of_a_constant_network_neither_stability_nor_fit_is_told(level: float) -> None:
-    grey = x_ray()
-    facts = explain(grey, cut_pieces(grey, 20), constant(level), n_seeds=3)
+    facts = explain(cut_image(x_ray(), 20), constant(level), n_seeds=3)
     assert facts["stability"] == {"n_seeds": 3, "rank_correlation": None, "top5_overlap": None, "stable": None}
     assert facts["r2"] is None
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5])
 def test_a_constant_image_is_explained_by_nothing(level: float) -> None:
-    grey = np.full((64, 64), level, np.float32)
-    facts = explain(grey, cut_pieces(grey, 20), lower_right, n_seeds=2)
+    facts = explain(cut_image(np.full((64, 64), level, np.float32), 20), lower_right, n_seeds=2)
     assert finite(facts)
     assert np.abs(facts["weights"]).max() < 1e-6
 
 
 def test_an_image_that_is_a_single_piece_is_explained_without_nan() -> None:
-    grey = x_ray()
-    facts = explain(grey, np.zeros(grey.shape, np.intp), lower_right, n_seeds=2)
+    facts = explain(CutImage(x_ray(), np.zeros((64, 64), np.intp)), lower_right, n_seeds=2)
     assert finite(facts)
     assert len(facts["weights"]) == 1 and facts["weights"][0] > 0
     assert facts["stability"]["stable"] is None
@@ -299,9 +290,7 @@ def test_what_is_said_of_an_image_names_whose_mask_was_laid_on_it(mask_of: str |
     mask = None if mask_of is None else np.zeros((64, 64), np.uint8)
     if mask is not None:
         mask[40:50, 40:50] = 255
-    facts, _ = explain_row(
-        make_row(mask_of=mask_of), x_ray(), mask, {"model": (lower_right, 0.5)}, Settings(explanation=HOW)
-    )
+    facts, _ = explain_row(make_row(mask_of=mask_of), x_ray(), mask, {"model": (lower_right, 0.5)}, HOW)
     assert facts["mask"] == said
     assert ("device_area" in facts["places"]) == (mask is not None)
     assert facts["places"]["window_area"] == pytest.approx(0.76**2, abs=0.02)
@@ -315,7 +304,7 @@ def test_the_devices_of_another_image_are_not_outlined_on_this_one() -> None:
     mask[40:50, 40:50] = 255
     networks: dict[str, tuple[Network, float]] = {"model": (lower_right, 0.5)}
     own, other, bare = (
-        np.asarray(explain_row(make_row(mask_of=of), x_ray(), laid, networks, Settings(explanation=HOW))[1])
+        np.asarray(explain_row(make_row(mask_of=of), x_ray(), laid, networks, HOW)[1])
         for of, laid in (("a", mask), ("b", mask), (None, None))
     )
     assert (own != bare).any()

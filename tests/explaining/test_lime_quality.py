@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tasks.explaining.lime_quality import measure_faithfulness, measure_stability
-from tasks.explaining.lime_sampling import PieceHider
+from tasks.explaining.lime_sampling import CutImage
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
@@ -88,7 +88,7 @@ def additive(grey: NDArray[np.float32], pieces: NDArray[np.intp], effects: NDArr
 def test_areas_and_curves_are_those_worked_out_by_hand() -> None:
     grey, pieces = make_image(2)
     effects = np.array([0.1, 0.4, 0.0, 0.2])
-    found = measure_faithfulness(PieceHider(grey, pieces), effects, additive(grey, pieces, effects, 0.2), 1, seed=0)
+    found = measure_faithfulness(CutImage(grey, pieces), effects, additive(grey, pieces, effects, 0.2), 1, seed=0)
     assert found["hidden"] == [0, 0.25, 0.5, 0.75, 1]
     assert found["deletion_curve"] == pytest.approx([0.9, 0.5, 0.3, 0.2, 0.2], abs=1e-4)
     assert found["insertion_curve"] == pytest.approx([0.2, 0.6, 0.8, 0.9, 0.9], abs=1e-4)
@@ -97,34 +97,34 @@ def test_areas_and_curves_are_those_worked_out_by_hand() -> None:
     assert 0.3875 < found["random"] < 0.7125
 
 
-def draw_case(decision: int) -> tuple[PieceHider, NDArray[np.float64], Network]:
+def draw_case(decision: int) -> tuple[CutImage, NDArray[np.float64], Network]:
     """An image of 49 pieces, what each adds, and a network that adds them up; it calls the image ``decision``."""
     grey, pieces = make_image(7)
     effects = np.random.default_rng(8).normal(0.008 if decision else -0.008, 0.02, 49)
-    return PieceHider(grey, pieces), effects, additive(grey, pieces, effects, 0.5)
+    return CutImage(grey, pieces), effects, additive(grey, pieces, effects, 0.5)
 
 
 @pytest.mark.parametrize("decision", [0, 1])
 def test_a_map_that_the_network_follows_beats_a_random_order_for_either_decision(decision: int) -> None:
-    hider, effects, network = draw_case(decision)
-    found = measure_faithfulness(hider, effects, network, decision, seed=3)
+    cut, effects, network = draw_case(decision)
+    found = measure_faithfulness(cut, effects, network, decision, seed=3)
     assert found["deletion"] < found["random"] - 0.1
     assert found["insertion"] > found["random"] + 0.1
 
 
 @pytest.mark.parametrize("decision", [0, 1])
 def test_a_map_turned_upside_down_is_worse_than_a_random_order(decision: int) -> None:
-    hider, effects, network = draw_case(decision)
-    found = measure_faithfulness(hider, -effects, network, decision, seed=3)
+    cut, effects, network = draw_case(decision)
+    found = measure_faithfulness(cut, -effects, network, decision, seed=3)
     assert found["deletion"] > found["random"] + 0.1
     assert found["insertion"] < found["random"] - 0.1
 
 
 @pytest.mark.parametrize("decision", [0, 1])
 def test_curves_lead_from_the_answer_for_the_whole_image_to_that_for_none_of_it_and_back(decision: int) -> None:
-    hider, effects, network = draw_case(decision)
-    found = measure_faithfulness(hider, effects, network, decision, seed=3)
-    whole, nothing = network(hider.show(np.array([[1] * 49, [0] * 49])))
+    cut, effects, network = draw_case(decision)
+    found = measure_faithfulness(cut, effects, network, decision, seed=3)
+    whole, nothing = network(cut.show(np.array([[1] * 49, [0] * 49])))
     whole, nothing = (whole, nothing) if decision else (1 - whole, 1 - nothing)
     assert whole > 0.5 and abs(whole - nothing) > 0.2
     ends = [(found[f"{name}_curve"][0], found[f"{name}_curve"][-1]) for name in ("deletion", "random", "insertion")]
@@ -136,7 +136,7 @@ def test_curves_lead_from_the_answer_for_the_whole_image_to_that_for_none_of_it_
 
 
 def test_random_orders_follow_from_the_seed_alone() -> None:
-    hider, effects, network = draw_case(1)
-    first, again, other = (measure_faithfulness(hider, effects, network, 1, seed) for seed in (3, 3, 4))
+    cut, effects, network = draw_case(1)
+    first, again, other = (measure_faithfulness(cut, effects, network, 1, seed) for seed in (3, 3, 4))
     assert first == again
     assert first["random"] != other["random"] and first["deletion"] == other["deletion"]
