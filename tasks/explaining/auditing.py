@@ -16,6 +16,7 @@ from prefect import task
 from tasks.errors import AuditError
 from tasks.explaining.baselines import Baseline, ask_baselines
 from tasks.explaining.probes import (
+    Answers,
     Change,
     blank,
     draw_on,
@@ -184,7 +185,7 @@ def change_devices(
     if len(clean):
         put_on = draw_on(scene.packed, clean, seed)
         if len(shown):
-            put_on["real"] = put_real(scene.packed, clean, shown, clean, scene.masks, seed)
+            put_on["real"] = put_real(scene.packed, clean, shown, scene.masks, seed)
     return put_on, {"filled": take_off(scene.packed, shown, scene.masks, seed)} if len(shown) else NO_DEVICE
 
 
@@ -198,16 +199,9 @@ def ask_changes(scene: Scene, subject: Subject, changes: dict[str, Change] | str
         facts["reason"] = NO_DEVICE
     for name, change in changes.items():
         control = None if change.control is None else subject.ask(change.control)
-        facts[name] = measure_change(
-            scene.rows.iloc[change.at],
-            subject.probability[change.at],
-            subject.ask(change.changed),
-            control,
-            subject.threshold,
-            gap,
-            n_bootstrap,
-            seed,
-        )
+        before, after = subject.probability[change.at], subject.ask(change.changed)
+        answers = Answers(before, after, control, subject.threshold, gap)
+        facts[name] = measure_change(scene.rows.iloc[change.at], answers, n_bootstrap, seed)
     return facts
 
 

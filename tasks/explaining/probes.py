@@ -66,23 +66,20 @@ def draw_on(packed: Packed, at: NDArray[np.intp], seed: int) -> dict[str, Change
     return changes
 
 
-def put_real(
-    packed: Packed, at: NDArray[np.intp], donors: NDArray[np.intp], plain: NDArray[np.intp], masks: Packed, seed: int
-) -> Change:
+def put_real(packed: Packed, at: NDArray[np.intp], donors: NDArray[np.intp], masks: Packed, seed: int) -> Change:
     """Real devices of other images put on images; the control lifts the same places off images without a device.
 
     Args:
         packed: All images, uint8 ``(n, 224, 224)``.
-        at: Rows that get a device.
+        at: Rows that show no device and get one; the control lifts from these too.
         donors: Rows that show one.
-        plain: Rows that show none, for the control.
         masks: The screener's masks of all images, uint8 of the same shape.
     """
     rng = np.random.default_rng([seed, 11])
     changed, control = [], []
     for row in at:
         grey = _grey(packed, row)
-        donor, other = int(rng.choice(donors)), int(rng.choice(plain))
+        donor, other = int(rng.choice(donors)), int(rng.choice(at))
         place = grow_mask(masks[donor])
         changed.append(to_packed(put_density(grey, lift_density(_grey(packed, donor), place))))
         control.append(to_packed(put_density(grey, lift_density(_grey(packed, other), place))))
@@ -133,25 +130,31 @@ def measure_gap(rows: pd.DataFrame, probability: Array) -> float | None:
     return gap if gap > 0.05 else None
 
 
-def measure_change(
-    rows: pd.DataFrame,
-    before: Array,
-    after: Array,
-    control: Array | None,
-    threshold: float,
-    gap: float | None,
-    n_bootstrap: int,
-    seed: int,
-) -> Facts:
-    """How far a change moves a network, for each class.
+@dataclass(frozen=True)
+class Answers:
+    """What a network says of changed images.
 
-    Args:
-        rows: ``label, patient_id`` of the changed images.
-        before: Probabilities of the images as they are.
+    Attributes:
+        before: Probabilities of the images as they are, ``(n,)``.
         after: Of the changed copies.
         control: Of the control, or ``None``.
         threshold: Of the network.
         gap: As from ``measure_gap``.
+    """
+
+    before: Array
+    after: Array
+    control: Array | None
+    threshold: float
+    gap: float | None
+
+
+def measure_change(rows: pd.DataFrame, answers: Answers, n_bootstrap: int, seed: int) -> Facts:
+    """How far a change moves a network, for each class.
+
+    Args:
+        rows: ``label, patient_id`` of the changed images.
+        answers: Of the network.
         n_bootstrap: Draws of patients behind each interval.
         seed: Seed of the draws.
 
@@ -168,11 +171,10 @@ def measure_change(
             facts[name] = {"n": 0, "reason": f"no {name} image could be changed"}
             continue
         weights = draw_patients(rows.loc[at, "patient_id"], n_bootstrap, seed)
-        right = (before[at] >= threshold) == label
         with np.errstate(invalid="ignore", divide="ignore"):
-            drawn = _changes(before[at], after[at], right, label, threshold, gap, weights)
-            if control is not None:
-                plain = _changes(before[at], control[at], right, label, threshold, gap, weights)
+            drawn = _changes(answers, answers.after, at, label, weights)
+            if answers.control is not None:
+                plain = _changes(answers, answers.control, at, label, weights)
                 drawn |= {f"net_{key}": drawn[key] - plain[key] for key in ("shift", "flips")}
         reasons = dict.fromkeys(("flips", "net_flips"), "no image is on the right side of the threshold")
         why = "the network does not tell the classes apart"
@@ -182,20 +184,15 @@ def measure_change(
     return facts
 
 
-def _changes(
-    before: Array,
-    after: Array,
-    right: NDArray[np.bool_],
-    label: int,
-    threshold: float,
-    gap: float | None,
-    weights: Array,
-) -> dict[str, Array]:
+def _changes(answers: Answers, after: Array, at: NDArray[np.bool_], label: int, weights: Array) -> dict[str, Array]:
+    """Figures of the images ``at``, all of one label, under each row of weights: ``(draws,)``."""
+    before, after = answers.before[at], after[at]
     moved = weights @ (to_logit(after) - to_logit(before)) / weights.sum(1)
-    flipped = right & ((after >= threshold) != label)
+    right = (before >= answers.threshold) == label
+    flipped = right & ((after >= answers.threshold) != label)
     return {
         "logit": moved,
-        "shift": moved / gap if gap else np.full(len(moved), np.nan),
+        "shift": moved / answers.gap if answers.gap else np.full(len(moved), np.nan),
         "flips": weights @ flipped / (weights @ right),
     }
 

@@ -11,6 +11,7 @@ from tasks.drawings.devices import KINDS
 from tasks.drawings.transplant import grow_mask
 from tasks.explaining.auditing import Scene
 from tasks.explaining.probes import (
+    Answers,
     Change,
     blank,
     draw_on,
@@ -112,7 +113,7 @@ def test_drawing_follows_from_seed_and_image_alone(scene: Scene) -> None:
 
 def test_a_real_device_lands_on_its_place_and_the_control_puts_next_to_nothing_there(scene: Scene) -> None:
     at = places(0, 1)
-    change = put_real(scene.packed, at, places(3), places(2), scene.masks, 1)
+    change = put_real(scene.packed, at, places(3), scene.masks, 1)
     control = control_of(change)
     assert change.changed.shape == control.shape == (2, SIDE_PX, SIDE_PX)
     assert change.changed.dtype == control.dtype == np.uint8
@@ -127,7 +128,7 @@ def test_a_real_device_lands_on_its_place_and_the_control_puts_next_to_nothing_t
 
 def test_donors_are_drawn_by_seed(scene: Scene) -> None:
     clean, shown = places(0, 1, 2, 5), places(3, 4)
-    first, again, *others = (put_real(scene.packed, clean, shown, clean, scene.masks, seed) for seed in (1, 1, 2, 3))
+    first, again, *others = (put_real(scene.packed, clean, shown, scene.masks, seed) for seed in (1, 1, 2, 3))
     assert np.array_equal(first.changed, again.changed) and np.array_equal(control_of(first), control_of(again))
     assert any(not np.array_equal(first.changed, other.changed) for other in others)
 
@@ -168,9 +169,8 @@ def chances(*logits: float) -> Any:
     return 1 / (1 + np.exp(-np.array(logits, float)))
 
 
-def changed(rows: pd.DataFrame, before: Any, after: Any, control: Any = None, **more: Any) -> Any:
-    how = {"threshold": 0.5, "gap": 4.0, "n_bootstrap": 50, "seed": 1, **more}
-    return measure_change(rows, before, after, control, **how)
+def changed(rows: pd.DataFrame, before: Any, after: Any, control: Any = None, gap: float | None = 4.0) -> Any:
+    return measure_change(rows, Answers(before, after, control, 0.5, gap), 50, 1)
 
 
 def test_a_change_is_told_in_logits_in_gaps_and_in_flips_for_each_class() -> None:
