@@ -85,7 +85,9 @@ def draw_devices(
     for value, kind in enumerate(KINDS, start=1):
         if kind in kinds:
             for film, contrast in _DRAWERS[kind](scene, rng):
-                _expose(drawn, mask, value, film, min(contrast * strength, 0.97), blur_px, overshoot)
+                here, density, footprint = film.develop(min(contrast * strength, 0.97), blur_px, overshoot)
+                drawn[here] += np.where(density > 0, 1 - drawn[here], drawn[here]) * density
+                mask[here][footprint | (np.abs(density) > MASKED_DENSITY)] = value
     return np.clip(drawn, 0.0, 1.0)[:, :, np.newaxis], mask
 
 
@@ -123,6 +125,24 @@ class _Film:
         self._pens[0].polygon(self._points(outline), fill=round(255 * value))
         if not hole:
             self._pens[1].polygon(self._points(outline), fill=255)
+
+    def develop(
+        self, contrast: float, blur_px: float, overshoot: float
+    ) -> tuple[tuple[slice, slice], Floats, NDArray[np.bool_]]:
+        """The part of the image that the device is in, its density there, and the pixels that it covers."""
+        factor, margin = self.factor, 3 + int(np.ceil(4 * blur_px))
+        box = self.footprint.getbbox() or (0, 0, 0, 0)
+        x0, y0 = (max(0, edge // factor - margin) for edge in box[:2])
+        ends = zip(box[2:], self.footprint.size, strict=True)
+        x1, y1 = (min(side // factor, edge // factor + 1 + margin) for edge, side in ends)
+        area = (x0 * factor, y0 * factor, x1 * factor, y1 * factor)
+        density, footprint = (
+            np.asarray(layer.crop(area).reduce(factor), np.float32) / 255 for layer in (self.density, self.footprint)
+        )
+        density = contrast * gaussian_filter(density, blur_px, truncate=3)
+        # Edge enhancement of the detector leaves a thin dark rim around dense things.
+        density += overshoot * np.minimum(density - gaussian_filter(density, 2.5 * blur_px, truncate=2), 0)
+        return np.s_[y0:y1, x0:x1], density, footprint > 0.4
 
 
 @dataclass(frozen=True)
@@ -164,29 +184,6 @@ def _find_scene(plane: Floats) -> _Scene:
     return _Scene(height, width, min(height, width) / _REFERENCE_SIDE_PX, midline, lefts, rights)
 
 
-def _expose(
-    plane: Floats, mask: NDArray[np.uint8], value: int, film: _Film, contrast: float, blur_px: float, overshoot: float
-) -> None:
-    """Screens one device over `plane` and marks it in `mask`, both in place, within its bounding box only."""
-    box = film.footprint.getbbox()
-    if box is None:
-        return
-    height, width = plane.shape
-    margin = 3 + int(np.ceil(4 * blur_px))
-    x0, y0 = (max(0, edge // film.factor - margin) for edge in box[:2])
-    x1, y1 = (min(side, edge // film.factor + 1 + margin) for edge, side in zip(box[2:], (width, height), strict=True))
-    area = (x0 * film.factor, y0 * film.factor, x1 * film.factor, y1 * film.factor)
-    density, footprint = (
-        np.asarray(layer.crop(area).reduce(film.factor), np.float32) / 255 for layer in (film.density, film.footprint)
-    )
-    density = contrast * gaussian_filter(density, blur_px, truncate=3)
-    # Edge enhancement of the detector leaves a thin dark rim around dense things.
-    density += overshoot * np.minimum(density - gaussian_filter(density, 2.5 * blur_px, truncate=2), 0)
-    here = np.s_[y0:y1, x0:x1]
-    plane[here] += np.where(density > 0, 1 - plane[here], plane[here]) * density
-    mask[here][(footprint > 0.4) | (np.abs(density) > MASKED_DENSITY)] = value
-
-
 def _curve(knots: ArrayLike, n_points: int = 48) -> NDArray[np.float64]:
     """A smooth curve `(n_points, 2)` through the knots, spaced by the distance between them."""
     points = np.asarray(knots, np.float64)
@@ -195,9 +192,9 @@ def _curve(knots: ArrayLike, n_points: int = 48) -> NDArray[np.float64]:
     return curve
 
 
-def _oval(centre: ArrayLike, radii: Point, angle: float = 0.0, n_points: int = 40) -> NDArray[np.float64]:
-    turn = np.linspace(0, 2 * np.pi, n_points)
-    return _place(np.stack([radii[0] * np.cos(turn), radii[1] * np.sin(turn)], axis=1), centre, angle)
+def _oval(centre: ArrayLike, radii: ArrayLike, angle: float = 0.0) -> NDArray[np.float64]:
+    turn = np.linspace(0, 2 * np.pi, 40)
+    return _place(np.stack([np.cos(turn), np.sin(turn)], axis=1) * np.asarray(radii), centre, angle)
 
 
 def _place(outline: ArrayLike, centre: ArrayLike, angle: float) -> NDArray[np.float64]:
@@ -207,7 +204,33 @@ def _place(outline: ArrayLike, centre: ArrayLike, angle: float) -> NDArray[np.fl
 
 
 def _draw_electrodes(scene: _Scene, rng: np.random.Generator) -> Exposures:
-    """One to three alike, mostly at the shoulders, else on flanks and belly; about half of them with leads."""
+    """One to three alike, about half of them with leads."""
+    centres = _place_electrodes(scene, rng)
+    radius = scene.scale * rng.uniform(3.8, 7.2)
+    style = rng.choice(["snap", "ring", "pad"], p=[0.5, 0.28, 0.22])
+    metal = float(rng.uniform(0.25, 0.8))
+    exposures = [_draw_leads(scene, centres, metal, rng)] if rng.random() < 0.55 else []
+    pads, snaps = scene.film(), scene.film()
+    for centre in scene.at(centres):
+        # Seen from the side on a shoulder or flank, a round electrode is an upright ellipse.
+        radii = radius * rng.uniform((0.55, 0.95), (1.0, 1.15))
+        angle = rng.normal(0, 0.3)
+        if style == "pad":
+            pads.shape(_oval(centre, radii * rng.uniform(2.0, 2.8), angle))
+            disks = [(0.75, 0.8), (0.35, 1.0)]
+        elif style == "ring":
+            disks = [(1.1, 0.95), (0.72, rng.uniform(0.35, 0.6)), (0.38, 0.9), (0.16, 0.55)]
+        else:
+            disks = [(1.0, rng.uniform(0.55, 0.75))]
+        for share, value in disks:
+            snaps.shape(_oval(centre, radii * share, angle), value)
+        if style == "snap":
+            snaps.shape(_oval(centre + radius * rng.normal(0, 0.12, 2), radii * (0.55, 0.5), angle))
+    return [*exposures, (pads, float(rng.uniform(0.06, 0.16))), (snaps, metal)]
+
+
+def _place_electrodes(scene: _Scene, rng: np.random.Generator) -> list[Point]:
+    """Centres of one to three, as fractions of width and height: mostly shoulders, else flanks and belly."""
     n_pieces = int(rng.choice([1, 2, 3], p=[0.3, 0.42, 0.28]))
     first = int(rng.integers(2))
     centres = []
@@ -218,45 +241,19 @@ def _draw_electrodes(scene: _Scene, rng: np.random.Generator) -> Exposures:
         left, right = scene.span(y)
         x = scene.midline + side * rng.uniform(0.2 if shoulder else 0.1, 0.46)
         centres.append((float(np.clip(x, left + 0.01, right - 0.01)), y))
-    places = scene.at(centres)
+    return centres
 
-    radius = scene.scale * rng.uniform(3.8, 7.2)
-    style = rng.choice(["snap", "ring", "pad"], p=[0.5, 0.28, 0.22])
-    metal = float(rng.uniform(0.25, 0.8))
-    exposures: Exposures = []
-    if rng.random() < 0.55:
-        leads = scene.film()
-        exit_side = rng.uniform(-0.1, 1.1)
-        for x, y in centres:
-            # Leads leave by the nearer side, or all together over the upper or lower edge.
-            end = (-0.05 if x < 0.5 else 1.05, y + rng.normal(0.1, 0.25))
-            if rng.random() < 0.45:
-                end = (exit_side + rng.normal(0, 0.04), 1.05 if y > 0.5 or rng.random() < 0.4 else -0.05)
-            middle = (np.array([x, y]) + end) / 2 + rng.normal(0, 0.06, 2)
-            leads.line(_curve(scene.at([(x, y), tuple(middle.tolist()), end])), scene.scale * rng.uniform(0.8, 1.6))
-        exposures.append((leads, float(rng.uniform(0.1, 0.35)) * (0.5 + metal)))
-    pads, snaps = scene.film(), scene.film()
-    for centre in places:
-        # Seen from the side on a shoulder or flank, a round electrode is an upright ellipse.
-        radii = (radius * rng.uniform(0.55, 1.0), radius * rng.uniform(0.95, 1.15))
-        angle = rng.normal(0, 0.3)
 
-        def oval(share: float, at: ArrayLike = centre, radii: Point = radii, angle: float = angle) -> ArrayLike:
-            return _oval(at, (radii[0] * share, radii[1] * share), angle)
-
-        if style == "pad":
-            pads.shape(oval(rng.uniform(2.0, 2.8)))
-            snaps.shape(oval(0.75), 0.8)
-            snaps.shape(oval(0.35), 1.0)
-        elif style == "ring":
-            snaps.shape(oval(1.1), 0.95)
-            snaps.shape(oval(0.72), rng.uniform(0.35, 0.6))
-            snaps.shape(oval(0.38), 0.9)
-            snaps.shape(oval(0.16), 0.55)
-        else:
-            snaps.shape(oval(1.0), rng.uniform(0.55, 0.75))
-            snaps.shape(_oval(centre + radius * rng.normal(0, 0.12, 2), (radii[0] * 0.55, radii[1] * 0.5), angle))
-    return [*exposures, (pads, float(rng.uniform(0.06, 0.16))), (snaps, metal)]
+def _draw_leads(scene: _Scene, centres: list[Point], metal: float, rng: np.random.Generator) -> tuple[_Film, float]:
+    """Leads that leave by the nearer side, or all together over the upper or lower edge."""
+    leads, exit_side = scene.film(), rng.uniform(-0.1, 1.1)
+    for x, y in centres:
+        end = (-0.05 if x < 0.5 else 1.05, y + rng.normal(0.1, 0.25))
+        if rng.random() < 0.45:
+            end = (exit_side + rng.normal(0, 0.04), 1.05 if y > 0.5 or rng.random() < 0.4 else -0.05)
+        middle = (np.array([x, y]) + end) / 2 + rng.normal(0, 0.06, 2)
+        leads.line(_curve(scene.at([(x, y), tuple(middle.tolist()), end])), scene.scale * rng.uniform(0.8, 1.6))
+    return leads, float(rng.uniform(0.1, 0.35)) * (0.5 + metal)
 
 
 def _draw_lines(scene: _Scene, rng: np.random.Generator) -> Exposures:
