@@ -32,7 +32,7 @@ def settings(**auditing: object) -> Settings:
 def soft_chest(number: int, side_px: int = SIDE_PX) -> np.ndarray:
     """A drawn chest without fine detail, float32 ``(side, side)``; the contrast in its lung window is always alike."""
     rng = np.random.default_rng(number)
-    film = draw_chest(imagine_child(rng), "normal", 0.0, side_px, side_px, rng)
+    film = draw_chest(imagine_child(rng), "normal", 0.0, (side_px, side_px), rng)
     film = gaussian_filter(film, side_px / 25)
     dark, bright = np.quantile(film[window_place(side_px)], [0.1, 0.5])
     return np.asarray(np.clip(0.2 + 0.25 * (film - dark) / (bright - dark), 0, 0.7), np.float32)

@@ -59,7 +59,7 @@ def imagine_child(rng: np.random.Generator) -> Child:
 
 
 def draw_chest(
-    child: Child, finding: Finding, severity: float, height_px: int, width_px: int, rng: np.random.Generator
+    child: Child, finding: Finding, severity: float, shape: tuple[int, int], rng: np.random.Generator
 ) -> Floats:
     """One exposure of a child.
 
@@ -67,13 +67,13 @@ def draw_chest(
         child: its build.
         finding: what is in the lungs; "normal" draws the harmless haze and markings of `severity`.
         severity: 0.0 nothing to see to 1.0 no air left where the disease is.
-        height_px, width_px: size of the picture.
+        shape: height and width of the picture in pixels.
         rng: decides position, breath, exposure and the shape of the disease.
 
     Returns:
-        float32 `(height_px, width_px)`, 0.0 black to 1.0 white, without noise, letters and edges (`finish_film`).
+        float32 of that shape, 0.0 black to 1.0 white, without noise, letters and edges (`finish_film`).
     """
-    view = _View.pose(child, round(_DETAIL * height_px), round(_DETAIL * width_px), rng)
+    view = _View.pose(child, round(_DETAIL * shape[0]), round(_DETAIL * shape[1]), rng)
     y, ax = view.y, np.abs(view.x)
     lung, cage = _draw_lungs(view, child, rng)
     heart = _draw_heart(view, child)
@@ -95,7 +95,7 @@ def draw_chest(
     attenuation -= _draw_gas(view, rng) * below
     attenuation *= 1 + 0.04 * _cloud(view, 5, rng)
     film = Image.fromarray(_develop(attenuation, rng))
-    enlarged = np.asarray(film.resize((width_px, height_px), Image.Resampling.BICUBIC))
+    enlarged = np.asarray(film.resize(shape[::-1], Image.Resampling.BICUBIC))
     return np.asarray(np.clip(enlarged, 0, 1), np.float32)
 
 

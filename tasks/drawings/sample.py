@@ -229,7 +229,7 @@ def _draw_plan(
     severity = _draw_severity(plan.finding, rng)
     if device_effect == "strong":
         severity *= PLANTED_SEVERITY if plan.finding != "normal" else 1.0
-    film = draw_chest(child, plan.finding, severity, height, width, rng)
+    film = draw_chest(child, plan.finding, severity, (height, width), rng)
     reading = _Reading(confidence=int(rng.choice([2, 1, 0], p=[0.73, 0.23, 0.04])))
     if plan.has_device:
         kinds = pick_kinds(rng)

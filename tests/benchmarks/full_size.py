@@ -32,7 +32,7 @@ def write_full_size(folder: Path, *, n_drawn: int, n_files: int, seed: int = 1) 
     rows = []
     for drawn in range(n_drawn):
         rng, label = np.random.default_rng((seed, drawn)), drawn % 2
-        film = draw_chest(imagine_child(rng), "bacteria" if label else "normal", 0.5, HEIGHT_PX, WIDTH_PX, rng)
+        film = draw_chest(imagine_child(rng), "bacteria" if label else "normal", 0.5, (HEIGHT_PX, WIDTH_PX), rng)
         picture = Image.fromarray(np.round(finish_film(film, rng) * 255).astype(np.uint8))
         for number in range(drawn, n_files, n_drawn):
             path = f"train/{'PNEUMONIA' if label else 'NORMAL'}/{number}.jpeg"

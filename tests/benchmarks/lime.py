@@ -68,7 +68,7 @@ def main() -> None:
 def draw_x_ray(side_px: int) -> Floats:
     """A child with pneumonia as the embedded sample draws it, float32 ``(side_px, side_px)``."""
     rng = np.random.default_rng(SEED)
-    return finish_film(draw_chest(imagine_child(rng), "bacteria", 0.7, side_px, side_px, rng), rng)
+    return finish_film(draw_chest(imagine_child(rng), "bacteria", 0.7, (side_px, side_px), rng), rng)
 
 
 def build_network() -> tuple[Callable[[Floats], Answer], Callable[[Floats], Answer], int]:
