@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from tasks.errors import RunError
+from tasks.files import sha256_of_file
 from tasks.pixels.masks import DeviceMasks
 from tasks.pixels.packed import PackedImages
-from tasks.records import Facts
+from tasks.records import Facts, StageParts
+from tasks.runs.keys import code_version, package_versions
 from tasks.runs.manifest import read_manifest
 from tasks.runs.places import Place
 from tasks.runs.stages import read_stage, run_stage
@@ -64,4 +67,16 @@ class Run(Place):
         Raises:
             RunError: If a file that is read is missing.
         """
-        return run_stage(self, name, reads, given, make, packages, resumable=resumable, is_valid=is_valid)
+        parts = StageParts(
+            reads={file: _checksum_of(self.folder / file) for file in reads},
+            given=dict(given),
+            code=code_version(make.__module__),
+            packages=package_versions(packages),
+        )
+        return run_stage(self, name, parts, make, resumable=resumable, is_valid=is_valid)
+
+
+def _checksum_of(path: Path) -> str:
+    if not path.is_file():
+        raise RunError(f"{path} is missing: run the stage that writes it first")
+    return sha256_of_file(path)

@@ -9,7 +9,7 @@ import filecmp
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -19,11 +19,10 @@ from prefect.states import Completed
 from pydantic import ValidationError
 
 from tasks.errors import RunError
-from tasks.files import digest, inside, make_once, read_json, room_in, sha256_of_file, write_json
+from tasks.files import digest, inside, make_once, read_json, room_in, write_json
 from tasks.records import Facts, StageParts, StageRecord
 from tasks.runs.artifacts import in_run
 from tasks.runs.bucket import fetch_entry, fetch_shards, keep_entry, send
-from tasks.runs.keys import code_version, package_versions
 from tasks.runs.places import SEAL, Place
 from tasks.runs.retries import AGAIN
 
@@ -34,21 +33,13 @@ STAGES_FOLDER = "stages"
 def run_stage(
     run: Place,
     name: str,
-    reads: Sequence[str],
-    given: Mapping[str, object],
+    parts: StageParts,
     make: Callable[[Path], Facts],
-    packages: Sequence[str],
     *,
     resumable: bool,
     is_valid: Callable[[Path], bool],
 ) -> Facts:
-    """Implements ``Run.stage``."""
-    parts = StageParts(
-        reads={file: _checksum_of(run.folder / file) for file in reads},
-        given=dict(given),
-        code=code_version(make.__module__),
-        packages=package_versions(packages),
-    )
+    """Implements ``Run.stage``; ``parts`` are those of the stage's key."""
     entry = f"{name}/{digest(parts.model_dump())[:24]}"
 
     def make_entry(folder: Path) -> None:
@@ -75,12 +66,6 @@ def run_stage(
     if reused:
         print(f"{name} is taken from the cache")
     return {**record.facts, "reused": reused, "seconds": record.seconds}
-
-
-def _checksum_of(path: Path) -> str:
-    if not path.is_file():
-        raise RunError(f"{path} is missing: run the stage that writes it first")
-    return sha256_of_file(path)
 
 
 def stage_task(name: str, **options: Any) -> Callable[[Callable[P, Facts]], Task[P, Facts]]:
