@@ -92,13 +92,12 @@ def _refuse_member(member: zipfile.ZipInfo, path: Path, limits: IngestionSetting
         )
 
 
-def _leads_out(path: Path, name: str) -> ArchiveError:
+def _leads_out(path: Path | str | None, name: str) -> ArchiveError:
     return ArchiveError(f"source: {path} holds the name {name!r}, which leads out of the folder; pack it again")
 
 
 def unpack_members(
     archive: zipfile.ZipFile,
-    path: Path,
     names: Sequence[str],
     prefix: str,
     folder: Path,
@@ -115,7 +114,7 @@ def unpack_members(
     """
     for name in names:
         if name.startswith("/"):  # x//y is harmless, but /y is not
-            raise _leads_out(path, prefix + name)
+            raise _leads_out(archive.filename, prefix + name)
     members = {name: archive.getinfo(prefix + name) for name in names}
     written, to_write = 0, sum(member.file_size for member in members.values())
     for name, member in members.items():
@@ -128,11 +127,11 @@ def unpack_members(
                 raise
             if isinstance(error, OSError) and error.errno is not None:  # bzip2 raises one without for damaged data
                 raise ArchiveError(
-                    f"source: {path}: {name[:80]!r} cannot be unpacked into {folder} ({error.strerror}); "
+                    f"source: {archive.filename}: {name[:80]!r} cannot be unpacked into {folder} ({error.strerror}); "
                     "make room there or pack the archive again"
                 ) from None
             raise ArchiveError(
-                f"source: {path}: {member.filename!r} is damaged ({_short(error)}); fetch the archive again"
+                f"source: {archive.filename}: {member.filename!r} is damaged ({_short(error)}); fetch the archive again"
             ) from None
         written += member.file_size
         progress(written, to_write)

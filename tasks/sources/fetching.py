@@ -211,7 +211,7 @@ def _fetch_archive(path: Path, settings: Settings) -> Fetched:
             print(f"unpacking {len(kept):,} files of {path} into {folder}")
             n_bytes = sum(archive.getinfo(layout.root + name).file_size for name in kept)
             with room_in(Path(settings.storage.raw), n_bytes):
-                unpack_members(archive, path, kept, layout.root, beside / "files", show_bytes("unpacked"))
+                unpack_members(archive, kept, layout.root, beside / "files", show_bytes("unpacked"))
             write_json(beside / "layout.json", asdict(layout))
             if sum_file(path, found)[0] != checksum:
                 raise SourceError(f"source: {path} changed while it was read; run again")

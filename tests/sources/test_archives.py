@@ -44,7 +44,7 @@ def unpack(path: Path, out: Path, limits: IngestionSettings | None = None) -> li
     limits = limits or IngestionSettings()
     with open_archive(path) as archive:
         names = list_members(archive, path, limits)
-        unpack_members(archive, path, names, "", out, lambda done, total: None)
+        unpack_members(archive, names, "", out, lambda done, total: None)
     return names
 
 
@@ -61,7 +61,7 @@ def test_a_sound_archive_comes_out_as_it_went_in(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     with open_archive(path) as archive:
         names = list_members(archive, path, IngestionSettings(max_ratio=10_000))
-        unpack_members(archive, path, names, "", tmp_path, lambda *s: told.append(s))
+        unpack_members(archive, names, "", tmp_path, lambda *s: told.append(s))
     assert names == ["a.txt", "b/c.txt"]
     assert (tmp_path / "a.txt").read_bytes() == b""
     assert (tmp_path / "b/c.txt").read_bytes() == b"c" * 3_000_000
@@ -71,7 +71,7 @@ def test_a_sound_archive_comes_out_as_it_went_in(tmp_path: Path) -> None:
 def test_only_the_members_asked_for_are_written_without_the_prefix(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "x.zip", ("set/a.txt", b"a"), ("set/b.txt", b"b"), ("a.txt", b"other"))
     with open_archive(path) as archive:
-        unpack_members(archive, path, ["a.txt"], "set/", tmp_path / "out", lambda *s: None)
+        unpack_members(archive, ["a.txt"], "set/", tmp_path / "out", lambda *s: None)
     assert [(p.name, p.read_bytes()) for p in (tmp_path / "out").iterdir()] == [("a.txt", b"a")]
 
 
