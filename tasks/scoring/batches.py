@@ -6,14 +6,16 @@
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from tasks.errors import SettingsError, SourceError
+from tasks.files import open_whole
 from tasks.pixels.decoding import SIDE_PX, SUFFIXES
 from tasks.records import Facts
 from tasks.runs.artifacts import Progress
@@ -75,8 +77,9 @@ def refuse_places(images: str, out: str, masks: str | None) -> None:
         raise SettingsError(f"out or masks: {error.filename} cannot be used ({error.strerror}); name another") from None
 
 
-def prepare_places(out: str, masks: str | None) -> None:
-    """Makes the folders of the table and the masks, and checks that files can be written there.
+@contextmanager
+def open_table(out: str, masks: str | None, header: str) -> Iterator[BinaryIO]:
+    """Opens the table, with its header, once files can be written there and into the folder of the masks.
 
     Raises:
         SettingsError: If they cannot.
@@ -93,6 +96,9 @@ def prepare_places(out: str, masks: str | None) -> None:
             raise SettingsError(
                 f"{name}: {folder / file if name == 'out' else folder} cannot be written ({reason}); name another place"
             ) from None
+    with open_whole(table) as stream:
+        stream.write(header.encode())
+        yield stream
 
 
 def list_loose_images(images: str, out: str, masks: str | None, settings: Settings) -> Facts:
@@ -105,15 +111,17 @@ def list_loose_images(images: str, out: str, masks: str | None, settings: Settin
 
 
 def watch_batches(found: LooseImages, key: str, description: str) -> Iterator[LooseBatch]:
-    """All batches in order; progress is shown every few seconds, and when the last one is done."""
+    """All batches in order; progress is shown every few seconds, and with the pace when the last one is done."""
     progress = Progress(key, description)
-    n_done, shown = 0, time.monotonic()
+    n_done, start = 0, time.monotonic()
+    shown = start
     for batch in found.read_batches():
         yield batch
         n_done += len(batch.paths)
         if time.monotonic() - shown > SECONDS_BETWEEN_SHOWS or n_done == len(found.paths):
             shown = time.monotonic()
             progress.show(n_done, len(found.paths))
+    print(f"{n_done / max(time.monotonic() - start, 1e-9):,.1f} images/s")
 
 
 def screen_batch(model: Any, pixels: NDArray[np.uint8]) -> tuple[list[float], NDArray[np.uint8]]:

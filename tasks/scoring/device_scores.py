@@ -5,7 +5,6 @@ Reads a folder or zip of X-rays; writes a CSV ``path,device_score,has_device,ref
 """
 
 import io
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,10 @@ from prefect import task
 
 from tasks.devices.files import find_screener
 from tasks.errors import RunError
-from tasks.files import open_whole, write_whole
+from tasks.files import write_whole
 from tasks.records import Facts
 from tasks.runs.manifest import image_id
-from tasks.scoring.batches import list_loose_images, prepare_places, screen_batch, watch_batches, write_cell
+from tasks.scoring.batches import list_loose_images, open_table, screen_batch, watch_batches, write_cell
 from tasks.scoring.loose_images import LooseBatch, open_loose_images
 from tasks.settings import Settings
 
@@ -39,27 +38,21 @@ def screen_images(images: str, out: str, masks: str | None, settings: Settings) 
 
     model = load_screener(find_screener(settings.screening.screener).folder)
     counts = {"n_images": 0, "n_devices": 0, "n_refused": 0}
-    with open_loose_images(images, settings) as found:
-        prepare_places(out, masks)
-        start = time.monotonic()
-        with open_whole(Path(out)) as table:
-            table.write(HEADER.encode())
-            for batch in watch_batches(found, "screen-images", f"Screening {len(found.paths):,} images for devices"):
-                scores, drawn = screen_batch(model, batch.pixels)
-                if not np.isfinite(scores).all():
-                    raise RunError("screening.screener: the network returns no number for an image; use another one")
-                table.write("".join(table_rows(batch, scores, settings.screening.threshold)).encode())
-                if masks is not None:
-                    write_masks(Path(masks), batch, drawn)
-                counts["n_images"] += len(batch.paths)
-                counts["n_devices"] += sum(score >= settings.screening.threshold for score in scores)
-                counts["n_refused"] += len(batch.paths) - len(scores)
-        per_second = counts["n_images"] / max(time.monotonic() - start, 1e-9)
-        print(
-            f"screened {counts['n_images']:,} images: {counts['n_devices']:,} show a device, "
-            f"{counts['n_refused']:,} were refused, {found.n_left_out:,} other files left out; "
-            f"{per_second:,.1f} images/s"
-        )
+    with open_loose_images(images, settings) as found, open_table(out, masks, HEADER) as table:
+        for batch in watch_batches(found, "screen-images", f"Screening {len(found.paths):,} images for devices"):
+            scores, drawn = screen_batch(model, batch.pixels)
+            if not np.isfinite(scores).all():
+                raise RunError("screening.screener: the network returns no number for an image; use another one")
+            table.write("".join(table_rows(batch, scores, settings.screening.threshold)).encode())
+            if masks is not None:
+                write_masks(Path(masks), batch, drawn)
+            counts["n_images"] += len(batch.paths)
+            counts["n_devices"] += sum(score >= settings.screening.threshold for score in scores)
+            counts["n_refused"] += len(batch.paths) - len(scores)
+    print(
+        f"screened {counts['n_images']:,} images: {counts['n_devices']:,} show a device, "
+        f"{counts['n_refused']:,} were refused, {found.n_left_out:,} other files left out"
+    )
     return counts
 
 

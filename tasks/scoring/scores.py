@@ -5,7 +5,6 @@ Reads a folder or zip of X-rays, and of the run folder ``model.keras``, ``metric
 """
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from prefect import task
 
 from tasks.devices.files import find_screener
 from tasks.errors import RunError, SettingsError
-from tasks.files import open_whole, read_json
+from tasks.files import read_json
 from tasks.networks.familiarity import Familiarity, load_familiarity
 from tasks.networks.files import check_network, load_network
 from tasks.pixels.decoding import SIDE_PX
@@ -27,7 +26,7 @@ from tasks.runs.stages import STAGES_FOLDER, read_stage
 from tasks.scoring.batches import (
     fill_batch,
     list_loose_images,
-    prepare_places,
+    open_table,
     screen_batch,
     watch_batches,
     write_cell,
@@ -75,25 +74,20 @@ def score_images(images: str, out: str, settings: Settings) -> Facts:
     run = Place(settings).folder
     scorer = load_scorer(run, settings)
     counts = {"n_images": 0, "n_pneumonia": 0, "n_unlike": 0, "n_refused": 0}
-    with open_loose_images(images, as_packed(run, settings)) as found:
-        prepare_places(out, None)
-        start = time.monotonic()
-        with open_whole(Path(out)) as table:
-            table.write(HEADER.encode())
-            for batch in watch_batches(found, "score-images", f"Scoring {len(found.paths):,} images"):
-                scored = score_batch(scorer, batch.pixels)
-                table.write("".join(table_rows(batch, scored, scorer.threshold)).encode())
-                unlike = sum(bool(image.refused) for image in scored)
-                counts["n_images"] += len(batch.paths)
-                counts["n_pneumonia"] += sum(decide_image(image, scorer.threshold) == "1" for image in scored)
-                counts["n_unlike"] += unlike
-                counts["n_refused"] += len(batch.paths) - len(scored) + unlike
-        per_second = counts["n_images"] / max(time.monotonic() - start, 1e-9)
-        print(
-            f"scored {counts['n_images']:,} images: {counts['n_pneumonia']:,} count as pneumonia at the threshold "
-            f"{scorer.threshold:g}, {counts['n_refused']:,} were refused, {counts['n_unlike']:,} of them as unlike the "
-            f"training images; {found.n_left_out:,} other files left out; {per_second:,.1f} images/s"
-        )
+    with open_loose_images(images, as_packed(run, settings)) as found, open_table(out, None, HEADER) as table:
+        for batch in watch_batches(found, "score-images", f"Scoring {len(found.paths):,} images"):
+            scored = score_batch(scorer, batch.pixels)
+            table.write("".join(table_rows(batch, scored, scorer.threshold)).encode())
+            unlike = sum(bool(image.refused) for image in scored)
+            counts["n_images"] += len(batch.paths)
+            counts["n_pneumonia"] += sum(decide_image(image, scorer.threshold) == "1" for image in scored)
+            counts["n_unlike"] += unlike
+            counts["n_refused"] += len(batch.paths) - len(scored) + unlike
+    print(
+        f"scored {counts['n_images']:,} images: {counts['n_pneumonia']:,} count as pneumonia at the threshold "
+        f"{scorer.threshold:g}, {counts['n_refused']:,} were refused, {counts['n_unlike']:,} of them as unlike the "
+        f"training images; {found.n_left_out:,} other files left out"
+    )
     return counts
 
 

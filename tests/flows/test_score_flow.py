@@ -271,7 +271,7 @@ def test_nothing_in_the_run_folder_changes_and_the_address_of_the_table_is_the_l
     n_read = len(scored) + len(UNLIKE)
     assert f"scored {n_read + len(UNREADABLE)} images: " in caplog.text
     assert f"{len(UNLIKE) + len(UNREADABLE)} were refused, {len(UNLIKE)} of them as unlike" in caplog.text
-    assert f"{len(CLUTTER)} other files left out; " in caplog.text
+    assert f"{len(CLUTTER)} other files left out" in caplog.text
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

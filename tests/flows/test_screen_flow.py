@@ -212,7 +212,7 @@ def test_the_address_of_the_table_is_the_last_line_and_the_log_counts(
     assert run_screen("--images", folder, "--out", out, "--screening.screener", screener) == 0
     assert capfd.readouterr().out.splitlines()[-1] == str(out)
     assert f"screened {len(SCORED) + len(REFUSED)} images: " in caplog.text
-    assert f"{len(REFUSED)} were refused, {len(CLUTTER)} other files left out; " in caplog.text
+    assert f"{len(REFUSED)} were refused, {len(CLUTTER)} other files left out" in caplog.text
 
 
 def test_strict_ends_with_code_2_when_an_image_was_refused_and_writes_the_table_all_the_same(
