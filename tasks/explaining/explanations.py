@@ -253,9 +253,9 @@ def explain_pieces(cut: "CutImage", network: Network, threshold: float, settings
     from tasks.explaining.lime_quality import measure_faithfulness, measure_stability
     from tasks.explaining.lime_sampling import weigh_pieces
 
-    how, seed = settings.explanation, settings.seed
+    recipe, seed = settings.explanation, settings.seed
     maps = [
-        weigh_pieces(cut, network, n_samples=how.n_samples, batch_size=how.batch_size, seed=seed + turn)
+        weigh_pieces(cut, network, n_samples=recipe.n_samples, batch_size=recipe.batch_size, seed=seed + turn)
         for turn in range(n_seeds)
     ]
     first = maps[0]
@@ -267,7 +267,7 @@ def explain_pieces(cut: "CutImage", network: Network, threshold: float, settings
         "r2": _finite(first.r2),
         "intercept": _finite(first.intercept),
         "local_probability": _finite(first.local_probability),
-        "n_samples": how.n_samples,
+        "n_samples": recipe.n_samples,
         "seed": seed,
         "stability": measure_stability([one.weights for one in maps]),
         "faithfulness": measure_faithfulness(cut, first.weights, network, decision, seed),
