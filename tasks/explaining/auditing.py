@@ -31,6 +31,7 @@ from tasks.explaining.probes import (
 from tasks.explaining.subjects import Subject, load_subject
 from tasks.explaining.verdict import judge
 from tasks.files import read_json, sha256_of_file, write_json
+from tasks.findings import Audit, read_audit, read_metrics
 from tasks.measures import Array, draw_patients, measure_group, summarise
 from tasks.networks.twin import used_rows
 from tasks.pixels.masks import SURE
@@ -74,14 +75,14 @@ def audit(run: Run) -> Facts:
         explained = [read_json(path) for path in sorted((run.folder / "explanations").glob("*.json"))]
         explained = [{**item, "patient_id": patients[item["image_id"]]} for item in explained]
         found = audit_networks(scene, subjects, baselines, explained, run.settings)
-        write_json(out / "audit.json", found)
+        write_json(out / "audit.json", Audit(**found).as_json())
         return {"verdict": found["verdict"], "n_images": found["n_images"]}
 
     explanations = sorted((run.folder / "explanations").glob("*.json"))
     reads = [*(f"{name}.keras" for name in names), "predictions.csv", "manifest.parquet", "masks/index.json"]
     given = {
         "explanations": {path.name: sha256_of_file(path) for path in explanations},
-        "threshold": read_json(run.folder / "metrics.json")["threshold"],
+        "threshold": read_metrics(run.folder).threshold,
         "auditing": run.settings.auditing.model_dump(exclude={"fail_on"}),
         "n_bootstrap": run.settings.evaluation.n_bootstrap,
         "seed": run.settings.seed,
@@ -100,8 +101,8 @@ def require_passed(run: Run) -> None:
     Raises:
         AuditError: If it did.
     """
-    verdict = read_json(run.folder / "audit.json")["verdict"]["model"]
-    failed = [part for part in verdict["failed"] if part in run.settings.auditing.fail_on]
+    verdict = read_audit(run.folder).verdict.model
+    failed = [part for part in verdict.failed if part in run.settings.auditing.fail_on]
     if failed:
         raise AuditError(
             f"auditing.fail_on: the model failed {' and '.join(failed)}; the report in "

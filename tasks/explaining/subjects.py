@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tasks.files import read_record
+from tasks.findings import read_metrics
 from tasks.measures import choose_threshold
 from tasks.networks.twin import work_folder
 from tasks.records import MODEL
@@ -74,6 +74,6 @@ def _load_for_lime(run: Path, name: str, sha256: str, size: int) -> Network:
 def read_threshold_of(run: Path, name: str) -> float:
     """From which probability on a network calls an image pneumonia; both thresholds are chosen in the same way."""
     if name == MODEL:
-        return float(read_record(run / "metrics.json", threshold=float)["threshold"])
+        return read_metrics(run).threshold
     shifts = pd.read_csv(work_folder(run, name) / "shifts.csv")
     return choose_threshold(shifts["label"].to_numpy(float), shifts["probability"].to_numpy(float))

@@ -13,7 +13,8 @@ from prefect import task
 from pydantic import ValidationError
 
 from tasks.errors import RunError, SettingsError
-from tasks.files import digest, read_json, sha256_of_file, write_json
+from tasks.files import digest, sha256_of_file, write_json
+from tasks.findings import MeasuredGroup, read_audit, read_metrics
 from tasks.publishing.rules import COMPARED_GROUPS, Candidate, Entry, Published, say_decision, succeed, weigh_candidate
 from tasks.records import Facts
 from tasks.runs.artifacts import show_markdown
@@ -194,7 +195,7 @@ def describe_candidate(run: Path, address: str) -> Candidate:
         RunError: If a file is missing or another one.
     """
     try:
-        metrics, verdict = read_json(run / "metrics.json"), read_json(run / "audit.json")["verdict"]["model"]
+        groups, verdict = read_metrics(run).groups, read_audit(run).verdict.model
         table = pd.read_csv(run / "predictions.csv").reindex(columns=["path", "split", "label", "has_device"])
         val = table[table["split"] == "val"]
         rows = {"val": val, "val_device_free": val[val["has_device"].astype(str) == "False"]}
@@ -202,8 +203,8 @@ def describe_candidate(run: Path, address: str) -> Candidate:
             "run": address.rpartition("/")[2],
             "run_dir": address,
             "model_sha256": sha256_of_file(run / MODEL),
-            "audit": verdict,
-            **{name: _describe_group(metrics[name], rows[name]) for name in COMPARED_GROUPS},
+            "audit": verdict.as_json(),
+            **{name: _describe_group(groups[name], rows[name]) for name in COMPARED_GROUPS},
         }
         return Candidate.model_validate(facts)
     except (FileNotFoundError, KeyError, TypeError, ValueError, AttributeError):
@@ -213,9 +214,10 @@ def describe_candidate(run: Path, address: str) -> Candidate:
         ) from None
 
 
-def _describe_group(group: Facts, rows: pd.DataFrame) -> Facts:
+def _describe_group(group: MeasuredGroup, rows: pd.DataFrame) -> Facts:
     images = sorted(zip(rows["path"].astype(str), rows["label"].astype(int).tolist(), strict=True))
-    return {"n": group["n"], "auc": group.get("auc", {**group, "value": None}), "images": digest(images)}
+    auc = {"value": None, "reason": group.reason} if group.auc is None else group.auc
+    return {"n": group.n, "auc": auc, "images": digest(images)}
 
 
 # -- small parts -------------------------------------------------------------------------------------------------------

@@ -1,21 +1,23 @@
 """The part of the report that says what the network looks at: verdict, devices put on and taken off, blanked lungs."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tasks.errors import RunError
 from tasks.explaining.baselines import SAYS
 from tasks.explaining.pictures import FAINTEST
 from tasks.files import read_json
+from tasks.findings import Audit, NetworkVerdict, read_audit
 from tasks.measures import describe_value
 from tasks.pixels.window import WINDOW
 from tasks.records import MODEL, TWIN, Facts
 from tasks.reporting.inputs import SPLIT_NAMES
 
 HEADS = {MODEL: "This model", TWIN: "Without screening"}
-VARIANTS = {
+INSERTIONS = {
     "electrode": "Electrodes, drawn",
     "line": "Lines, drawn",
     "tube": "Tubes, drawn",
@@ -23,8 +25,9 @@ VARIANTS = {
     "drawn": "Devices as they occur together, drawn",
     "conspicuous": "The same, conspicuous",
     "real": "Real devices of other images",
-    "filled": "Device taken off",
 }
+REMOVALS = {"filled": "Device taken off"}
+"""Titles of the probes; one that has none here is shown after these, under its own name."""
 AUDIT_GROUPS = {
     "with_device": ("Images with a device", ("auc", "sensitivity", "specificity")),
     "device_free": ("Images without", ("auc", "sensitivity", "specificity")),
@@ -45,40 +48,36 @@ def describe_audit(run: Path) -> Facts:
     Raises:
         RunError: If the run folder has no ``audit.json``.
     """
-    path = run / "audit.json"
-    if not path.exists():
-        raise RunError(f"{path} is missing: run the explain flow on this run folder first")
-    audit = read_json(path)
-    names = list(audit["verdict"])
+    audit = read_audit(run)
+    model, twin = audit.verdict.model, audit.verdict.unfiltered
+    names = [MODEL, TWIN] if twin else [MODEL]
     return {
-        "n": audit["n_images"],
-        "split": SPLIT_NAMES[audit["split"]],
-        "compared": TWIN in names,
+        "n": audit.n_images,
+        "split": SPLIT_NAMES[audit.split],
+        "compared": twin is not None,
         "heads": [HEADS[name] for name in names],
-        "sentence": say_audit(audit),
-        "passed": audit["verdict"][MODEL]["passed"],
-        "comparison": say_comparison(audit["verdict"]) if TWIN in names else None,
-        "rules": describe_rules(audit["verdict"]),
+        "sentence": say_verdict(model),
+        "passed": model.passed,
+        "comparison": say_comparison(model, twin) if twin else None,
+        "rules": describe_rules([model, twin] if twin else [model]),
         "changes": describe_changes(audit, names),
-        "gaps": [audit["insertion"][name].get("gap") for name in names],
         "figure": draw_changes(audit, names),
         "sights": describe_sights(audit, names),
         "window": [f"{100 * share:.0f} %" for share in WINDOW],
-        "window_share": f"{100 * audit['blanked'][MODEL]['window_share']:.0f} %",
-        "lifts": describe_lifts(audit["attribution"], names),
-        "groups": describe_groups(audit["groups"], names),
-        "pair": find_pair(run) if TWIN in names else None,
+        "window_share": f"{100 * audit.blanked[MODEL]['window_share']:.0f} %",
+        "lifts": describe_lifts(audit.attribution, names),
+        "groups": describe_groups(audit.groups, names),
+        "pair": find_pair(run) if twin else None,
     }
 
 
-def say_audit(audit: Facts) -> str:
+def say_verdict(verdict: NetworkVerdict) -> str:
     """The verdict about the model in one or two sentences."""
-    verdict = audit["verdict"][MODEL]
-    rules = verdict["rules"]
-    if verdict["passed"] is None:
-        return f"The audit came to no verdict: {verdict['reason']}."
+    rules = verdict.rules
+    if verdict.passed is None:
+        return f"The audit came to no verdict: {verdict.reason}."
     counts = {outcome: sum(rule["outcome"] == outcome for rule in rules) for outcome in OUTCOMES}
-    if verdict["passed"]:
+    if verdict.passed:
         text = f"The model passed the audit: none of {len(rules)} rules is broken"
     else:
         broken = "; ".join(
@@ -96,19 +95,18 @@ def say_audit(audit: Facts) -> str:
     return text + (f"; {' and '.join(also)}." if also else ".")
 
 
-def say_comparison(verdicts: Facts) -> str:
+def say_comparison(model: NetworkVerdict, twin: NetworkVerdict) -> str:
     """What screening changed, of what the rules look at: only what both intervals tell apart counts."""
-    verdict = verdicts[TWIN]
-    outcome = {True: "passed", False: f"failed ({', '.join(verdict['failed'])})", None: "came to no verdict"}
-    twin_sentence = f"Its twin, trained without screening, {outcome[verdict['passed']]}. "
+    outcome = {True: "passed", False: f"failed ({', '.join(twin.failed)})", None: "came to no verdict"}
+    twin_sentence = f"Its twin, trained without screening, {outcome[twin.passed]}. "
     better, worse, same = [], [], 0
-    for own, twin in zip(verdicts[MODEL]["rules"], verdicts[TWIN]["rules"], strict=True):
-        if own["value"] is None or twin["value"] is None:
+    for own, other in zip(model.rules, twin.rules, strict=True):
+        if own["value"] is None or other["value"] is None:
             continue
         sign = 1 if own["at_most"] else -1
-        if sign * own["high" if sign > 0 else "low"] < sign * twin["low" if sign > 0 else "high"]:
+        if sign * own["high" if sign > 0 else "low"] < sign * other["low" if sign > 0 else "high"]:
             better.append(own["says"])
-        elif sign * own["low" if sign > 0 else "high"] > sign * twin["high" if sign > 0 else "low"]:
+        elif sign * own["low" if sign > 0 else "high"] > sign * other["high" if sign > 0 else "low"]:
             worse.append(own["says"])
         else:
             same += 1
@@ -126,13 +124,12 @@ def say_comparison(verdicts: Facts) -> str:
     )
 
 
-def describe_rules(verdicts: Facts) -> list[Facts]:
+def describe_rules(verdicts: Sequence[NetworkVerdict]) -> list[Facts]:
     """A row per rule: bound, and for each network figure and outcome."""
     rows = []
-    for turn, rule in enumerate(verdicts[MODEL]["rules"]):
-        cells = []
-        for verdict in verdicts.values():
-            one = verdict["rules"][turn]
+    for same in zip(*(verdict.rules for verdict in verdicts), strict=True):
+        rule, cells = same[0], []
+        for one in same:
             shown = describe_value(one)
             cells.append({**shown, "outcome": one["outcome"], "style": OUTCOMES[one["outcome"]], "n": one["n"]})
             if one["outcome"] == "not judged":
@@ -142,17 +139,38 @@ def describe_rules(verdicts: Facts) -> list[Facts]:
     return rows
 
 
-def describe_changes(audit: Facts, names: list[str]) -> Facts:
-    """A row per kind of change, with what it does to each network; or why nothing could be changed."""
+@dataclass(frozen=True)
+class Probe:
+    """A kind of change, with what each network says of the images that it is asked for.
+
+    Attributes:
+        title: What was changed.
+        label: The class of these images.
+        groups: By network: ``n`` with ``shift``, ``flips`` and, where there is a control, ``net_shift``; or a reason.
+    """
+
+    title: str
+    label: str
+    groups: list[Facts]
+
+
+def list_probes(audit: Audit, names: list[str]) -> list[Probe]:
+    """All probes of an audit: devices put on normal images, then devices taken off pneumonia images."""
+    probes = []
+    for part, titles, label in ((audit.insertion, INSERTIONS, "normal"), (audit.removal, REMOVALS, "pneumonia")):
+        found = [key for key, value in part[MODEL].items() if isinstance(value, dict)]
+        for key in [*(key for key in titles if key in found), *(key for key in found if key not in titles)]:
+            title = titles.get(key, key.replace("_", " ").capitalize())
+            probes.append(Probe(title, label, [part[name][key][label] for name in names]))
+    return probes
+
+
+def describe_changes(audit: Audit, names: list[str]) -> Facts:
+    """A row per probe, with what it does to each network; or why nothing could be changed."""
     rows = []
-    for key, title in VARIANTS.items():
-        part = "removal" if key == "filled" else "insertion"
-        if key not in audit[part][MODEL]:
-            continue
-        label = "pneumonia" if key == "filled" else "normal"
+    for probe in list_probes(audit, names):
         cells = []
-        for name in names:
-            group = audit[part][name][key][label]
+        for group in probe.groups:
             if not group["n"]:
                 cells.append({"reason": group["reason"]})
                 continue
@@ -164,24 +182,23 @@ def describe_changes(audit: Facts, names: list[str]) -> Facts:
                     "flips": describe_value(group["flips"], percent=True),
                 }
             )
-        rows.append({"title": title, "label": label, "n": audit[part][MODEL][key][label]["n"], "cells": cells})
-    reasons = [audit[part][MODEL]["reason"] for part in ("insertion", "removal") if "reason" in audit[part][MODEL]]
+        rows.append({"title": probe.title, "label": probe.label, "n": probe.groups[0]["n"], "cells": cells})
+    reasons = [part[MODEL]["reason"] for part in (audit.insertion, audit.removal) if "reason" in part[MODEL]]
     return {"rows": rows, "reasons": list(dict.fromkeys(reasons))}
 
 
-def draw_changes(audit: Facts, names: list[str]) -> str | None:
+def draw_changes(audit: Audit, names: list[str]) -> str | None:
     """The shifts as a figure; ``None`` where there are none."""
     from tasks.reporting.figures import as_svg, draw_shifts
 
-    rows = []
-    for key, title in VARIANTS.items():
-        part, label = ("removal", "pneumonia") if key == "filled" else ("insertion", "normal")
-        found = [audit[part][name].get(key, {}).get(label, {}).get("shift") for name in names]
+    rows: list[Facts] = []
+    for probe in list_probes(audit, names):
+        found = [group.get("shift") for group in probe.groups]
         if any(figure and figure["value"] is not None for figure in found):
-            rows.append({"name": title.removesuffix(", drawn"), "values": found})
+            rows.append({"name": probe.title.removesuffix(", drawn"), "values": found})
     if not rows:
         return None
-    bound = next(rule["bound"] for rule in audit["verdict"][MODEL]["rules"] if rule["setting"] == "auditing.max_shift")
+    bound = next(rule["bound"] for rule in audit.verdict.model.rules if rule["setting"] == "auditing.max_shift")
     heads = [HEADS[name] for name in names]
     says = "; ".join(
         f"{row['name']}: "
@@ -195,7 +212,7 @@ def draw_changes(audit: Facts, names: list[str]) -> str | None:
     return as_svg(draw_shifts(rows, heads, bound), "shifts", "Shift of the answer when a device comes or goes", says)
 
 
-def describe_sights(audit: Facts, names: list[str]) -> list[Facts]:
+def describe_sights(audit: Audit, names: list[str]) -> list[Facts]:
     """AUC of each network on whole and blanked images, and of the baselines that see no lung."""
     rows: list[Facts] = []
     for key, title in (
@@ -203,10 +220,10 @@ def describe_sights(audit: Facts, names: list[str]) -> list[Facts]:
         ("inside", "Only the lung window"),
         ("outside", "Only what is outside of it"),
     ):
-        cells = [describe_value(audit["blanked"][name][key]) for name in names]
+        cells = [describe_value(audit.blanked[name][key]) for name in names]
         rows.append({"title": title, "who": "network", "cells": cells})
     for key, says in SAYS.items():
-        one = audit["baselines"][MODEL]["each"][key]
+        one = audit.baselines[MODEL]["each"][key]
         rows.append({"title": says[0].upper() + says[1:], "who": "baseline", "cells": [describe_value(one["auc"])]})
     return rows
 

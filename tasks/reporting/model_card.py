@@ -15,10 +15,11 @@ import pandas as pd
 from markupsafe import Markup, escape
 from prefect import task
 
-from tasks.files import read_json, write_whole
+from tasks.files import write_whole
+from tasks.findings import NOT_MEASURED, Estimate, MeasuredGroup, Metrics, read_audit, read_metrics
 from tasks.measures import describe_value
-from tasks.records import PNEUMONIA, TWIN, Facts
-from tasks.reporting.audit import say_audit, say_comparison
+from tasks.records import PNEUMONIA, Facts
+from tasks.reporting.audit import say_comparison, say_verdict
 from tasks.reporting.inputs import NOTICE, SPLIT_NAMES, describe_left_out, describe_source
 from tasks.reporting.results import (
     FEW_PATIENTS,
@@ -31,6 +32,7 @@ from tasks.reporting.results import (
     describe_members,
     describe_training,
     find_worst_shifts,
+    groups_of,
     say_result,
     say_share,
     say_threshold,
@@ -41,6 +43,7 @@ from tasks.runs.bucket import send
 from tasks.runs.provenance import describe_run
 from tasks.runs.retries import AGAIN
 from tasks.runs.run import Run
+from tasks.settings import Settings
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
 CARD = "model_card.md"
@@ -87,27 +90,20 @@ def escape_markdown(value: Any) -> str:
 
 def gather_card(run: Run) -> Facts:
     """All that the template says, read from the run folder: plain values and sentences."""
-    manifest, metrics = run.manifest(), read_json(run.folder / "metrics.json")
-    audit = read_json(run.folder / "audit.json")
+    manifest, metrics = run.manifest(), read_metrics(run.folder)
+    verdicts = read_audit(run.folder).verdict
     provenance = describe_run(run)
     splits, main = choose_splits(metrics, run.settings.evaluation)
     left_out = describe_left_out(run.folder, manifest)
     screen, ingest = run.facts("screen"), run.facts("ingest")
     training = describe_training(run.folder, run.settings.training)
-    changed = [
-        {"name": f"{group['name']}.{row['name']}", "value": PurePath(row["value"]).name}
-        for group in say_settings(run.settings)
-        if group["name"] in SHAPING
-        for row in group["rows"]
-        if row["changed"]
-    ]
     return {
         "run_name": run.folder.resolve().name,
         "notice": NOTICE,
         "finished": f"{datetime.fromisoformat(provenance['finished']):%-d %B %Y}",
         "sentence": say_result(metrics, main),
-        "audit": say_audit(audit),
-        "comparison": say_comparison(audit["verdict"]) if TWIN in audit["verdict"] else "",
+        "audit": say_verdict(verdicts.model),
+        "comparison": say_comparison(verdicts.model, verdicts.unfiltered) if verdicts.unfiltered else "",
         "source": describe_source(run.folder, manifest),
         "is_sample": ingest["kind"] == "sample",
         "left_out": {"n": left_out["n"], "reasons": [row for row in left_out["reasons"] if row["all"]]},
@@ -118,54 +114,69 @@ def gather_card(run: Run) -> Facts:
         "training": training,
         "recipe": run.settings.training,
         "seed": run.settings.seed,
-        "changed": changed,
+        "changed": list_changed(run.settings),
         "splits": splits,
-        "thresholds": {name: say_threshold(metrics["operating_points"][name]["threshold"]) for name in POINTS},
-        "min_sensitivity": say_share(run.settings.evaluation.min_sensitivity),
-        "rows": describe_rows(metrics, splits),
-        "subtypes": [
-            {
-                "name": f"{SPLIT_NAMES[split].capitalize()}, {subtype}",
-                "n": group["n"],
-                "figures": say_of(group, "sensitivity"),
-            }
-            for split in splits
-            for subtype, group in metrics["subtypes"].get(split, {}).items()
-        ],
-        "bacteria": "; ".join(f"{SPLIT_NAMES[split]} {say_bacteria(metrics['bacteria'][split])}" for split in splits),
-        "calibration": say_calibration(metrics, splits, main),
-        "shifts": say_shifts(metrics),
-        "border": describe_border(metrics, main),
+        **describe_measures(metrics, splits, main),
         "members": say_members(metrics, splits, training["n_models"]),
+        "min_sensitivity": say_share(run.settings.evaluation.min_sensitivity),
         "failures": [*find_failures(metrics, splits, main), *find_limits(metrics, splits, manifest, ingest, screen)],
         "provenance": say_provenance(provenance),
     }
 
 
-def describe_rows(metrics: Facts, splits: Sequence[str]) -> list[Facts]:
+def list_changed(settings: Settings) -> list[Facts]:
+    """Settings that shape the network and are not at their default; of a path only the name."""
+    return [
+        {"name": f"{group['name']}.{row['name']}", "value": PurePath(row["value"]).name}
+        for group in say_settings(settings)
+        if group["name"] in SHAPING
+        for row in group["rows"]
+        if row["changed"]
+    ]
+
+
+def describe_measures(metrics: Metrics, splits: Sequence[str], main: str) -> Facts:
+    """What the template says of how good the network is."""
+    return {
+        "thresholds": {name: say_threshold(metrics.operating_points[name].threshold) for name in POINTS},
+        "rows": describe_rows(metrics, splits),
+        "subtypes": [
+            {
+                "name": f"{SPLIT_NAMES[split].capitalize()}, {subtype}",
+                "n": group.n,
+                "figures": say_of(group, "sensitivity"),
+            }
+            for split in splits
+            for subtype, group in metrics.subtypes.get(split, {}).items()
+        ],
+        "bacteria": "; ".join(f"{SPLIT_NAMES[split]} {say_bacteria(metrics.bacteria[split])}" for split in splits),
+        "calibration": say_calibration(metrics, splits, main),
+        "shifts": say_shifts(metrics),
+        "border": describe_border(metrics, main),
+    }
+
+
+def describe_rows(metrics: Metrics, splits: Sequence[str]) -> list[Facts]:
     """A row per group: its size, its AUC, and sensitivity and specificity at both thresholds."""
     rows = []
-    for key, name in GROUP_NAMES.items():
-        if key.split("_")[0] not in splits or key not in metrics:
+    for key, group in groups_of(metrics, splits).items():
+        if not group.n:
+            cells = [f"not measured: {group.reason}", *[""] * 4]
+            rows.append({"name": GROUP_NAMES[key], "size": "0", "cells": cells})
             continue
-        group = metrics[key]
-        if not group["n"]:
-            rows.append({"name": name, "size": "0", "cells": [f"not measured: {group['reason']}", *[""] * 4]})
-            continue
-        sensitive = metrics["operating_points"]["high_sensitivity"].get(key)
+        sensitive = metrics.operating_points["high_sensitivity"].groups.get(key)
         cells = [say_of(group, measure) for measure in ("auc", *DECISIONS)]
         cells += [say_of(sensitive, measure) if sensitive else "" for measure in DECISIONS]
-        n_patients = group.get("n_patients")
-        few = "" if n_patients is None or n_patients >= FEW_PATIENTS else " †"
-        size = f"{group['n']:,}" + ("" if n_patients is None else f" ({n_patients:,}){few}")
-        rows.append({"name": name, "size": size, "cells": cells})
+        few = "" if group.n_patients is None or group.n_patients >= FEW_PATIENTS else " †"
+        size = f"{group.n:,}" + ("" if group.n_patients is None else f" ({group.n_patients:,}){few}")
+        rows.append({"name": GROUP_NAMES[key], "size": size, "cells": cells})
     return rows
 
 
 # -- failures and limits -----------------------------------------------------------------------------------------------
 
 
-def find_failures(metrics: Facts, splits: Sequence[str], main: str) -> list[str]:
+def find_failures(metrics: Metrics, splits: Sequence[str], main: str) -> list[str]:
     """Where the network is worst by the run's own numbers, a sentence each."""
     sentences = [*find_weakest(metrics, main), *find_drops(metrics, splits)]
     sentences += [
@@ -174,66 +185,66 @@ def find_failures(metrics: Facts, splits: Sequence[str], main: str) -> list[str]
         for worst in find_worst_shifts(metrics)
         if worst["lower"]
     ]
-    only = metrics["border_only"]
+    only = metrics.border_only
     if only["value"] is not None and only["low"] > 0.5:
         sentences.append(f"It reads something off the border: AUC {say_figure(only)} on the border alone.")
     for split in splits:
-        group = metrics["bacteria"][split]
-        if has_value(group, "auc") and group["auc"]["low"] <= 0.5:
-            auc = say_of(group, "auc")
+        group = metrics.bacteria[split]
+        if (auc := value_of(group, "auc")) and auc["low"] <= 0.5:
             sentences.append(
-                f"On {SPLIT_NAMES[split]} images bacteria are not told from virus better than by chance: AUC {auc}."
+                f"On {SPLIT_NAMES[split]} images bacteria are not told from virus better than by chance: "
+                f"AUC {say_figure(auc)}."
             )
     return sentences
 
 
-def find_weakest(metrics: Facts, main: str) -> list[str]:
+def find_weakest(metrics: Metrics, main: str) -> list[str]:
     """For AUC, sensitivity and specificity the group of the main split where it is lowest, below that of the whole."""
-    name, whole, sentences = SPLIT_NAMES[main], metrics[main], []
-    groups = {says: metrics[key] for key, says in GROUP_NAMES.items() if key.startswith(f"{main}_") and key in metrics}
-    kinds = metrics["subtypes"].get(main, {}).items()
+    name, sentences = SPLIT_NAMES[main], []
+    groups = {GROUP_NAMES[key]: group for key, group in groups_of(metrics, [main]).items() if key != main}
+    kinds = metrics.subtypes.get(main, {}).items()
     groups |= {f"{name.capitalize()}, {kind}": group for kind, group in kinds}
     for measure in ("auc", *DECISIONS):
-        known = {where: group for where, group in groups.items() if has_value(group, measure)}
-        if not known or not has_value(whole, measure):
+        known = {where: value for where, group in groups.items() if (value := value_of(group, measure))}
+        whole = value_of(metrics.groups[main], measure)
+        if not known or not whole:
             continue
-        where, group = min(known.items(), key=lambda item: item[1][measure]["value"])
-        if group[measure]["value"] < whole[measure]["value"]:
+        where, lowest = min(known.items(), key=lambda item: item[1]["value"])
+        if lowest["value"] < whole["value"]:
             sentences.append(
-                f"The group with the lowest {MEASURE_NAMES[measure]} is “{where}” ({group['n']:,} images): "
-                f"{say_of(group, measure)}; on all {name} images it is {say_of(whole, measure)}."
+                f"The group with the lowest {MEASURE_NAMES[measure]} is “{where}” ({groups[where].n:,} images): "
+                f"{say_figure(lowest)}; on all {name} images it is {say_figure(whole)}."
             )
     return sentences
 
 
-def find_drops(metrics: Facts, splits: Sequence[str]) -> list[str]:
+def find_drops(metrics: Metrics, splits: Sequence[str]) -> list[str]:
     """What is worse on test than on validation beyond both intervals."""
     if len(splits) < 2:
         return []
     sentences = []
     for measure in ("auc", *DECISIONS):
-        before, after = metrics["val"], metrics["test"]
-        if has_value(before, measure) and has_value(after, measure) and after[measure]["high"] < before[measure]["low"]:
+        before, after = (value_of(metrics.groups[name], measure) for name in ("val", "test"))
+        if before and after and after["high"] < before["low"]:
             sentences.append(
                 f"What was found on validation does not carry over to test: {MEASURE_NAMES[measure]} "
-                f"{say_of(before, measure)} there, {say_of(after, measure)} here."
+                f"{say_figure(before)} there, {say_figure(after)} here."
             )
     return sentences
 
 
 def find_limits(
-    metrics: Facts, splits: Sequence[str], manifest: pd.DataFrame, ingest: Facts, screen: Facts
+    metrics: Metrics, splits: Sequence[str], manifest: pd.DataFrame, ingest: Facts, screen: Facts
 ) -> list[str]:
     """What these numbers cannot say, a sentence each."""
     sentences = []
-    shown = [metrics[key] for key in GROUP_NAMES if key.split("_")[0] in splits and key in metrics]
-    if any(0 < (group.get("n_patients") or 0) < FEW_PATIENTS for group in shown):
+    if any(0 < (group.n_patients or 0) < FEW_PATIENTS for group in groups_of(metrics, splits).values()):
         sentences.append(
             f"Groups marked † hold fewer than {FEW_PATIENTS} patients: intervals of so few are too narrow."
         )
     if "test" not in splits:
         sentences.append("Test images were left unread by the settings: all figures are of validation and optimistic.")
-    elif not metrics["test"]["n"]:
+    elif not metrics.groups["test"].n:
         sentences.append("There is no test image to measure on: all figures are of validation and optimistic.")
     unknown = int(((manifest["label"] == PNEUMONIA) & ~manifest["subtype"].isin(["bacteria", "virus"])).sum())
     if unknown:
@@ -260,19 +271,20 @@ def find_limits(
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
-def has_value(group: Facts, measure: str) -> bool:
-    """Whether a measure of a group could be computed."""
-    return group.get(measure, {}).get("value") is not None
+def value_of(group: MeasuredGroup, measure: str) -> Estimate | None:
+    """A measure of a group with its interval; ``None`` if it could not be computed."""
+    value = group.estimate(measure)
+    return value if value and value["value"] is not None else None
 
 
-def say_of(group: Facts, measure: str) -> str:
+def say_of(group: MeasuredGroup, measure: str) -> str:
     """A measure of a group with its interval, or why there is none."""
-    if not group["n"]:
-        return f"not measured: {group['reason']}"
-    return say_figure(group[measure]) if measure in group else "not measured"
+    if not group.n:
+        return f"not measured: {group.reason}"
+    return say_figure(group.estimate(measure) or NOT_MEASURED)
 
 
-def say_figure(value: Facts) -> str:
+def say_figure(value: Estimate) -> str:
     """``0.973 (0.961 to 0.984)``, or why there is none."""
     shown = describe_value(value)
     if shown["text"] is None:
@@ -281,27 +293,27 @@ def say_figure(value: Facts) -> str:
     return f"{shown['text']}{interval}".replace("-", "−")
 
 
-def say_bacteria(group: Facts) -> str:
+def say_bacteria(group: MeasuredGroup) -> str:
     """How well bacteria are told from virus."""
-    if not group["n"]:
-        return f"not measured: {group['reason']}"
+    if not group.n:
+        return f"not measured: {group.reason}"
     return (
         f"AUC {say_of(group, 'auc')}, bacteria recognised {say_of(group, 'sensitivity')}, virus recognised "
-        f"{say_of(group, 'specificity')} ({group['n']:,} images)"
+        f"{say_of(group, 'specificity')} ({group.n:,} images)"
     )
 
 
-def say_calibration(metrics: Facts, splits: Sequence[str], main: str) -> str:
+def say_calibration(metrics: Metrics, splits: Sequence[str], main: str) -> str:
     """Expected calibration error by split, and what the network says on average."""
     found = describe_calibration(metrics, splits, main)
-    parts = [f"{SPLIT_NAMES[split]} {say_of(metrics['calibration'][split], 'ece')}" for split in splits]
+    parts = [f"{SPLIT_NAMES[split]} {say_of(metrics.calibration[split], 'ece')}" for split in splits]
     if found["mean"] is not None:
         mean, share = found["mean"]["mean_probability"], found["mean"]["share"]
         parts.append(f"on the {SPLIT_NAMES[main]} images it says {mean} on average, and {share} show pneumonia")
     return "; ".join(parts)
 
 
-def say_shifts(metrics: Facts) -> str:
+def say_shifts(metrics: Metrics) -> str:
     """What the changes of validation images do, at worst."""
     parts = [
         f"{worst['measure']} {worst['unchanged']} as they are, at worst {worst['text']} ({worst['name']})"
@@ -312,7 +324,7 @@ def say_shifts(metrics: Facts) -> str:
     return "; ".join(parts) or "not measured"
 
 
-def say_members(metrics: Facts, splits: Sequence[str], n_models: int) -> str:
+def say_members(metrics: Metrics, splits: Sequence[str], n_models: int) -> str:
     """How far the result hangs on the seed."""
     if n_models == 1:
         return "one network was trained, so what another seed would have given is not known"

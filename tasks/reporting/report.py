@@ -14,6 +14,7 @@ from pathlib import Path
 from prefect import task
 
 from tasks.files import read_json, write_whole
+from tasks.findings import read_metrics
 from tasks.records import Facts
 from tasks.reporting.audit import describe_audit
 from tasks.reporting.devices import describe_devices
@@ -70,7 +71,7 @@ def render_page(page: Facts) -> str:
 
 def gather_page(run: Run) -> Facts:
     """All that the template shows, read from the run folder: plain values, and figures as SVG."""
-    manifest, metrics = run.manifest(), read_json(run.folder / "metrics.json")
+    manifest, metrics = run.manifest(), read_metrics(run.folder)
     provenance = describe_run(run)
     splits, main = choose_splits(metrics, run.settings.evaluation)
     results = describe_results(run, metrics, splits, main)

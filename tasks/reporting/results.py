@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from tasks.findings import NOT_MEASURED, Estimate, GroupsAtThreshold, MeasuredGroup, Metrics
 from tasks.measures import describe_value
 from tasks.records import Facts
 from tasks.reporting.inputs import SPLIT_NAMES
@@ -95,13 +96,13 @@ def say_aucs(aucs: Sequence[float]) -> str:
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
-def choose_splits(metrics: Facts, settings: EvaluationSettings) -> tuple[list[str], str]:
+def choose_splits(metrics: Metrics, settings: EvaluationSettings) -> tuple[list[str], str]:
     """The evaluated splits, test first, and the one whose result stands on top: the first that holds images."""
     splits: list[str] = [name for name in ("test", "val") if name in settings.splits]
-    return splits, next((name for name in splits if metrics[name]["n"]), splits[0])
+    return splits, next((name for name in splits if metrics.groups[name].n), splits[0])
 
 
-def describe_results(run: Run, metrics: Facts, splits: Sequence[str], main: str) -> Facts:
+def describe_results(run: Run, metrics: Metrics, splits: Sequence[str], main: str) -> Facts:
     """All of ``metrics.json`` for reading, and the figures of the main split.
 
     Args:
@@ -110,21 +111,23 @@ def describe_results(run: Run, metrics: Facts, splits: Sequence[str], main: str)
         splits: The evaluated splits in the order they are shown in.
         main: The split whose result stands on top.
     """
-    shown = [key for key in GROUP_NAMES if key.split("_")[0] in splits and key in metrics]
-    groups = [{"name": GROUP_NAMES[key], **describe_group(metrics[key], MEASURES)} for key in shown]
+    groups = [
+        {"name": GROUP_NAMES[key], **describe_group(group, MEASURES)}
+        for key, group in groups_of(metrics, splits).items()
+    ]
     subtypes = [
         {"split": SPLIT_NAMES[split], "name": subtype, **describe_group(group, ("sensitivity",))}
         for split in splits
-        for subtype, group in metrics["subtypes"].get(split, {}).items()
+        for subtype, group in metrics.subtypes.get(split, {}).items()
     ]
     bacteria = [
-        {"name": SPLIT_NAMES[split].capitalize(), **describe_group(metrics["bacteria"][split], MEASURES)}
+        {"name": SPLIT_NAMES[split].capitalize(), **describe_group(metrics.bacteria[split], MEASURES)}
         for split in splits
     ]
     points = describe_points(metrics, splits)
     few = [*groups, *subtypes, *bacteria, *(group for point in points for group in point["groups"])]
     return {
-        "threshold": say_threshold(metrics["threshold"]),
+        "threshold": say_threshold(metrics.threshold),
         "groups": groups,
         "points": points,
         "points_differ": points_differ(metrics),
@@ -138,80 +141,99 @@ def describe_results(run: Run, metrics: Facts, splits: Sequence[str], main: str)
         "border": describe_border(metrics, main),
         "few_patients": FEW_PATIENTS,
         "any_few": any(row["few"] for row in few),
-        "headline": describe_group(metrics[main], MEASURES),
-        "confusion": metrics[main].get("confusion"),
+        "headline": describe_group(metrics.groups[main], MEASURES),
+        "confusion": metrics.groups[main].confusion,
         "n_bootstrap": run.settings.evaluation.n_bootstrap,
         **draw_results(run.folder, metrics, main),
     }
 
 
-def draw_results(run: Path, metrics: Facts, main: str) -> Facts:
+def draw_results(run: Path, metrics: Metrics, main: str) -> Facts:
     """ROC curve (also as PNG), histogram and reliability of the main split; ``None`` where there is nothing to draw."""
-    from tasks.reporting.figures import (
-        as_png,
-        as_svg,
-        data_uri,
-        draw_probabilities,
-        draw_reliability,
-        draw_roc,
-        roc_points,
-    )
+    from tasks.reporting.figures import as_svg, draw_probabilities
 
-    figures: Facts = dict.fromkeys(("roc", "roc_png", "histogram", "reliability"))
     predictions = pd.read_csv(run / "predictions.csv", usecols=["split", "label", "probability"])
     rows = predictions[predictions["split"] == main]
-    labels, probabilities = rows["label"].to_numpy(float), rows["probability"].to_numpy(float)
-    if rows["label"].nunique() == 2:
-        points = [metrics["operating_points"][name][main] for name in POINTS]
-        first, second = ((p["sensitivity"]["value"], p["specificity"]["value"]) for p in points)
-        differ = points_differ(metrics)
-        drawn = draw_roc(roc_points(labels, probabilities), first, metrics["threshold"], second if differ else None)
-        says = (
-            f"Area under the curve {metrics[main]['auc']['value']:.3f}; the balanced threshold lies at sensitivity "
-            f"{first[0]:.3f} and specificity {first[1]:.3f}"
-            + (f", the one for high sensitivity at {second[0]:.3f} and {second[1]:.3f}." if differ else ".")
-        )
-        figures["roc"] = as_svg(drawn, "roc", f"ROC curve on the {SPLIT_NAMES[main]} images", says)
-        figures["roc_png"] = data_uri(as_png(drawn, 80), "png")
+    histogram = None
     if len(rows):
-        drawn = draw_probabilities(labels, probabilities, metrics["threshold"])
+        labels, probabilities = rows["label"].to_numpy(float), rows["probability"].to_numpy(float)
+        drawn = draw_probabilities(labels, probabilities, metrics.threshold)
         says = "Histograms of the probability for truly pneumonia and truly normal images, with the threshold."
-        figures["histogram"] = as_svg(drawn, "histogram", "How the probabilities spread by class", says)
-    if metrics["calibration"][main]["n"]:
-        bins = metrics["calibration"][main]["bins"]
-        says = "; ".join(
-            f"of {part['n']:,} from {part['from']:.1f} to {part['to']:.1f} (mean {part['mean_probability']:.2f}), "
-            f"{say_share(part['share'])} show pneumonia"
-            for part in bins
-            if part["n"]
-        )
-        title = f"Reliability of the probabilities on the {SPLIT_NAMES[main]} images"
-        figures["reliability"] = as_svg(draw_reliability(bins), "reliability", title, f"Images by probability: {says}.")
-    return figures
+        histogram = as_svg(drawn, "histogram", "How the probabilities spread by class", says)
+    reliability = draw_calibration(metrics.calibration[main], main)
+    return {**draw_curve(rows, metrics, main), "histogram": histogram, "reliability": reliability}
 
 
-def describe_points(metrics: Facts, splits: Sequence[str]) -> list[Facts]:
+def draw_curve(rows: pd.DataFrame, metrics: Metrics, main: str) -> dict[str, str | None]:
+    """The ROC curve as SVG and as PNG; ``None`` where a class is missing.
+
+    Args:
+        rows: ``label, probability`` of the main split.
+        metrics: The run's.
+        main: The main split.
+    """
+    from tasks.reporting.figures import as_png, as_svg, data_uri, draw_roc, roc_points
+
+    if rows["label"].nunique() < 2:
+        return {"roc": None, "roc_png": None}
+    points = roc_points(rows["label"].to_numpy(float), rows["probability"].to_numpy(float))
+    balanced, sensitive = (find_point(metrics.operating_points[name].groups[main]) for name in POINTS)
+    second = sensitive if points_differ(metrics) else None
+    drawn = draw_roc(points, balanced, metrics.threshold, second)
+    auc = say_measure(metrics.groups[main], "auc")
+    says = f"{auc}. The balanced threshold gives sensitivity {balanced[0]:.3f} and specificity {balanced[1]:.3f}."
+    if second:
+        says += f" The one for high sensitivity gives {second[0]:.3f} and {second[1]:.3f}."
+    svg = as_svg(drawn, "roc", f"ROC curve on the {SPLIT_NAMES[main]} images", says)
+    return {"roc": svg, "roc_png": data_uri(as_png(drawn, 80), "png")}
+
+
+def find_point(group: MeasuredGroup) -> tuple[float, float]:
+    """Sensitivity and specificity of a group that holds both classes."""
+    sensitivity, specificity = ((group.estimate(name) or NOT_MEASURED)["value"] for name in DECISIONS[:2])
+    return sensitivity, specificity
+
+
+def draw_calibration(group: MeasuredGroup, main: str) -> str | None:
+    """The reliability curve as SVG; ``None`` where no image was measured."""
+    from tasks.reporting.figures import as_svg, draw_reliability
+
+    if not group.n:
+        return None
+    says = "; ".join(
+        f"of {part['n']:,} from {part['from']:.1f} to {part['to']:.1f} (mean {part['mean_probability']:.2f}), "
+        f"{say_share(part['share'])} show pneumonia"
+        for part in group.bins
+        if part["n"]
+    )
+    title = f"Reliability of the probabilities on the {SPLIT_NAMES[main]} images"
+    return as_svg(draw_reliability(group.bins), "reliability", title, f"Images by probability: {says}.")
+
+
+def describe_points(metrics: Metrics, splits: Sequence[str]) -> list[Facts]:
     """Both thresholds with what they give on each group that they were measured on."""
     points = []
     for name, title in POINTS.items():
-        point = metrics["operating_points"][name]
-        shown = [key for key in GROUP_NAMES if key.split("_")[0] in splits and key in point]
-        groups = [{"name": GROUP_NAMES[key], **describe_group(point[key], DECISIONS)} for key in shown]
-        points.append({"name": title, "threshold": say_threshold(point["threshold"]), "groups": groups})
+        point = metrics.operating_points[name]
+        groups = [
+            {"name": GROUP_NAMES[key], **describe_group(group, DECISIONS)}
+            for key, group in groups_of(point, splits).items()
+        ]
+        points.append({"name": title, "threshold": say_threshold(point.threshold), "groups": groups})
     return points
 
 
-def points_differ(metrics: Facts) -> bool:
+def points_differ(metrics: Metrics) -> bool:
     """Whether the second threshold is another one than the balanced."""
-    points = metrics["operating_points"]
-    return bool(points["balanced"]["threshold"] != points["high_sensitivity"]["threshold"])
+    balanced, sensitive = (metrics.operating_points[name].threshold for name in POINTS)
+    return balanced != sensitive
 
 
-def describe_members(metrics: Facts, splits: Sequence[str]) -> list[Facts]:
+def describe_members(metrics: Metrics, splits: Sequence[str]) -> list[Facts]:
     """By split, mean and standard deviation of each measure over the networks alone, and that of the model."""
     rows = []
     for split in splits:
-        if (members := metrics["members"].get(split)) is None:
+        if (members := metrics.members.get(split)) is None:
             continue
         alone = {}
         for name in MEASURES:
@@ -220,25 +242,23 @@ def describe_members(metrics: Facts, splits: Sequence[str]) -> list[Facts]:
                 alone[name] = {"text": None, "spread": None, "reason": spread["reason"]}
             else:
                 alone[name] = {"text": f"{spread['mean']:.3f}", "spread": f"{spread['deviation']:.3f}", "reason": None}
-        joined = describe_group(metrics[split], MEASURES)["values"]
+        joined = describe_group(metrics.groups[split], MEASURES)["values"]
         rows.append({"name": SPLIT_NAMES[split].capitalize(), "alone": alone, "joined": joined})
     return rows
 
 
-def describe_calibration(metrics: Facts, splits: Sequence[str], main: str) -> Facts:
+def describe_calibration(metrics: Metrics, splits: Sequence[str], main: str) -> Facts:
     """Expected calibration error by split; mean probability and share of pneumonia of the main one."""
     rows = []
     for split in splits:
-        group = metrics["calibration"][split]
-        ece = describe_value(group["ece"]) if group["n"] else None
-        rows.append(
-            {"name": SPLIT_NAMES[split].capitalize(), "n": group["n"], "reason": group.get("reason"), "ece": ece}
-        )
-    group, mean = metrics["calibration"][main], None
-    if group["n"]:
-        filled = [part for part in group["bins"] if part["n"]]
+        group = metrics.calibration[split]
+        ece = describe_group(group, ("ece",))["values"].get("ece")
+        rows.append({"name": SPLIT_NAMES[split].capitalize(), "n": group.n, "reason": group.reason, "ece": ece})
+    group, mean = metrics.calibration[main], None
+    if group.n:
+        filled = [part for part in group.bins if part["n"]]
         mean = {
-            name: say_share(sum(part["n"] * part[name] for part in filled) / group["n"])
+            name: say_share(sum(part["n"] * part[name] for part in filled) / group.n)
             for name in ("mean_probability", "share")
         }
     return {"rows": rows, "mean": mean}
@@ -247,21 +267,24 @@ def describe_calibration(metrics: Facts, splits: Sequence[str], main: str) -> Fa
 # -- other conditions --------------------------------------------------------------------------------------------------
 
 
-def describe_shifts(metrics: Facts) -> list[Facts]:
+def describe_shifts(metrics: Metrics) -> list[Facts]:
     """Validation as it is and under each shift, in the order of ``tasks.pixels.shifts``."""
     from tasks.pixels.shifts import SHIFTS
 
-    found = metrics["shifts"]
+    found = metrics.shifts
     names = [name for name in SHIFTS if name in found] + [name for name in found if name not in SHIFTS]
     return [{"name": name, **describe_group(found[name], MEASURES)} for name in names]
 
 
-def find_worst_shifts(metrics: Facts) -> list[Facts]:
+def find_worst_shifts(metrics: Metrics) -> list[Facts]:
     """For AUC, sensitivity and specificity the shift under which it is lowest, and what it is without any."""
     worst = []
     for measure in MEASURES[:3]:
-        values = {name: group[measure] for name, group in metrics["shifts"].items() if group["n"]}
-        known = {name: value for name, value in values.items() if value["value"] is not None}
+        known = {
+            name: value
+            for name, group in metrics.shifts.items()
+            if (value := group.estimate(measure)) and value["value"] is not None
+        }
         if UNCHANGED in known:
             name = min(known, key=lambda name: (known[name]["value"], name != UNCHANGED))
             value = describe_value(known[name])
@@ -270,26 +293,26 @@ def find_worst_shifts(metrics: Facts) -> list[Facts]:
     return worst
 
 
-def describe_border(metrics: Facts, main: str) -> Facts:
+def describe_border(metrics: Metrics, main: str) -> Facts:
     """AUC on the border alone and without it, what leaving it out costs, and what that means."""
     from tasks.pixels.shifts import BORDER
 
-    only, loss = metrics["border_only"], metrics["border_loss"]
     rows = [
-        {"name": name, "short": short, **describe_value(metrics[key])}
-        for key, name, short in (
-            ("border_only", "AUC where only the border is left", "AUC on it alone"),
-            ("border_removed", "AUC where the border is blanked", "without it"),
-            ("border_loss", "AUC lost by blanking the border", "a loss of"),
+        {"name": name, "short": short, **describe_value(value)}
+        for value, name, short in (
+            (metrics.border_only, "AUC where only the border is left", "AUC on it alone"),
+            (metrics.border_removed, "AUC where the border is blanked", "without it"),
+            (metrics.border_loss, "AUC lost by blanking the border", "a loss of"),
         )
     ]
     for row in rows:
         row |= {name: row[name] and row[name].replace("-", "−") for name in ("text", "interval")}
     share = str(Fraction(BORDER).limit_denominator(100))
-    return {"split": SPLIT_NAMES[main], "share": share, "rows": rows, "says": [say_border(only), say_border_loss(loss)]}
+    says = [say_border(metrics.border_only), say_border_loss(metrics.border_loss)]
+    return {"split": SPLIT_NAMES[main], "share": share, "rows": rows, "says": says}
 
 
-def say_border(only: Facts) -> str:
+def say_border(only: Estimate) -> str:
     """What the AUC on the border alone means."""
     if only["value"] is None:
         return f"What the border alone tells the network is not known: {only['reason']}."
@@ -300,7 +323,7 @@ def say_border(only: Facts) -> str:
     return "The AUC on the border alone cannot be told from guessing: no sign that this network reads the class there."
 
 
-def say_border_loss(loss: Facts) -> str:
+def say_border_loss(loss: Estimate) -> str:
     """What the loss of AUC without the border means."""
     if loss["value"] is None:
         return f"What the network loses without the border is not known: {loss['reason']}."
@@ -314,29 +337,33 @@ def say_border_loss(loss: Facts) -> str:
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
-def describe_group(group: Facts, measures: Sequence[str]) -> Facts:
+def groups_of(point: GroupsAtThreshold, splits: Sequence[str]) -> dict[str, MeasuredGroup]:
+    """The groups of some splits, in the order that they are shown in."""
+    return {key: point.groups[key] for key in GROUP_NAMES if key.split("_")[0] in splits and key in point.groups}
+
+
+def describe_group(group: MeasuredGroup, measures: Sequence[str]) -> Facts:
     """A group of ``metrics.json`` for reading: texts of values and intervals, or the reason why there are none."""
-    if not group["n"]:
-        return {"n": 0, "n_patients": None, "reason": group["reason"], "few": False, "values": {}}
-    values = {name: describe_value(group[name]) for name in measures if name in group}
-    n_patients = group.get("n_patients")
-    few = n_patients is not None and n_patients < FEW_PATIENTS
-    return {"n": group["n"], "n_patients": n_patients, "reason": None, "few": few, "values": values}
+    if not group.n:
+        return {"n": 0, "n_patients": None, "reason": group.reason, "few": False, "values": {}}
+    values = {name: describe_value(value) for name in measures if (value := group.estimate(name))}
+    few = group.n_patients is not None and group.n_patients < FEW_PATIENTS
+    return {"n": group.n, "n_patients": group.n_patients, "reason": None, "few": few, "values": values}
 
 
-def say_result(metrics: Facts, split: str) -> str:
+def say_result(metrics: Metrics, split: str) -> str:
     """The result in a sentence."""
-    group, name = metrics[split], SPLIT_NAMES[split]
-    if not group["n"]:
-        return f"The network was not measured on {name} images: {group['reason']}."
+    group, name = metrics.groups[split], SPLIT_NAMES[split]
+    if not group.n:
+        return f"The network was not measured on {name} images: {group.reason}."
     auc, sensitivity, specificity = (say_measure(group, measure) for measure in MEASURES[:3])
-    images = f"{group['n']:,} {name} image" + ("" if group["n"] == 1 else "s")
-    return f"On {images}: {auc}; at threshold {say_threshold(metrics['threshold'])} {sensitivity}, {specificity}."
+    images = f"{group.n:,} {name} image" + ("" if group.n == 1 else "s")
+    return f"On {images}: {auc}; at threshold {say_threshold(metrics.threshold)} {sensitivity}, {specificity}."
 
 
-def say_measure(group: Facts, measure: str) -> str:
+def say_measure(group: MeasuredGroup, measure: str) -> str:
     """``AUC 0.973 (95 % interval 0.961 to 0.984)``, or why there is none."""
-    value = describe_value(group[measure])
+    value = describe_value(group.estimate(measure) or NOT_MEASURED)
     if value["text"] is None:
         return f"no {MEASURE_NAMES[measure]}, because {value['reason']}"
     interval = "" if value["interval"] is None else f" (95 % interval {value['interval']})"

@@ -16,6 +16,7 @@ PARSING = threading.Lock()
 """In several threads at once, Python 3.11 sometimes fails to parse."""
 SHAPES_NOTHING = (
     "tasks.files",
+    "tasks.findings",
     "tasks.settings",
     "tasks.addresses",
     "tasks.errors",

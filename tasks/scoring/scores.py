@@ -16,7 +16,7 @@ from prefect import task
 
 from tasks.devices.files import find_screener
 from tasks.errors import RunError, SettingsError
-from tasks.files import read_json
+from tasks.findings import read_metrics
 from tasks.networks.familiarity import Familiarity, load_familiarity
 from tasks.networks.files import check_network, load_network
 from tasks.pixels.decoding import SIDE_PX
@@ -114,17 +114,12 @@ def read_threshold(run: Path) -> float:
         RunError: If the network, its checksum or the metrics are missing or changed, or the metrics have no threshold
             or belong to an earlier network.
     """
-    sha256, metrics = check_network(run), run / "metrics.json"
-    if not metrics.is_file():
-        raise RunError(f"{metrics} is missing: run the train flow on this run folder first")
-    known = read_json(metrics)
-    threshold = known.get("threshold") if isinstance(known, dict) else None
-    if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not 0 <= threshold <= 1:
-        raise RunError(f"{metrics} names no threshold: run the train flow on this run folder again")
+    sha256, metrics = check_network(run), read_metrics(run)
     measured = read_parts(run, "evaluate")
     if measured.reads.get("model.keras", measured.given.get("model", sha256)) != sha256:
-        raise RunError(f"{metrics} was measured on another network: run the train flow on this run folder again")
-    return float(threshold)
+        problem = f"{run / 'metrics.json'} was measured on another network"
+        raise RunError(f"{problem}: run the train flow on this run folder again")
+    return metrics.threshold
 
 
 def load_scorer(run: Path, settings: Settings) -> Scorer:

@@ -5,6 +5,7 @@ Reads ``model.keras``, ``shifts.csv``, the packed arrays and ``manifest.parquet`
 are not read at all.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks.files import write_json, write_whole
+from tasks.findings import MeasuredGroup, Metrics
 from tasks.measures import (
     MEASURES,
     choose_sensitive_threshold,
@@ -61,16 +63,16 @@ def evaluate(run: Run) -> Facts:
             for split in run.settings.evaluation.splits
             if (at := (rows["split"] == split).to_numpy()).any()
         }
-        write_json(out / "metrics.json", metrics)
-        return {"metrics": metrics}
+        write_json(out / "metrics.json", found := Metrics(**metrics).as_json())
+        return {"metrics": found}
 
     reads = ["model.keras", "shifts.csv", "manifest.parquet"]
     given = {"evaluation": run.settings.evaluation.model_dump(), "seed": run.settings.seed}
     facts = run.stage("evaluate", reads=reads, given=given, make=make)
-    metrics = facts["metrics"]
+    metrics = Metrics(**facts["metrics"])
     for name in run.settings.evaluation.splits:
-        print(say_group(name, metrics[name]))
-    show_table("metrics", metrics_rows(metrics), f"Metrics at the threshold {metrics['threshold']:.3f}")
+        print(say_group(name, metrics.groups[name]))
+    show_table("metrics", metrics_rows(metrics), f"Metrics at the threshold {metrics.threshold:.3f}")
     return facts
 
 
@@ -99,23 +101,13 @@ def measure(table: pd.DataFrame, shifts: pd.DataFrame, settings: EvaluationSetti
     metrics: Facts = {"threshold": balanced, "subtypes": {}, "calibration": {}, "bacteria": {}}
     measured = {}
     for name in GROUPS:
-        split = name.split("_")[0]
+        rows = pick_group(table, name, settings.splits)
+        if isinstance(rows, str):
+            metrics[name] = {"n": 0, "reason": rows}
+        else:
+            metrics[name], measured[name] = measure_group(rows, balanced, n_bootstrap, seed), rows
+    for split in settings.splits:
         rows = table[table["split"] == split]
-        if split not in settings.splits:
-            metrics[name] = {"n": 0, "reason": f"evaluation.splits leaves {split} out"}
-            continue
-        if not len(rows):
-            metrics[name] = {"n": 0, "reason": f"no image is in the {split} split"}
-            continue
-        if name != split:
-            known = rows["has_device"].notna()
-            if not known.any():
-                metrics[name] = {"n": 0, "reason": "no image was screened"}
-                continue
-            rows = rows[known & (rows["has_device"].fillna(False).astype(bool) == name.endswith("with_device"))]
-        metrics[name], measured[name] = measure_group(rows, balanced, n_bootstrap, seed), rows
-    parts = {split: table[table["split"] == split] for split in settings.splits}
-    for split, rows in parts.items():
         metrics["subtypes"][split] = {
             subtype: measure_group(rows[rows["subtype"] == subtype], balanced, n_bootstrap, seed, ("sensitivity",))
             for subtype in ("bacteria", "virus")
@@ -134,6 +126,22 @@ def measure(table: pd.DataFrame, shifts: pd.DataFrame, settings: EvaluationSetti
         for name, rows in shifts.groupby("shift", sort=False)
     }
     return metrics
+
+
+def pick_group(table: pd.DataFrame, name: str, splits: Sequence[str]) -> pd.DataFrame | str:
+    """The rows of a group, or the reason why nothing can be measured on it."""
+    split = name.split("_")[0]
+    if split not in splits:
+        return f"evaluation.splits leaves {split} out"
+    rows = table[table["split"] == split]
+    if not len(rows):
+        return f"no image is in the {split} split"
+    if name == split:
+        return rows
+    known = rows["has_device"].notna()
+    if not known.any():
+        return "no image was screened"
+    return rows[known & (rows["has_device"].fillna(False).astype(bool) == name.endswith("with_device"))]
 
 
 def measure_bacteria(rows: pd.DataFrame, n_bootstrap: int, seed: int) -> Facts:
@@ -195,22 +203,22 @@ def measure_members(rows: pd.DataFrame, members: NDArray[np.float64], threshold:
     return facts
 
 
-def say_group(name: str, group: Facts) -> str:
+def say_group(name: str, group: MeasuredGroup) -> str:
     """One line for the log."""
-    if not group["n"]:
-        return f"{name}: not measured, {group['reason']}"
-    parts = [f"{m} {format_value(group[m])}" for m in MEASURES if m in group]
-    return f"{name} ({group['n']:,} images): " + ", ".join(parts)
+    if not group.n:
+        return f"{name}: not measured, {group.reason}"
+    return f"{name} ({group.n:,} images): " + ", ".join(f"{m} {text}" for m, text in format_group(group).items())
 
 
-def metrics_rows(metrics: Facts) -> list[Facts]:
+def metrics_rows(metrics: Metrics) -> list[Facts]:
     """A row per group, for people."""
     return [
-        {"group": name, "images": metrics[name]["n"]}
-        | (
-            {m: format_value(metrics[name][m]) for m in MEASURES}
-            if metrics[name]["n"]
-            else {"auc": f"not measured: {metrics[name]['reason']}"}
-        )
-        for name in GROUPS
+        {"group": name, "images": group.n}
+        | (format_group(group) if group.n else {"auc": f"not measured: {group.reason}"})
+        for name, group in metrics.groups.items()
     ]
+
+
+def format_group(group: MeasuredGroup) -> dict[str, str]:
+    """The measures of a group that were asked for, as texts."""
+    return {m: format_value(value) for m in MEASURES if (value := group.estimate(m))}

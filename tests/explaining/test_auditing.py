@@ -428,8 +428,8 @@ def test_test_images_are_audited_and_those_of_validation_where_test_is_left_unre
 
 
 def run_with(folder: Path, failed: list[str], fail_on: list[str]) -> Settings:
-    verdict = {"passed": not failed, "failed": failed}
-    write_json(folder / "audit.json", {"verdict": {"model": verdict, "unfiltered": {"failed": ["groups"]}}})
+    verdict = {"model": {"passed": not failed, "failed": failed}, "unfiltered": {"passed": False, "failed": ["groups"]}}
+    write_json(folder / "audit.json", {"verdict": verdict, "split": "test", "n_images": 4})
     return Settings.model_validate({"run_dir": str(folder), "auditing": {"fail_on": fail_on}})
 
 

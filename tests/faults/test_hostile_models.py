@@ -142,7 +142,7 @@ RECORDS: dict[str, Any] = {
     | {"published": "2026-01-02", "earlier": [MODEL | {"published": "2026-01-01"}]}
     | {"withdrawn": [MODEL | {"published": "2026-01-01", "withdrawn": "2026-01-02"}]},
     "metrics.json": {"threshold": 0.5, "val": FIGURES, "val_device_free": FIGURES},
-    "audit.json": {"verdict": {"model": {"passed": True, "failed": []}}},
+    "audit.json": {"verdict": {"model": {"passed": True, "failed": []}}, "split": "val", "n_images": 3},
     "arrays/index.json": {"side_px": 224, "shards": [{"name": "shelf/shard.npy"}], "images": {"a": [0, 0]}},
     "masks/index.json": {"shards": [{"name": "shelf/shard.npz"}], "images": {"a": [0, 0]}},
     "shelf/shard.json": {"rows": ["a"], "failed": {"b": "is empty"}},

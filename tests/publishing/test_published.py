@@ -68,7 +68,8 @@ def make(runs: str, tmp_path: Path) -> Make:
         aucs = {"val": val, "val_device_free": free, "test": test}
         groups = {name: {"n": 4, "auc": {"value": auc, "low": auc, "high": auc}} for name, auc in aucs.items()}
         write_json(folder / "metrics.json", {"threshold": 0.5, **groups})
-        write_json(folder / "audit.json", {"verdict": {"model": {"passed": passed, "failed": [] if passed else ["x"]}}})
+        verdict = {"model": {"passed": passed, "failed": [] if passed else ["x"]}}
+        write_json(folder / "audit.json", {"verdict": verdict, "split": "val", "n_images": 4})
         table = {"path": list("abcd"), "split": "val", "label": [0, 1, 0, 1], "has_device": [True, False, None, False]}
         pd.DataFrame(table).to_csv(folder / "predictions.csv", index=False)
         (folder / "model.keras").write_text(f"the model of {run}")

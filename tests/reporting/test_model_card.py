@@ -10,6 +10,7 @@ from report_run import HOSTILE, build_metrics, build_run, group, make_answers, m
 
 from tasks.errors import RunError
 from tasks.files import read_json, write_json
+from tasks.findings import Metrics
 from tasks.reporting.model_card import CARD, escape_markdown, find_failures, gather_card, render_card, write_card
 from tasks.runs.manifest import read_manifest, write_manifest
 from tasks.runs.run import Run
@@ -136,7 +137,7 @@ def test_versions_seed_commit_and_checksum_are_told(card: str) -> None:
 def test_the_weakest_group_of_each_measure_is_a_known_failure() -> None:
     metrics = build_metrics()
     metrics["test_with_device"] = group(5, 0.8, patients=3) | {"specificity": value(0.3)}
-    said = find_failures(metrics, ["test", "val"], "test")
+    said = find_failures(Metrics(**metrics), ["test", "val"], "test")
     assert (
         "The group with the lowest specificity is “Test, with a device” (5 images): 0.300 (0.290 to 0.310); on all "
         "test images it is 0.876 (0.867 to 0.886)."
@@ -147,7 +148,7 @@ def test_the_weakest_group_of_each_measure_is_a_known_failure() -> None:
 def test_what_falls_from_validation_to_test_beyond_both_intervals_is_a_known_failure() -> None:
     metrics = build_metrics()
     metrics["test"] |= {"specificity": value(0.55)}
-    said = find_failures(metrics, ["test", "val"], "test")
+    said = find_failures(Metrics(**metrics), ["test", "val"], "test")
     assert [s for s in said if s.startswith("What was found on validation")] == [
         "What was found on validation does not carry over to test: specificity 0.876 (0.867 to 0.886) there, 0.550 "
         "(0.540 to 0.560) here."
@@ -155,11 +156,13 @@ def test_what_falls_from_validation_to_test_beyond_both_intervals_is_a_known_fai
 
 
 def test_the_worst_shift_and_a_border_that_tells_something_are_known_failures() -> None:
-    said = find_failures(build_metrics(), ["test", "val"], "test")
+    said = find_failures(Metrics(**build_metrics()), ["test", "val"], "test")
     assert "Under the change “border blanked”, AUC on validation is 0.780 (0.770 to 0.790) in place of 0.880." in said
     assert "It reads something off the border: AUC 0.591 (0.581 to 0.601) on the border alone." in said
     metrics = build_metrics() | {"border_only": {"value": 0.51, "low": 0.45, "high": 0.57}}
-    assert not any("border alone" in sentence for sentence in find_failures(metrics, ["test", "val"], "test"))
+    assert not any(
+        "border alone" in sentence for sentence in find_failures(Metrics(**metrics), ["test", "val"], "test")
+    )
 
 
 def test_what_is_never_known_is_said(card: str) -> None:

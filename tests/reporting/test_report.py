@@ -14,6 +14,7 @@ from report_run import HOSTILE, Page, build_run, settings_for
 
 from tasks.errors import RunError
 from tasks.files import write_json
+from tasks.findings import MeasuredGroup, Metrics
 from tasks.reporting import gallery as report_gallery
 from tasks.reporting.figures import as_svg, draw_roc, roc_points
 from tasks.reporting.inputs import OTHER_REASON, plain_reason
@@ -223,7 +224,7 @@ def test_the_artifact_holds_sentence_metrics_and_two_pictures_below_300_kb(run: 
 
 
 def test_the_result_of_a_split_that_was_not_measured_is_a_sentence() -> None:
-    said = say_result({"val": {"n": 0, "reason": "no image is in the val split"}, "threshold": 0.4}, "val")
+    said = say_result(Metrics(threshold=0.4, val=MeasuredGroup(n=0, reason="no image is in the val split")), "val")
     assert said == "The network was not measured on validation images: no image is in the val split."
 
 

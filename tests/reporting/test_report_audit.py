@@ -9,8 +9,9 @@ from report_run import Page, build_run, compare_networks, settings_for
 
 from tasks.errors import RunError
 from tasks.explaining.verdict import RULES
-from tasks.files import read_json
-from tasks.reporting.audit import VARIANTS, say_comparison
+from tasks.files import read_json, write_json
+from tasks.findings import NetworkVerdict
+from tasks.reporting.audit import INSERTIONS, REMOVALS, describe_audit, say_comparison
 from tasks.reporting.report import write_report
 from tasks.runs.run import Run
 
@@ -57,13 +58,28 @@ def test_the_verdict_comes_first_and_says_what_screening_changed(page: Page) -> 
 
 def test_every_change_that_the_audit_makes_has_a_title_in_the_report(run: Path) -> None:
     audit = read_json(run / "audit.json")
-    made = {
-        key
-        for part in ("insertion", "removal")
-        for key, found in audit[part]["model"].items()
-        if isinstance(found, dict)
-    }
-    assert made and made <= set(VARIANTS)
+    for part, titles in (("insertion", INSERTIONS), ("removal", REMOVALS)):
+        made = {key for key, found in audit[part]["model"].items() if isinstance(found, dict)}
+        assert made and made <= set(titles)
+
+
+def test_a_further_removal_is_in_the_table_and_in_the_figure_with_its_own_name(run: Path, tmp_path: Path) -> None:
+    audit = read_json(run / "audit.json")
+    for found in audit["removal"].values():
+        found["swapped_sides"] = found["filled"]
+    write_json(tmp_path / "audit.json", audit)
+    shown = describe_audit(tmp_path)
+    assert [row["label"] for row in shown["changes"]["rows"][-2:]] == ["pneumonia", "pneumonia"]
+    assert shown["changes"]["rows"][-1]["title"] == "Swapped sides"
+    assert "Swapped sides: " in shown["figure"]
+
+
+def test_a_damaged_audit_is_refused_by_the_name_of_the_entry(run: Path, tmp_path: Path) -> None:
+    audit = read_json(run / "audit.json")
+    audit["verdict"]["model"]["passed"] = "yes"
+    write_json(tmp_path / "audit.json", audit)
+    with pytest.raises(RunError, match=r"audit\.json names no verdict\.model\.passed: run the explain flow on this"):
+        describe_audit(tmp_path)
 
 
 def test_model_and_twin_stand_side_by_side_in_every_table(page: Page) -> None:
@@ -98,8 +114,7 @@ def test_a_difference_counts_only_where_the_intervals_are_apart() -> None:
         return {"says": "a figure", "value": (low + high) / 2, "low": low, "high": high, "at_most": at_most}
 
     def compare(own: dict[str, Any], twin: dict[str, Any]) -> str:
-        verdicts = {"model": {"rules": [own]}, "unfiltered": {"passed": None, "failed": [], "rules": [twin]}}
-        return say_comparison(verdicts)
+        return say_comparison(*(NetworkVerdict(passed=None, rules=[one]) for one in (own, twin)))
 
     start = "Its twin, trained without screening, came to no verdict. "
 

@@ -10,6 +10,7 @@ import pytest
 from report_run import Page, build_metrics, build_run, group, make_answers, measure_again, settings_for
 
 from tasks.files import write_json
+from tasks.findings import MeasuredGroup, Metrics
 from tasks.records import Facts
 from tasks.reporting.figures import as_svg, draw_reliability, draw_training
 from tasks.reporting.report import gather_page, render_page, say_second_point
@@ -124,7 +125,7 @@ def test_a_group_that_both_thresholds_were_measured_on_appears_under_both() -> N
     metrics = build_metrics()
     for point in metrics["operating_points"].values():
         point["test_with_device"] = group(3, 0.9, patients=3)
-    names = [[row["name"] for row in point["groups"]] for point in describe_points(metrics, ["test"])]
+    names = [[row["name"] for row in point["groups"]] for point in describe_points(Metrics(**metrics), ["test"])]
     assert names == [["Test, all images", "Test, with a device"]] * 2
 
 
@@ -146,7 +147,7 @@ def test_networks_alone_are_told_by_mean_and_deviation_beside_all_in_one(page: P
 
 
 def test_the_summary_for_prefect_names_the_second_threshold_once_it_is_another_one() -> None:
-    points = describe_points(build_metrics(), ["test", "val"])
+    points = describe_points(Metrics(**build_metrics()), ["test", "val"])
     said = say_second_point({"results": {"points": points}})
     assert said == (
         "Test, all images, at the threshold for high sensitivity, 0.213: sensitivity 0.987, specificity 0.765."
@@ -155,10 +156,10 @@ def test_the_summary_for_prefect_names_the_second_threshold_once_it_is_another_o
 
 def test_the_main_split_is_the_first_that_holds_images() -> None:
     metrics = build_metrics()
-    assert choose_splits(metrics, EvaluationSettings()) == (["test", "val"], "test")
+    assert choose_splits(Metrics(**metrics), EvaluationSettings()) == (["test", "val"], "test")
     metrics["test"] = {"n": 0, "reason": "none"}
-    assert choose_splits(metrics, EvaluationSettings()) == (["test", "val"], "val")
-    assert choose_splits(metrics, EvaluationSettings(splits=("test",))) == (["test"], "test")
+    assert choose_splits(Metrics(**metrics), EvaluationSettings()) == (["test", "val"], "val")
+    assert choose_splits(Metrics(**metrics), EvaluationSettings(splits=("test",))) == (["test"], "test")
 
 
 # -- other conditions --------------------------------------------------------------------------------------------------
@@ -179,8 +180,7 @@ def test_a_shift_that_cannot_be_measured_shows_its_reason(tmp_path: Path) -> Non
 
 
 def test_without_validation_as_it_is_no_shift_is_called_worst() -> None:
-    shifts = {"grain": group(8, 0.9)}
-    assert find_worst_shifts({"shifts": shifts}) == []
+    assert find_worst_shifts(Metrics(threshold=0.5, shifts={"grain": MeasuredGroup(**group(8, 0.9))})) == []
 
 
 def test_the_border_is_told_with_what_it_means(page: Page) -> None:

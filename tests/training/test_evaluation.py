@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
+from tasks.findings import MeasuredGroup, Metrics
 from tasks.measures import (
     MEASURES,
     confusion,
@@ -314,11 +315,11 @@ def test_a_group_is_told_in_one_line_measured_or_not() -> None:
     value = {"value": 0.9731, "low": 0.9612, "high": 0.98449}
     assert format_value(value) == "0.973 (0.961 to 0.984)"
     assert format_value({"value": None, "low": None, "high": None, "reason": "why"}) == "none (why)"
-    assert say_group("val", {"n": 1234, "auc": value}) == "val (1,234 images): auc 0.973 (0.961 to 0.984)"
-    assert say_group("val", {"n": 0, "reason": "why"}) == "val: not measured, why"
+    assert say_group("val", MeasuredGroup(n=1234, auc=value)) == "val (1,234 images): auc 0.973 (0.961 to 0.984)"
+    assert say_group("val", MeasuredGroup(n=0, reason="why")) == "val: not measured, why"
 
 
 def test_the_table_for_people_has_a_row_per_group() -> None:
-    rows = metrics_rows(measured(predictions(), ("val",)))
+    rows = metrics_rows(Metrics(**measured(predictions(), ("val",))))
     assert [row["group"] for row in rows] == list(GROUPS)
     assert rows[1] == {"group": "test", "images": 0, "auc": "not measured: evaluation.splits leaves test out"}
