@@ -117,11 +117,9 @@ def say_comparison(model: NetworkVerdict, twin: NetworkVerdict) -> str:
         sentences.append(f"Better with screening: {', '.join(better)}.")
     if worse:
         sentences.append(f"Worse with screening: {', '.join(worse)}.")
-    return (
-        twin_sentence
-        + " ".join(sentences)
-        + f" In {same} other figures the intervals overlap, so they show no difference."
-    )
+    if same:
+        sentences.append(f"The intervals of {same} other figures overlap, so they show no difference.")
+    return twin_sentence + " ".join(sentences)
 
 
 def describe_rules(verdicts: Sequence[NetworkVerdict]) -> list[Facts]:
@@ -297,8 +295,8 @@ def find_pair(run: Path) -> Facts | None:
     shares = [f"{one['places']['device_weight']:.0%}" for one in (item[TWIN], item)]
     area = f"{item['places']['device_area']:.0%}"
     says = (
-        f"Image {item['image_id']}. Left the X-ray with its device outlined, in the middle the map of the twin, right "
-        f"that of this model. The device covers {area} of the picture; {shares[0]} of the twin’s weight for pneumonia "
+        f"Image {item['image_id']}. Left: the X-ray with its device outlined. Middle: the map of the twin. Right: the "
+        f"map of this model. The device covers {area} of the picture. {shares[0]} of the twin’s weight for pneumonia "
         f"lie on it, {shares[1]} of this model’s."
     )
     return {"picture": picture, "says": says, "n": len(found)}

@@ -190,7 +190,7 @@ def draw_reliability(bins: Sequence[Facts]) -> Figure:
         above.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
         shares = [part["share"] for part in filled]
         above.plot([part["mean_probability"] for part in filled], shares, color=AGAINST, linewidth=1.6, marker="o")
-        above.text(0.02, 0.98, "dashed: as it should be", va="top", color=MUTED)
+        above.text(0.02, 0.98, "dashed: perfect calibration", va="top", color=MUTED)
         above.set(ylabel="share with pneumonia", ylim=(-0.02, 1.04), yticks=[0, 0.2, 0.4, 0.6, 0.8, 1])
         below.bar(centres, counts, width=0.08, color=AGAINST, alpha=0.55)
         for centre, count in zip(centres, counts, strict=True):

@@ -140,7 +140,7 @@ def describe_trust(facts: Facts) -> Facts:
         trust["faithfulness"] = (
             "Hiding pieces in the order of the map makes the probability of the answer fall sooner than hiding them at "
             f"random on {facts['n_deletion_better']} of {n} images (median area {facts['deletion']:.2f} against "
-            f"{facts['random']:.2f}); showing them in that order makes it rise sooner on {facts['n_insertion_better']} "
+            f"{facts['random']:.2f}). Showing them in that order makes it rise sooner on {facts['n_insertion_better']} "
             f"(median area {facts['insertion']:.2f})."
         )
     return trust

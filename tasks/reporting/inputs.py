@@ -14,12 +14,12 @@ NOTICE = "Research software. Not a medical device, not for clinical use."
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 KINDS = {"sample": "drawn sample", "zip": "zip archive"}
 REASONS = {
-    "duplicate": "Identical copy of an image that stays",
-    "conflict": "Identical files with opposite labels: none of them stays",
+    "duplicate": "Identical copy of an image that is kept",
+    "conflict": "Identical files with opposite labels: none is kept",
     "undecodable": "The file cannot be read as an image",
     "shows a medical device (reviewed)": "A person saw a medical device in it (training images only)",
     "shows a medical device (screener)": "The screener sees a medical device in it (training images only)",
-    "may show a medical device": "The screener is in doubt about a medical device (training images only)",
+    "may show a medical device": "The screener is not sure whether it shows a medical device (training images only)",
 }
 OTHER_REASON = "Another reason, named in excluded.csv of the run folder"
 

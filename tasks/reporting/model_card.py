@@ -181,13 +181,13 @@ def find_failures(metrics: Metrics, splits: Sequence[str], main: str) -> list[st
     sentences = [*find_weakest(metrics, main), *find_drops(metrics, splits)]
     sentences += [
         f"Under the change “{worst['name']}”, {worst['measure']} on validation is {worst['text']} "
-        f"({worst['interval']}) in place of {worst['unchanged']}."
+        f"({worst['interval']}) instead of {worst['unchanged']}."
         for worst in find_worst_shifts(metrics)
         if worst["lower"]
     ]
     only = metrics.border_only
     if only["value"] is not None and only["low"] > 0.5:
-        sentences.append(f"It reads something off the border: AUC {say_figure(only)} on the border alone.")
+        sentences.append(f"The network reads something off the border: AUC {say_figure(only)} on the border alone.")
     for split in splits:
         group = metrics.bacteria[split]
         if (auc := value_of(group, "auc")) and auc["low"] <= 0.5:
@@ -228,7 +228,7 @@ def find_drops(metrics: Metrics, splits: Sequence[str]) -> list[str]:
         if before and after and after["high"] < before["low"]:
             sentences.append(
                 f"What was found on validation does not carry over to test: {MEASURE_NAMES[measure]} "
-                f"{say_figure(before)} there, {say_figure(after)} here."
+                f"{say_figure(before)} on validation, {say_figure(after)} on test."
             )
     return sentences
 
@@ -256,14 +256,14 @@ def find_limits(
         )
     if screen["n_unscreened_train"]:
         sentences.append(
-            f"Of {screen['n_unscreened_train']:,} training images nobody knows whether they show a device."
+            f"Of {screen['n_unscreened_train']:,} training images it is not known whether they show a device."
         )
     sentences.append(
         "Labels are those of the source; whether a clinician agrees with them, or with the answers, is not known."
     )
     sentences.append(
-        "All images come from one source; age, sex, hospital and machine are not recorded, so nothing is known "
-        "by them. The changes of exposure, sharpness and framing stand in for another machine; they are none."
+        "All images come from one source; age, sex, hospital and machine are not recorded, so there are no "
+        "figures by them. The changes of exposure, sharpness and framing only imitate another machine."
     )
     return sentences
 
@@ -309,7 +309,9 @@ def say_calibration(metrics: Metrics, splits: Sequence[str], main: str) -> str:
     parts = [f"{SPLIT_NAMES[split]} {say_of(metrics.calibration[split], 'ece')}" for split in splits]
     if found["mean"] is not None:
         mean, share = found["mean"]["mean_probability"], found["mean"]["share"]
-        parts.append(f"on the {SPLIT_NAMES[main]} images it says {mean} on average, and {share} show pneumonia")
+        parts.append(
+            f"on the {SPLIT_NAMES[main]} images the network says {mean} on average, and {share} show pneumonia"
+        )
     return "; ".join(parts)
 
 

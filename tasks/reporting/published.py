@@ -43,13 +43,13 @@ def describe_published(run: Run) -> Facts | None:
 def say_weighed(facts: Facts) -> str:
     """What was decided, in a sentence."""
     if facts["decision"] == "same":
-        against = f" Now it would not become that: {'; '.join(facts['reasons'])}." if facts["reasons"] else ""
-        return f"This very model is the published one already.{against}"
+        against = f" It would not be published now: {'; '.join(facts['reasons'])}." if facts["reasons"] else ""
+        return f"This very model is already published.{against}"
     if facts["decision"] == "keep":
         stays = "" if facts["published"] is None else f" {facts['published']['run']} stays published."
         return f"This model is not published: {'; '.join(facts['reasons'])}.{stays}"
     if facts["published"] is None:
-        return "Nothing is published yet; this model will be, once its run is sealed, because it passed the audit."
+        return "Nothing is published yet. This model passed the audit and will be published once its run is sealed."
     return (
         "This model will be published once its run is sealed: it passed the audit, and none of these AUCs is below "
         f"that of the published model by more than {facts['max_drop']:g}."

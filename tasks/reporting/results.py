@@ -320,7 +320,10 @@ def say_border(only: Estimate) -> str:
         return "The AUC on the border alone is above 0.5: the border tells this network something about the class."
     if only["high"] < 0.5:
         return "The AUC on the border alone is below 0.5: what the border tells this network points the wrong way."
-    return "The AUC on the border alone cannot be told from guessing: no sign that this network reads the class there."
+    return (
+        "The AUC on the border alone cannot be told from guessing: there is no sign that this network reads the class "
+        "there."
+    )
 
 
 def say_border_loss(loss: Estimate) -> str:
@@ -328,9 +331,9 @@ def say_border_loss(loss: Estimate) -> str:
     if loss["value"] is None:
         return f"What the network loses without the border is not known: {loss['reason']}."
     if loss["low"] > 0:
-        return "Without the border it is worse: some of its answers rest on it."
+        return "Without the border the network is worse: some of its answers rest on the border."
     if loss["high"] < 0:
-        return "Without the border it is better."
+        return "Without the border the network is better."
     return "Blanking the border makes no difference that can be told from chance."
 
 

@@ -399,7 +399,7 @@ def test_the_pipeline_weighs_reports_and_publishes_nothing_without_a_verdict(
     assert weighed["this"]["val"]["n"] == read_json(finished_run / "metrics.json")["val"]["n"] > 0
     assert weighed["this"]["audit"]["passed"] is audit["passed"] is not True
     assert weighed["decision"] == "keep"
-    assert "Beside the published model" in Path(str(report)).read_text()
+    assert "Compared with the published model" in Path(str(report)).read_text()
     assert "not published: the audit" in caplog.text
     assert not (tmp_path / "runs" / "published.json").exists()
     other = read_flags([*flags, "--publishing.max-drop", "0.02"], "test")

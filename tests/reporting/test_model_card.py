@@ -93,7 +93,7 @@ def test_settings_that_name_files_are_told_without_their_folder(tmp_path: Path) 
 def test_data_are_told_by_counts_reasons_and_checksum(card: str) -> None:
     assert "24 image files, 23 of them distinct" in card and "ab" * 32 in card
     assert "| Validation | 4 (4) | 4 (4) |" in card
-    assert "- 1: Identical copy of an image that stays" in card
+    assert "- 1: Identical copy of an image that is kept" in card
 
 
 def test_images_read_by_people_are_counted(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_images_read_by_people_are_counted(tmp_path: Path) -> None:
     assert "All images were screened by another network" in card_of(settings_for(tmp_path))
     manifest = read_manifest(tmp_path)
     write_manifest(tmp_path, manifest.assign(device_reviewed=[True] * 5 + [False] * (len(manifest) - 5)))
-    assert "Of 5 images people said whether one is seen; the others were screened" in card_of(settings_for(tmp_path))
+    assert "People read 5 images for devices; the others were screened" in card_of(settings_for(tmp_path))
 
 
 def test_only_a_drawn_sample_is_called_drawn(tmp_path: Path, card: str) -> None:
@@ -114,7 +114,7 @@ def test_only_a_drawn_sample_is_called_drawn(tmp_path: Path, card: str) -> None:
 
 
 def test_groups_are_told_with_intervals_at_both_thresholds(card: str) -> None:
-    assert "**balanced** (0.412)" in card and "**high sensitivity** (0.213)" in card
+    assert "**Balanced** (0.412)" in card and "**High sensitivity** (0.213)" in card
     assert (
         "| Test, all images | 8 (40) | 0.973 (0.963 to 0.983) | 0.946 (0.936 to 0.956) | 0.876 (0.867 to 0.886) | "
         "0.987 (0.977 to 0.997) | 0.765 (0.755 to 0.775) |"
@@ -150,15 +150,15 @@ def test_what_falls_from_validation_to_test_beyond_both_intervals_is_a_known_fai
     metrics["test"] |= {"specificity": value(0.55)}
     said = find_failures(Metrics(**metrics), ["test", "val"], "test")
     assert [s for s in said if s.startswith("What was found on validation")] == [
-        "What was found on validation does not carry over to test: specificity 0.876 (0.867 to 0.886) there, 0.550 "
-        "(0.540 to 0.560) here."
+        "What was found on validation does not carry over to test: specificity 0.876 (0.867 to 0.886) on validation, "
+        "0.550 (0.540 to 0.560) on test."
     ]
 
 
 def test_the_worst_shift_and_a_border_that_tells_something_are_known_failures() -> None:
     said = find_failures(Metrics(**build_metrics()), ["test", "val"], "test")
-    assert "Under the change “border blanked”, AUC on validation is 0.780 (0.770 to 0.790) in place of 0.880." in said
-    assert "It reads something off the border: AUC 0.591 (0.581 to 0.601) on the border alone." in said
+    assert "Under the change “border blanked”, AUC on validation is 0.780 (0.770 to 0.790) instead of 0.880." in said
+    assert "The network reads something off the border: AUC 0.591 (0.581 to 0.601) on the border alone." in said
     metrics = build_metrics() | {"border_only": {"value": 0.51, "low": 0.45, "high": 0.57}}
     assert not any(
         "border alone" in sentence for sentence in find_failures(Metrics(**metrics), ["test", "val"], "test")

@@ -114,20 +114,20 @@ def test_images_that_nobody_read_and_nothing_scored_are_unknown_and_never_zero(p
 
 
 def test_the_screener_s_quality_and_its_cost_are_told_with_intervals_or_reasons(page: Page) -> None:
-    assert "Measured on 40 readings that it has not learnt from (5 others it has)" in page.text
+    assert "on 40 readings that it was not trained on (it was trained on 5 others)" in page.text
     assert "Pneumonia images alone 30 0.951 0.941 to 0.961" in page.text
     assert "Normal images alone 0 not measured: no image is in this group" in page.text
-    assert "12.3 % Clean pneumonia images that this would cost (10.0 to 15.0 %)" in page.text
-    assert "4.6 % Training images that would still show a device, were the score alone to decide" in page.text
+    assert "12.3 % Clean pneumonia images that would be lost (10.0 to 15.0 %)" in page.text
+    assert "4.6 % Training images that would still show a device if the score alone decided" in page.text
     assert "not known Clean normal images that this would cost : a class has too few readings" in page.text.replace(
         "cost:", "cost :"
     )
 
 
 def test_reasons_are_grouped_without_the_names_in_them(page: Page) -> None:
-    for says in ("Identical copy of an image that stays", "The file cannot be read as an image", OTHER_REASON):
+    for says in ("Identical copy of an image that is kept", "The file cannot be read as an image", OTHER_REASON):
         assert f"{says} 1 0 0 1" in page.text
-    assert plain_reason(f"duplicate of {HOSTILE}") == "Identical copy of an image that stays"
+    assert plain_reason(f"duplicate of {HOSTILE}") == "Identical copy of an image that is kept"
 
 
 def test_failed_checks_come_first_with_the_rows_concerned(page: Page) -> None:
@@ -150,7 +150,7 @@ def test_nothing_measured_on_test_is_shown_when_only_val_was_evaluated(page: Pag
         assert number in page.text
         assert number not in val_page.text
     assert "On 8 validation images: AUC 0.888" in val_page.text
-    assert "Test was left out of the evaluation by the settings." in val_page.text
+    assert "The settings left the test split out of the evaluation." in val_page.text
     assert "No image was explained in this run." in val_page.text
     assert "Test, " not in val_page.text
 

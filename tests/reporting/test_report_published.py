@@ -58,7 +58,7 @@ def page(runs: Path) -> Page:
 
 
 def test_both_models_stand_side_by_side_with_intervals_and_what_was_decided(page: Page) -> None:
-    start = page.text.index("Beside the published model", page.text.index("With and without a device"))
+    start = page.text.index("Compared with the published model", page.text.index("With and without a device"))
     said = page.text[start : page.text.index("Single images, explained", start)]
     assert (
         "This model is not published: AUC on validation 0.9123 is below the published 0.9512 by more than "
@@ -85,13 +85,15 @@ def test_nothing_is_said_of_publishing_where_it_is_off(tmp_path: Path) -> None:
     settings = build_published_run(tmp_path / "runs" / "run", "model", enabled=False)
     weigh.fn(Run(settings))
     made = Page(Path(write_report.fn(Run(settings))).read_text())
-    assert "Beside the published model" not in made.text and "#published" not in [a["href"] for a in made.all("a")]
+    assert "Compared with the published model" not in made.text and "#published" not in [
+        a["href"] for a in made.all("a")
+    ]
 
 
 def test_the_first_model_stands_alone_and_the_artifact_says_what_becomes_of_it(tmp_path: Path) -> None:
     settings = build_published_run(tmp_path / "runs" / "run", "model", val=0.9, val_device_free=0.9)
     weigh.fn(Run(settings))
-    says = "Nothing is published yet; this model will be, once its run is sealed, because it passed the audit."
+    says = "Nothing is published yet. This model passed the audit and will be published once its run is sealed."
     page = gather_page(Run(settings))
     assert says in summarise_page(page, "address")
     made = Page(Path(write_report.fn(Run(settings))).read_text())
@@ -100,9 +102,9 @@ def test_the_first_model_stands_alone_and_the_artifact_says_what_becomes_of_it(t
 
 def test_of_the_published_model_itself_is_said_that_it_is_and_what_now_speaks_against_it() -> None:
     same: Facts = {"decision": "same", "reasons": [], "notes": [], "published": {}, "this": {}, "max_drop": 0.01}
-    assert say_weighed(same) == "This very model is the published one already."
+    assert say_weighed(same) == "This very model is already published."
     said = say_weighed(same | {"reasons": ["the audit failed (groups)"]})
-    assert said.endswith("already. Now it would not become that: the audit failed (groups).")
+    assert said.endswith("already published. It would not be published now: the audit failed (groups).")
 
 
 def test_a_hostile_name_in_what_is_published_is_shown_as_text(tmp_path: Path) -> None:
