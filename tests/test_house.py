@@ -97,7 +97,8 @@ KEYS = {
     "preparing.splitting": "records runs.manifest",
     "preparing.packing": "pixels.decoding records runs.manifest",
     "preparing.screening": f"{SCREENER} runs.manifest",
-    "training.fitting": f"{CLASSIFIER} networks.augmentation networks.checkpoints networks.twin training.members",
+    "training.fitting": f"{CLASSIFIER} networks.augmentation networks.checkpoints networks.twin training.members "
+    "training.labelled_images",
     "training.calibration": f"{CLASSIFIER} measures networks.familiarity networks.twin pixels.shifts",
     "training.evaluation": f"{CLASSIFIER} measures pixels.shifts",
     "explaining.explanations": f"{PROBES} explaining.lime_sampling explaining.lime_quality explaining.pictures "

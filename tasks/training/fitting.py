@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tasks.errors import RunError
 from tasks.files import read_record
 from tasks.networks.twin import stage_name, used_rows, work_folder
 from tasks.pixels.packed import PackedImages
@@ -78,19 +77,12 @@ def train_network(
         RunError: If train or val lacks a class.
     """
     from tasks.networks.keras_backend import keras
-    from tasks.training.members import LabelledImages, compile_trainer, shrink_packed, train_member
+    from tasks.training.labelled_images import read_split
+    from tasks.training.members import Member, compile_trainer, train_member
 
     folder.mkdir(exist_ok=True)
-    splits = {}
-    for split in ("train", "val"):
-        part = rows[rows["split"] == split]
-        if part["label"].nunique() < 2:
-            raise RunError(f"manifest: the {split} split has images of one class only; bring more patients")
-        pixels = shrink_packed(images.read(list(part["image_id"])), settings.side_px)
-        bacteria = part["subtype"].map({"bacteria": 1.0, "virus": 0.0}).to_numpy(np.float32)
-        splits[split] = LabelledImages(pixels, part["label"].to_numpy(np.float32), bacteria)
-    train, val = splits["train"], splits["val"]
-
+    splits = {split: read_split(rows, split, images, settings) for split in ("train", "val")}
+    train = splits["train"]
     n_epochs = settings.n_models * settings.epochs
     progress = Progress("training", f"Training, {n_epochs} epochs")
     trainer = compile_trainer(settings, len(train.labels))
@@ -107,14 +99,15 @@ def train_network(
 
         # Far apart: layers of a member take the numbers that follow its seed.
         member_seed = (seed + 1_000 * (number - 1)) % 2**31
-        epochs = train_member(trainer, train, val, settings, member_seed, folder / "members", f"member_{number}", show)
+        member = Member(f"member_{number}", member_seed, folder / "members")
+        epochs = train_member(trainer, splits, settings, member, show)
         history += [{"member": number, **entry} for entry in epochs]
     pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
     return {
         "n_train": len(train.labels),
         "n_train_pneumonia": int(train.labels.sum()),
         "n_train_subtype_known": int(np.isfinite(train.bacteria).sum()),
-        "n_val": len(val.labels),
+        "n_val": len(splits["val"].labels),
         "n_models": settings.n_models,
         "epochs": settings.epochs,
         "val_aucs": [entry["val_auc"] for entry in history if entry["epoch"] == settings.epochs],

@@ -9,10 +9,9 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,16 @@ from tasks.networks.checkpoints import (
     run_stoppable,
     save_checkpoint,
 )
-from tasks.networks.classifier import build_member, shrink
+from tasks.networks.classifier import build_member
 from tasks.networks.files import check_network, save_network
 from tasks.networks.keras_backend import keras
 from tasks.pixels.decoding import to_float
 from tasks.records import Facts
 from tasks.settings import TrainingSettings
+from tasks.training.labelled_images import LabelledImages, describe_truth
+
+Look = Callable[[Callable[[], None]], None]
+"""What ``run_stoppable`` gives: called between two steps, with a function that saves a checkpoint."""
 
 ops = keras.ops
 SMOOTHING = 0.1
@@ -47,18 +50,65 @@ BACTERIA_SHARE = 0.3
 
 
 @dataclass(frozen=True)
-class LabelledImages:
-    """Images and what is known of them.
+class Member:
+    """One network of the model.
 
     Attributes:
-        pixels: uint8 ``(n, side_px, side_px)``.
-        labels: float32 ``(n,)``, 1 for pneumonia.
-        bacteria: float32 ``(n,)``, 1 for bacteria, 0 for virus, NaN where unknown or no pneumonia.
+        name: Its name.
+        seed: Seed of its initial weights, of the order of the images, and of the augmentation.
+        folder: Where its finished files go.
     """
 
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.float32]
-    bacteria: NDArray[np.float32]
+    name: str
+    seed: int
+    folder: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of its checkpoints."""
+        return self.folder / self.name
+
+    @property
+    def record(self) -> Path:
+        """The file with its epochs, which only a finished member has."""
+        return self.folder / f"{self.name}.json"
+
+    def __str__(self) -> str:
+        """``member 1``."""
+        return self.name.replace("_", " ")
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training of a member, as far as it is.
+
+    Attributes:
+        trainer: As it stands after the steps that are done.
+        settings: The recipe.
+        member: The network that is trained.
+        state: ``history``, an entry for each finished epoch; ``losses``, summed over the images of a step, of the steps
+            since; ``seeds`` of the random layers after these; and which training it is the state ``of``.
+    """
+
+    trainer: keras.Model
+    settings: TrainingSettings
+    member: Member
+    state: Facts
+
+    @property
+    def epoch(self) -> int:
+        """The number of the epoch that is being done, from 1."""
+        return len(self.state["history"]) + 1
+
+    def save_steps(self) -> None:
+        """Saves a checkpoint within an epoch."""
+        self.state["seeds"] = read_seeds(self.trainer)
+        save_checkpoint(self.trainer, self.state, self.member.checkpoints)
+
+    def finish_epoch(self, entry: Facts) -> None:
+        """Enters the epoch into the history, and saves a checkpoint."""
+        self.state.update(history=[*self.state["history"], entry], losses=[], seeds=[])
+        save_checkpoint(self.trainer, self.state, self.member.checkpoints)
 
 
 @keras.saving.register_keras_serializable("x_ray")
@@ -114,16 +164,6 @@ def two_questions(truth: Any, logits: Any) -> Any:
     return truth[:, 1] * first + BACTERIA_SHARE * truth[:, 3] * second
 
 
-def shrink_packed(packed: NDArray[np.uint8], side_px: int, batch_size: int = 256) -> NDArray[np.uint8]:
-    """uint8 ``(n, 224, 224)`` to ``(n, side_px, side_px)`` by the layer that the kept model has, once a training."""
-    layer = shrink(side_px)
-    small = np.empty((len(packed), side_px, side_px), np.uint8)
-    for start in range(0, len(packed), batch_size):
-        grey = ops.convert_to_numpy(layer(to_float(packed[start : start + batch_size])))[..., 0]
-        small[start : start + batch_size] = np.rint(np.clip(grey, 0, 1) * 255)
-    return small
-
-
 def build_trainer(member: keras.Model, n_images: int, seed: int) -> keras.Model:
     """Row numbers of resident images to a member's logits, through the augmentation."""
     rows = keras.Input((), dtype="int32", name="rows")
@@ -152,12 +192,9 @@ def start_afresh(trainer: keras.Model, settings: TrainingSettings, seed: int) ->
 
 def train_member(
     trainer: keras.Model,
-    train: LabelledImages,
-    val: LabelledImages,
+    splits: Mapping[str, LabelledImages],
     settings: TrainingSettings,
-    seed: int,
-    folder: Path,
-    name: str,
+    member: Member,
     show: Callable[[Facts], None],
 ) -> list[Facts]:
     """Trains one network into ``<name>.keras`` in a folder; resumes what a killed training left there.
@@ -168,12 +205,10 @@ def train_member(
 
     Args:
         trainer: From ``compile_trainer``, in any state.
-        train: What is learnt from.
-        val: What is measured after each epoch, for people to see; nothing is chosen by it.
+        splits: ``train``, what is learnt from; and ``val``, what is measured after each epoch, for people to see:
+            nothing is chosen by it.
         settings: The recipe.
-        seed: Seed of this member: initial weights, order, augmentation.
-        folder: Where the finished network goes; its checkpoints lie in a folder of its name there.
-        name: Name of the network.
+        member: Name, seed and place of the network.
         show: Called with the entry of each epoch.
 
     Returns:
@@ -182,126 +217,110 @@ def train_member(
     Raises:
         RunError: If the loss is no number any more.
     """
-    checkpoints = folder / name
-    if (finished := read_finished(folder, name)) is not None:
-        shutil.rmtree(checkpoints, ignore_errors=True)  # of a process that was killed just before it did so
+    if (finished := read_finished(member)) is not None:
+        shutil.rmtree(member.checkpoints, ignore_errors=True)  # of a process that was killed just before it did so
         return finished
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    of = digest([settings.model_dump(), seed, name, len(train.labels)])
-    if (kept := load_checkpoint(checkpoints, of)) is not None:
-        trainer, state = kept
-        after = f"epoch {len(state['history'])}" + (f" and {len(state['losses'])} steps" if state["losses"] else "")
-        print(f"{name.replace('_', ' ')}: resuming after {after} from {checkpoints}")
-    else:
-        state = {"history": [], "losses": [], "seeds": [], "of": of}
-        start_afresh(trainer, settings, seed)
-    member = trainer.get_layer("member")
-    trainer.get_layer("resident").put(train.pixels)
-    truth = describe_truth(train)
+    training = start_training(trainer, settings, member, len(splits["train"].labels))
+    training.trainer.get_layer("resident").put(splits["train"].pixels)
+    truth = describe_truth(splits["train"])
 
-    def train_epochs(look: Callable[[Callable[[], None]], None], state: Facts = state) -> list[Facts]:
-        while len(state["history"]) < settings.epochs:
-            epoch = len(state["history"]) + 1
-            start = time.perf_counter()
-            order = np.random.default_rng([seed, epoch]).permutation(len(truth)).astype(np.int32)
-            if state["losses"]:
-                put_seeds(trainer, state["seeds"])
-            else:
-                reseed(trainer, seed, epoch)
-
-            def save(state: Facts = state) -> None:
-                save_checkpoint(trainer, {**state, "seeds": read_seeds(trainer)}, checkpoints)
-
-            between = partial(look, save)
-            loss = run_epoch(trainer, truth, order, settings.batch_size, state["losses"], between)
+    def train_epochs(look: Look) -> None:
+        while training.epoch <= settings.epochs:
+            start, epoch = time.perf_counter(), training.epoch
+            loss = run_epoch(training, truth, look)
             if not math.isfinite(loss):
                 raise RunError(
                     f"training.learning_rate: the loss is no number any more in epoch {epoch}; give a lower rate than "
                     f"{settings.learning_rate:g}"
                 )
-            plain = member.get_weights()
-            trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
-            # Copied: on JAX weights and averages would share memory, and asking the network gives its weights' memory
-            # away.
-            member.set_weights(member.get_weights())
-            auc = float(roc_auc_score(val.labels, first_logits(member, val.pixels)))
-            if epoch < settings.epochs:
-                member.set_weights(plain)
+            auc = average_weights(training, splits["val"])
             seconds = round(time.perf_counter() - start, 2)
             entry = {"epoch": epoch, "loss": round(loss, 6), "val_auc": round(auc, 6), "seconds": seconds}
-            state = {"history": [*state["history"], entry], "losses": [], "seeds": [], "of": of}
-            save_checkpoint(trainer, state, checkpoints)
+            training.finish_epoch(entry)
             show(entry)
             look(lambda: None)  # all is saved
-        return list(state["history"])
 
-    history = run_stoppable(train_epochs)
+    run_stoppable(train_epochs)
+    return keep_member(training)
+
+
+def read_finished(member: Member) -> list[Facts] | None:
+    """The epochs of a member whose training is over; ``None`` where it is not, or a file of it is damaged."""
+    if not member.record.exists():
+        return None
+    try:
+        check_network(member.folder, member.name)
+        return list(read_record(member.record, history=list)["history"])
+    except RunError as error:
+        print(f"{member} is trained again: {error}")
+        return None
+
+
+def start_training(trainer: keras.Model, settings: TrainingSettings, member: Member, n_train: int) -> Training:
+    """The training that a checkpoint of the member holds, or a new one with the given trainer."""
+    member.checkpoints.mkdir(parents=True, exist_ok=True)
+    of = digest([settings.model_dump(), member.seed, member.name, n_train])
+    if (kept := load_checkpoint(member.checkpoints, of)) is not None:
+        trainer, state = kept
+        after = f"epoch {len(state['history'])}" + (f" and {len(state['losses'])} steps" if state["losses"] else "")
+        print(f"{member}: resuming after {after} from {member.checkpoints}")
+    else:
+        state = {"history": [], "losses": [], "seeds": [], "of": of}
+        start_afresh(trainer, settings, member.seed)
+    return Training(trainer, settings, member, state)
+
+
+def average_weights(training: Training, val: LabelledImages) -> float:
+    """Gives the network the averaged weights after the last epoch, and before that for as long as they are measured.
+
+    Returns:
+        Their AUC on validation.
+    """
+    trainer, network = training.trainer, training.trainer.get_layer("member")
+    plain = network.get_weights()
+    trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
+    # Copied: on JAX weights and averages would share memory, and asking the network gives its weights' memory away.
+    network.set_weights(network.get_weights())
+    auc = float(roc_auc_score(val.labels, first_logits(network, val.pixels)))
+    if training.epoch < training.settings.epochs:
+        network.set_weights(plain)
+    return auc
+
+
+def keep_member(training: Training) -> list[Facts]:
+    """Saves the network of a training that is over, and removes its checkpoints; returns the entries of its epochs."""
+    member, history = training.member, list(training.state["history"])
     # Built anew: the kept network computes in single precision, whatever it was trained in.
-    finished_member = build_member(settings.model_copy(update={"weights": None}), seed, name)
-    finished_member.set_weights(member.get_weights())
-    save_network(finished_member, folder, name)
+    network = build_member(training.settings.model_copy(update={"weights": None}), member.seed, member.name)
+    network.set_weights(training.trainer.get_layer("member").get_weights())
+    save_network(network, member.folder, member.name)
     # Last: a member without it is not finished.
-    write_whole(folder / f"{name}.json", json.dumps({"history": history}))
-    shutil.rmtree(checkpoints)
+    write_whole(member.record, json.dumps({"history": history}))
+    shutil.rmtree(member.checkpoints)
     return history
 
 
-def read_finished(folder: Path, name: str) -> list[Facts] | None:
-    """The epochs of a member whose training is over; ``None`` where it is not, or a file of it is damaged."""
-    if not (folder / f"{name}.json").exists():
-        return None
-    try:
-        check_network(folder, name)
-        return list(read_record(folder / f"{name}.json", history=list)["history"])
-    except RunError as error:
-        print(f"{name.replace('_', ' ')} is trained again: {error}")
-        return None
-
-
-def describe_truth(images: LabelledImages) -> NDArray[np.float32]:
-    """What ``two_questions`` asks: label, its weight, bacteria, its weight; float32 ``(n, 4)``.
-
-    The weights of each question give both of its answers the same sum and have mean 1 over the images asked about; an
-    image of unknown subtype, or without pneumonia, has weight 0 in the second.
-    """
-    asked = np.isfinite(images.bacteria)
-    bacteria = np.where(asked, images.bacteria, 0).astype(np.float32)
-    second = np.zeros(len(asked), np.float32)
-    if len(np.unique(bacteria[asked])) == 2:
-        second[asked] = class_weights(bacteria[asked])
-    return np.stack([images.labels, class_weights(images.labels), bacteria, second], axis=1)
-
-
-def class_weights(labels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A weight per image, float32 ``(n,)`` with mean 1, that gives both classes the same sum."""
-    share = labels.mean()
-    return np.where(labels == 1, 0.5 / share, 0.5 / (1 - share)).astype(np.float32)
-
-
-def run_epoch(
-    trainer: keras.Model,
-    truth: NDArray[np.float32],
-    order: NDArray[np.int32],
-    batch_size: int,
-    losses: list[float],
-    between: Callable[[], None],
-) -> float:
-    """One pass over the resident images in the given order; returns the mean loss.
+def run_epoch(training: Training, truth: NDArray[np.float32], look: Look) -> float:
+    """One pass over the resident images in random order, from the step where it stands; returns the mean loss.
 
     Args:
-        trainer: As it stands after the steps that are done.
+        training: The losses of the steps join its state.
         truth: Of all images.
-        order: Of their rows.
-        batch_size: Rows of a step.
-        losses: Summed losses of the steps that are done; those of the others join them.
-        between: Called after each step.
+        look: Called after each step.
     """
+    trainer, losses = training.trainer, training.state["losses"]
+    seed, batch_size = training.member.seed, training.settings.batch_size
+    order = np.random.default_rng([seed, training.epoch]).permutation(len(truth)).astype(np.int32)
+    if losses:
+        put_seeds(trainer, training.state["seeds"])
+    else:
+        reseed(trainer, seed, training.epoch)
     for start in range(len(losses) * batch_size, len(order), batch_size):
         rows = order[start : start + batch_size]
         loss = trainer.train_on_batch(rows, truth[rows])
         losses.append(float(np.ravel(loss)[0]) * len(rows))
         trainer.reset_metrics()
-        between()
+        look(training.save_steps)
     return float(np.sum(losses) / len(order))
 
 

@@ -10,7 +10,7 @@ import hashlib
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -75,6 +75,28 @@ class ReadingWithBox(Reading):
     y1: str = ""
 
 
+class ReadImages(NamedTuple):
+    """Images that people have read for devices.
+
+    Attributes:
+        rows: As from ``join_readings``.
+        manifest: Of all images of the source.
+        images: The pixels of all images of the source.
+    """
+
+    rows: pd.DataFrame
+    manifest: pd.DataFrame
+    images: PackedImages
+
+    def part(self, name: str) -> "ReadImages":
+        """Those of a part of the patients."""
+        return self._replace(rows=self.rows[self.rows["part"] == name])
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """uint8 ``(n, 224, 224)``, in the order of the rows."""
+        return self.images.read(list(self.rows["image_id"]))
+
+
 @stage_task("fit screener")
 def fit_screener(run: Run, folder: str, recipe: ScreenerRecipe) -> Facts:
     """Trains a screener on the readings of the run's source, and says how good it is on other patients.
@@ -92,7 +114,7 @@ def fit_screener(run: Run, folder: str, recipe: ScreenerRecipe) -> Facts:
     rows = join_readings(manifest, pd.DataFrame(read_rows(review.address, "screening.review", ReadingWithBox)))
 
     def make(out: Path) -> Facts:
-        return train_screener(rows, manifest, run.images(), recipe, run.settings.seed, out / "screener")
+        return train_screener(ReadImages(rows, manifest, run.images()), recipe, run.settings.seed, out / "screener")
 
     given = {
         "rows": rows.to_csv(index=False),
@@ -151,9 +173,7 @@ def join_readings(manifest: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(part=rows["patient_id"].map(part_of_patient))
 
 
-def train_screener(
-    rows: pd.DataFrame, manifest: pd.DataFrame, images: PackedImages, recipe: ScreenerRecipe, seed: int, folder: Path
-) -> Facts:
+def train_screener(read: ReadImages, recipe: ScreenerRecipe, seed: int, folder: Path) -> Facts:
     """Trains, resuming from a checkpoint in ``folder`` if there is one; calibrates, measures, writes all files.
 
     Raises:
@@ -161,50 +181,26 @@ def train_screener(
         SettingsError: If an epoch has fewer pictures than a batch.
     """
     from tasks.devices.screener import finish_screener, score_pixels
-    from tasks.networks.checkpoints import (
-        CHECKPOINT,
-        build_optimizer,
-        load_checkpoint,
-        reseed,
-        save_checkpoint,
-    )
-    from tasks.networks.files import save_network
-    from tasks.training.screener_losses import build_screener_trainer, mean_of_losses
+    from tasks.networks.checkpoints import reseed, save_checkpoint
 
-    for part in PARTS:
-        if rows.loc[rows["part"] == part, "device"].nunique() < 2:
-            raise TableError(
-                f"screening.review: the readings of part {part!r} of the patients lack images with or without a "
-                "device; read more images"
-            )
+    check_parts(read.rows)
     folder.mkdir(exist_ok=True)
-    fitted, tuned = (rows[rows["part"] == part] for part in ("fit", "tune"))
-    read = read_lessons(fitted, images.read(list(fitted["image_id"])))
-    tune_pixels = images.read(list(tuned["image_id"]))
+    fitted, tuned = read.part("fit"), read.part("tune")
+    lesson, tune_pixels = read_lessons(fitted.rows, fitted.pixels()), tuned.pixels()
     chests = draw_chests(recipe.n_chests, seed + 1_000)
-    n_epoch = len(read) + recipe.n_composites + recipe.n_chests_shown
-    if n_epoch < recipe.batch_size:
-        raise SettingsError(f"recipe.batch_size: {recipe.batch_size} is more than the {n_epoch} pictures of an epoch")
-
-    of = digest([recipe.model_dump(), seed, len(read)])
-    if (kept := load_checkpoint(folder, of)) is not None:
-        trainer, state = kept
-        print(f"resuming after epoch {len(state['history'])} from {folder}")
-    else:
-        state = {"history": [], "of": of}
-        trainer = build_screener_trainer(start_core(recipe, seed), seed)
-        optimizer = build_optimizer(recipe.learning_rate, recipe.epochs, n_epoch, recipe.batch_size)
-        trainer.compile(optimizer=optimizer, loss=mean_of_losses)
-    screener = finish_screener(trainer.get_layer("core"))
+    trainer, state = start_training(recipe, seed, len(lesson), folder)
+    core = trainer.get_layer("core")
+    screener = finish_screener(core)
     progress = Progress("screener", f"Training the screener, {recipe.epochs} epochs")
     for epoch in range(len(state["history"]) + 1, recipe.epochs + 1):
         start = time.perf_counter()
         reseed(trainer, seed, epoch)
         rng = np.random.default_rng([seed, epoch])
-        loss = run_screener_epoch(trainer, compose_epoch(read, fitted, chests, recipe, rng), recipe.batch_size, rng)
+        shown = compose_epoch(lesson, fitted.rows, chests, recipe, rng)
+        loss = run_screener_epoch(trainer, shown, recipe.batch_size, rng)
         plain = trainer.get_weights()
         trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
-        auc = within_class_auc(tuned, score_pixels(screener, tune_pixels))
+        auc = within_class_auc(tuned.rows, score_pixels(screener, tune_pixels))
         if epoch < recipe.epochs:
             trainer.set_weights(plain)
         seconds = round(time.perf_counter() - start, 2)
@@ -212,17 +208,59 @@ def train_screener(
         save_checkpoint(trainer, state, folder)
         progress.show(epoch, recipe.epochs)
         print(f"epoch {epoch} of {recipe.epochs}: loss {loss:.4f}, AUC within pneumonia {auc:.4f}, {seconds:.1f} s")
+    balance_score(core, tuned.rows["device"].to_numpy(), score_pixels(screener, tune_pixels))
+    card = describe_training(read.rows, recipe, seed, state["history"]) | judge_parts(read, screener, seed)
+    return {"card": write_screener(folder, screener, read.rows, card, state["history"])}
 
-    balance_score(trainer.get_layer("core"), tuned["device"].to_numpy(), score_pixels(screener, tune_pixels))
-    checksum = save_network(screener, folder)
-    pd.DataFrame(state["history"]).to_csv(folder / "history.csv", index=False)
+
+def check_parts(rows: pd.DataFrame) -> None:
+    """Refuses readings of which a part of the patients cannot serve its purpose.
+
+    Raises:
+        TableError: If a part lacks images with or without devices.
+    """
+    for part in PARTS:
+        if rows.loc[rows["part"] == part, "device"].nunique() < 2:
+            raise TableError(
+                f"screening.review: the readings of part {part!r} of the patients lack images with or without a "
+                "device; read more images"
+            )
+
+
+def start_training(recipe: ScreenerRecipe, seed: int, n_read: int, folder: Path) -> tuple[Any, Facts]:
+    """Trainer and state of the training that a checkpoint in ``folder`` holds, or of a new one.
+
+    Raises:
+        SettingsError: If an epoch has fewer pictures than a batch.
+    """
+    from tasks.networks.checkpoints import build_optimizer, load_checkpoint
+    from tasks.training.screener_losses import build_screener_trainer, mean_of_losses
+
+    n_epoch = n_read + recipe.n_composites + recipe.n_chests_shown
+    if n_epoch < recipe.batch_size:
+        raise SettingsError(f"recipe.batch_size: {recipe.batch_size} is more than the {n_epoch} pictures of an epoch")
+    of = digest([recipe.model_dump(), seed, n_read])
+    if (kept := load_checkpoint(folder, of)) is not None:
+        print(f"resuming after epoch {len(kept[1]['history'])} from {folder}")
+        return kept
+    trainer = build_screener_trainer(start_core(recipe, seed), seed)
+    optimizer = build_optimizer(recipe.learning_rate, recipe.epochs, n_epoch, recipe.batch_size)
+    trainer.compile(optimizer=optimizer, loss=mean_of_losses)
+    return trainer, {"history": [], "of": of}
+
+
+def write_screener(folder: Path, screener: Any, rows: pd.DataFrame, card: Facts, history: list[Facts]) -> Facts:
+    """Writes the files of a trained screener, and removes its checkpoints; returns the card with the checksum."""
+    from tasks.networks.checkpoints import CHECKPOINT
+    from tasks.networks.files import save_network
+
+    card = {**card, "model_sha256": save_network(screener, folder)}
+    pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
     rows.assign(sha256=rows["sha256"].str[:16])[["sha256", "part"]].to_csv(folder / "readings.csv", index=False)
-    scores = pd.Series(score_pixels(screener, images.read(list(rows["image_id"]))), index=rows.index)
-    card = describe_screener(rows, scores, manifest, recipe, seed, checksum, state["history"])
     write_json(folder / "card.json", card)
     for leftover in [folder / CHECKPOINT, *folder.glob("checkpoint-*.keras")]:
         leftover.unlink()
-    return {"card": card}
+    return card
 
 
 def start_core(recipe: ScreenerRecipe, seed: int) -> Any:
@@ -303,30 +341,25 @@ def balance_score(core: Any, devices: NDArray[Any], scores: NDArray[np.float32])
     layer.set_weights([kernel * slope, bias * slope + shift])
 
 
-def describe_screener(
-    rows: pd.DataFrame,
-    scores: "pd.Series[float]",
-    manifest: pd.DataFrame,
-    recipe: ScreenerRecipe,
-    seed: int,
-    checksum: str,
-    history: list[Facts],
-) -> Facts:
-    """``card.json``: what the screener was fitted to, how, and how good it is on the other parts.
+def judge_parts(read: ReadImages, screener: Any, seed: int) -> Facts:
+    """How good the screener is on the parts of the patients that it was not fitted to.
 
-    ``cuts`` lists, for the tuning part, what each choice of ``screening.exclude_from`` would cost and leave.
+    Returns:
+        ``figures`` by part, and ``cuts``: what each choice of ``screening.exclude_from`` would cost on the tuning part,
+        and leave.
     """
-    from importlib.metadata import version
+    from tasks.devices.screener import score_pixels
 
     defaults = ScreeningSettings()
-    train = manifest[manifest["excluded"].fillna("") == ""]
+    scores = pd.Series(score_pixels(screener, read.pixels()), index=read.rows.index)
+    train = read.manifest[read.manifest["excluded"].fillna("") == ""]
     figures, cuts = {}, []
     for part in ("tune", "report"):
-        chosen = rows[rows["part"] == part].drop_duplicates("sha256")
-        table = train.assign(usable=True)
-        table = table.assign(
-            device_reading=table["sha256"].map(dict(zip(chosen["sha256"], chosen["device"], strict=True))),
-            device_score=table["sha256"].map(dict(zip(chosen["sha256"], scores[chosen.index], strict=True))),
+        chosen = read.part(part).rows.drop_duplicates("sha256")
+        table = train.assign(
+            usable=True,
+            device_reading=train["sha256"].map(dict(zip(chosen["sha256"], chosen["device"], strict=True))),
+            device_score=train["sha256"].map(dict(zip(chosen["sha256"], scores[chosen.index], strict=True))),
         )
         figures[part] = judge_screener(table, (), defaults.threshold, defaults.exclude_from, 500, seed)
         if part == "tune":
@@ -334,20 +367,24 @@ def describe_screener(
                 judged = judge_screener(table, (), defaults.threshold, cut, 20, seed)
                 cost, residual = judged["cost"]["pneumonia"]["value"], judged["residual"]["value"]
                 cuts.append({"exclude_from": cut, "cost_pneumonia": cost, "residual": residual})
+    return {"figures": figures, "cuts": cuts}
+
+
+def describe_training(rows: pd.DataFrame, recipe: ScreenerRecipe, seed: int, history: list[Facts]) -> Facts:
+    """What ``card.json`` says of the training: what the screener was fitted to, how, and on what."""
+    from importlib.metadata import version
+
     counts = rows.groupby(["part", "device"]).size()
     changed = recipe.model_dump(exclude_defaults=True)
     flags = " ".join(f"--recipe.{name.replace('_', '-')} {value}" for name, value in changed.items())
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "command": f"python -m flows.train_screener --source SOURCE --review REVIEW --seed {seed} {flags}".rstrip(),
-        "model_sha256": checksum,
         "seed": seed,
         "recipe": recipe.model_dump(),
         "readings": {part: {str(d): int(counts.get((part, d), 0)) for d in (0, 1)} for part in PARTS},
         "patients": {part: int(rows.loc[rows["part"] == part, "patient_id"].nunique()) for part in PARTS},
         "classes": {CLASS_NAMES[c]: int((rows["label"] == c).sum()) for c in CLASS_NAMES},
-        "figures": figures,
-        "cuts": cuts,
         "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
         "hardware": describe_hardware(),
         "versions": {name: version(name) for name in ("keras", BACKENDS[find_backend()], "numpy")},

@@ -51,7 +51,8 @@ def main() -> None:
 def own_epochs(packed: np.ndarray, labels: np.ndarray, folder: Path) -> tuple[list[float], list[float]]:
     """Seconds of whole epochs as training does them, with validation and checkpoint, and of the steps in them."""
     from tasks.networks.keras_backend import keras
-    from tasks.training.members import LabelledImages, compile_trainer, shrink_packed, train_member
+    from tasks.training.labelled_images import LabelledImages, shrink_packed
+    from tasks.training.members import Member, compile_trainer, train_member
 
     settings = TrainingSettings(epochs=EPOCHS, batch_size=BATCH_SIZE)
     lesson = LabelledImages(shrink_packed(packed, settings.side_px), labels, np.full(len(labels), np.nan, np.float32))
@@ -72,7 +73,7 @@ def own_epochs(packed: np.ndarray, labels: np.ndarray, folder: Path) -> tuple[li
     keras.Model.train_on_batch = timed
     try:
         trainer = compile_trainer(settings, len(labels))
-        train_member(trainer, lesson, val, settings, 1, folder, "member_1", note)
+        train_member(trainer, {"train": lesson, "val": val}, settings, Member("member_1", 1, folder), note)
     finally:
         keras.Model.train_on_batch = step
     # The first epoch compiles; the last entry of `inside` is what came after the last epoch.

@@ -23,7 +23,8 @@ from tasks.pixels.decoding import to_float
 from tasks.pixels.packed import PackedImages
 from tasks.settings import TrainingSettings
 from tasks.training.fitting import train_network
-from tasks.training.members import LabelledImages, build_trainer, class_weights, describe_truth, shrink_packed
+from tasks.training.labelled_images import LabelledImages, class_weights, describe_truth, shrink_packed
+from tasks.training.members import build_trainer
 
 SETTINGS = TrainingSettings(epochs=3, n_models=2, side_px=32, width=4, batch_size=8)
 
@@ -236,7 +237,8 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from tasks.networks.keras_backend import keras
-from tasks.training.members import LabelledImages, compile_trainer, train_member
+from tasks.training.labelled_images import LabelledImages
+from tasks.training.members import Member, compile_trainer, train_member
 from tasks.networks.classifier import answer, build_member, join_members
 from tasks.settings import TrainingSettings
 pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32), dtype=np.uint8)
@@ -244,7 +246,9 @@ lesson = LabelledImages(pixels, np.array([0, 1] * 4, np.float32), np.array([np.n
 settings = TrainingSettings(side_px=32, width=4, epochs=1, batch_size=8, learning_rate=1e-2)
 folder = Path(sys.argv[1])
 trainer = compile_trainer(settings, 8)
-entries = train_member(trainer, lesson, lesson, settings, 1, folder, "member_1", lambda entry: None)
+entries = train_member(
+    trainer, {"train": lesson, "val": lesson}, settings, Member("member_1", 1, folder), lambda entry: None
+)
 member = keras.saving.load_model(folder / "member_1.keras", compile=False)
 changed = float(np.abs(member.get_weights()[0] - build_member(settings, 1).get_weights()[0]).max())
 said = answer(join_members([member]), np.zeros((2, 224, 224), np.uint8)).probability.tolist()

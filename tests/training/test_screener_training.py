@@ -13,6 +13,7 @@ from tasks.networks.files import save_network
 from tasks.pixels.packed import PackedImages
 from tasks.training import screener as screener_training
 from tasks.training.screener import (
+    ReadImages,
     ScreenerRecipe,
     balance_score,
     join_readings,
@@ -90,7 +91,7 @@ def test_a_killed_training_goes_on_and_ends_as_an_unbroken_one(
 ) -> None:
     rows, manifest, images = data
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    train_screener(rows, manifest, images, RECIPE, 7, whole)
+    train_screener(ReadImages(rows, manifest, images), RECIPE, 7, whole)
     calls = []
 
     def killed_in_the_third(*arguments: object) -> float:
@@ -101,8 +102,8 @@ def test_a_killed_training_goes_on_and_ends_as_an_unbroken_one(
 
     monkeypatch.setattr(screener_training, "run_screener_epoch", killed_in_the_third)
     with pytest.raises(KeyboardInterrupt):
-        train_screener(rows, manifest, images, RECIPE, 7, broken)
-    train_screener(rows, manifest, images, RECIPE, 7, broken)
+        train_screener(ReadImages(rows, manifest, images), RECIPE, 7, broken)
+    train_screener(ReadImages(rows, manifest, images), RECIPE, 7, broken)
     assert len(calls) == 4, "two whole epochs, the killed one, and only that one again"
     pixels = images.read(list(manifest["image_id"]))
     one, two = (score_pixels(load_screener(folder), pixels) for folder in (whole, broken))
@@ -114,8 +115,8 @@ def test_a_killed_training_goes_on_and_ends_as_an_unbroken_one(
 def test_the_card_names_parts_and_figures_of_patients_not_fitted_to(
     data: tuple[pd.DataFrame, pd.DataFrame, PackedImages], tmp_path: Path
 ) -> None:
-    rows, manifest, images = data
-    card = train_screener(rows, manifest, images, RECIPE.model_copy(update={"epochs": 1}), 7, tmp_path)["card"]
+    read = ReadImages(*data)
+    rows, card = read.rows, train_screener(read, RECIPE.model_copy(update={"epochs": 1}), 7, tmp_path)["card"]
     assert sum(sum(part.values()) for part in card["readings"].values()) == len(rows)
     assert card["figures"]["report"]["all"]["n"] == (rows["part"] == "report").sum()
     listed = pd.read_csv(tmp_path / "readings.csv", dtype=str)
@@ -160,6 +161,6 @@ def test_parts_without_devices_are_refused_in_words(
     rows, manifest, images = data
     few = rows[(rows["part"] != "tune") | (rows["device"] == 0)]
     with pytest.raises(TableError, match="part 'tune' of the patients lack images with or without a device"):
-        train_screener(few, manifest, images, RECIPE, 7, tmp_path)
+        train_screener(ReadImages(few, manifest, images), RECIPE, 7, tmp_path)
     with pytest.raises(SettingsError, match=r"recipe\.batch_size: 4096 is more than"):
-        train_screener(rows, manifest, images, RECIPE.model_copy(update={"batch_size": 4096}), 7, tmp_path)
+        train_screener(ReadImages(rows, manifest, images), RECIPE.model_copy(update={"batch_size": 4096}), 7, tmp_path)
