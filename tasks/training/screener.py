@@ -188,7 +188,7 @@ def train_screener(read: ReadImages, recipe: ScreenerRecipe, seed: int, folder: 
     fitted, tuned = read.part("fit"), read.part("tune")
     lesson, tune_pixels = read_lessons(fitted.rows, fitted.pixels()), tuned.pixels()
     chests = draw_chests(recipe.n_chests, seed + 1_000)
-    trainer, state = start_training(recipe, seed, len(lesson), folder)
+    trainer, state = start_screener_training(recipe, seed, len(lesson), folder)
     core = trainer.get_layer("core")
     screener = finish_screener(core)
     progress = Progress("screener", f"Training the screener, {recipe.epochs} epochs")
@@ -209,7 +209,7 @@ def train_screener(read: ReadImages, recipe: ScreenerRecipe, seed: int, folder: 
         progress.show(epoch, recipe.epochs)
         print(f"epoch {epoch} of {recipe.epochs}: loss {loss:.4f}, AUC within pneumonia {auc:.4f}, {seconds:.1f} s")
     balance_score(core, tuned.rows["device"].to_numpy(), score_pixels(screener, tune_pixels))
-    card = describe_training(read.rows, recipe, seed, state["history"]) | judge_parts(read, screener, seed)
+    card = describe_screener(read.rows, recipe, seed, state["history"]) | judge_parts(read, screener, seed)
     return {"card": write_screener(folder, screener, read.rows, card, state["history"])}
 
 
@@ -227,7 +227,7 @@ def check_parts(rows: pd.DataFrame) -> None:
             )
 
 
-def start_training(recipe: ScreenerRecipe, seed: int, n_read: int, folder: Path) -> tuple[Any, Facts]:
+def start_screener_training(recipe: ScreenerRecipe, seed: int, n_read: int, folder: Path) -> tuple[Any, Facts]:
     """Trainer and state of the training that a checkpoint in ``folder`` holds, or of a new one.
 
     Raises:
@@ -370,7 +370,7 @@ def judge_parts(read: ReadImages, screener: Any, seed: int) -> Facts:
     return {"figures": figures, "cuts": cuts}
 
 
-def describe_training(rows: pd.DataFrame, recipe: ScreenerRecipe, seed: int, history: list[Facts]) -> Facts:
+def describe_screener(rows: pd.DataFrame, recipe: ScreenerRecipe, seed: int, history: list[Facts]) -> Facts:
     """What ``card.json`` says of the training: what the screener was fitted to, how, and on what."""
     from importlib.metadata import version
 

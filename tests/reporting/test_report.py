@@ -119,8 +119,8 @@ def test_the_screener_s_quality_and_its_cost_are_told_with_intervals_or_reasons(
     assert "Normal images alone 0 not measured: no image is in this group" in page.text
     assert "12.3 % Clean pneumonia images that would be lost (10.0 to 15.0 %)" in page.text
     assert "4.6 % Training images that would still show a device if the score alone decided" in page.text
-    assert "not known Clean normal images that this would cost : a class has too few readings" in page.text.replace(
-        "cost:", "cost :"
+    assert "not known Clean normal images that would be lost : a class has too few readings" in page.text.replace(
+        "lost:", "lost :"
     )
 
 
