@@ -129,12 +129,12 @@ def describe_trust(facts: Facts) -> Facts:
     """How far the maps of a run can be believed, as sentences, from the facts of the explain stage."""
     trust: Facts = {"stability": None, "faithfulness": None}
     n = facts["n_images"]
-    if facts["n_repeated"]:
+    if n_repeated := facts["n_repeated"]:
         trust["stability"] = (
-            f"{facts['n_repeated']} of the images were explained with {facts['n_seeds']} seeds each. The median rank "
-            f"correlation between two maps of an image is {facts['rank_correlation']:.2f}, and they share "
-            f"{facts['top5_overlap']:.0%} of their five strongest pieces; {facts['n_unstable']} of these maps are "
-            "unstable."
+            f"{n_repeated} of the images {'was' if n_repeated == 1 else 'were'} explained with {facts['n_seeds']} "
+            "seeds each. The median rank correlation between two maps of an image is "
+            f"{facts['rank_correlation']:.2f}, and they share {facts['top5_overlap']:.0%} of their five strongest "
+            f"pieces; {facts['n_unstable']} of these maps are unstable."
         )
     if n:
         trust["faithfulness"] = (
