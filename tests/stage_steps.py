@@ -6,6 +6,7 @@ from tasks.preparing.packing import pack, pack_shards, plan_packing
 from tasks.preparing.screening import plan_screening, screen, screen_shards
 from tasks.records import Facts
 from tasks.runs.run import Run
+from tasks.runs.stages import STAGES_FOLDER
 from tasks.settings import Settings
 from tasks.sources.fetching import fetch_source
 
@@ -16,9 +17,12 @@ def ingest_all(settings: Settings) -> Facts:
 
 
 def pack_all(settings: Settings, folder: str) -> Facts:
-    shards = plan_packing.fn(Run(settings))
-    pack_shards.fn(Run(settings), folder, shards)
-    return pack.fn(Run(settings), sum(len(files) for files in shards))
+    run = Run(settings)
+    listed = (run.folder / STAGES_FOLDER / "ingest.json").exists()
+    bits = run.facts("ingest")["bits"] if listed else 16
+    shards = plan_packing.fn(run, bits)
+    pack_shards.fn(run, folder, bits, shards)
+    return pack.fn(run, bits, sum(len(files) for files in shards))
 
 
 def screen_all(settings: Settings, folder: str) -> Facts:

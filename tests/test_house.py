@@ -87,15 +87,15 @@ def test_no_module_is_named_like_one_of_the_standard_library() -> None:
     assert not {module.split(".")[-1] for module in FILES} & set(sys.stdlib_module_names)
 
 
-KERAS = "networks.files networks.keras_backend networks.normalisation pixels.decoding records"
+KERAS = "networks.files networks.keras_backend networks.normalisation pixels.content pixels.decoding records"
 CLASSIFIER = f"{KERAS} networks.backbones networks.classifier"
 PROBES = f"{CLASSIFIER} measures networks.twin pixels.window explaining.subjects drawings.transplant"
 SCREENER = f"{KERAS} devices.files devices.quality devices.readings devices.screener measures tables"
 KEYS = {
-    "preparing.ingestion": "pixels.decoding records runs.manifest sources.layout tables",
+    "preparing.ingestion": "pixels.content pixels.decoding records runs.manifest sources.layout tables",
     "preparing.quality": "records",
     "preparing.splitting": "records runs.manifest",
-    "preparing.packing": "pixels.decoding records runs.manifest",
+    "preparing.packing": "pixels.content pixels.decoding records runs.manifest",
     "preparing.screening": f"{SCREENER} runs.manifest",
     "training.fitting": f"{CLASSIFIER} networks.augmentation networks.checkpoints networks.twin training.members "
     "training.labelled_images",

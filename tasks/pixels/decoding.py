@@ -7,17 +7,17 @@ Screening, training, explaining and scoring get their pixels here and nowhere el
 import io
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
+
+from tasks.pixels.content import HEAD_BYTES, TAKEN, describe_refusal, name_content
 
 SIDE_PX = 224
-FORMATS = ("JPEG", "PNG")
-SUFFIXES = (".jpeg", ".jpg", ".png")
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -33,6 +33,7 @@ MAX_PIXELS = 64_000_000  # 8,000 x 8,000; guards memory, 8 bytes a pixel at most
 MAX_FILE_BYTES = 200_000_000  # guards memory: Pillow needs twice as much for data before the pixels
 LARGE_BYTES = 40_000_000
 BAND_PX = 256
+NOT_WHOLE = 1  # the bit of a TIFF's NewSubfileType that says: a smaller version of another picture
 _one_large = threading.RLock()
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -54,22 +55,58 @@ def in_turn(n_bytes: int) -> Iterator[None]:
 
 
 def read_size(data: bytes | BinaryIO, max_side_px: int) -> tuple[int, int]:
-    """Width and height in pixels as a viewer shows them (EXIF orientation applied), from the header alone.
+    """Width and height in pixels as a viewer shows them (orientation applied), from the header alone.
 
     Raises:
-        UndecodableError: If the header is not a JPEG or PNG header, or a side is beyond ``max_side_px``.
+        UndecodableError: If it is no single picture of a kind that is taken, or a side is beyond ``max_side_px``.
     """
     with _open(data, max_side_px) as image:
         width, height = image.size
         return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
 
 
-def decode(
-    data: bytes, *, side_px: int = SIDE_PX, padding: bool = False, max_side_px: int = 20_000
-) -> NDArray[np.uint8]:
-    """Decodes a JPEG or PNG to a grey square.
+def measure_bits(data: bytes | BinaryIO, max_side_px: int = 20_000) -> int | None:
+    """The bits in use of a picture with 16 bits a pixel: those of its largest value, and at least those it declares.
 
-    Takes greyscale and RGB of any size, also with alpha, palette or 16 bit; applies the EXIF orientation. The image is
+    A declaration (a PNG's ``sBIT``) is no upper bound: the PNG specification wants 12 bits spread over all 16.
+
+    Returns:
+        0 (black) to 16; ``None`` for a picture of 8 bits, of which no pixel is decoded.
+
+    Raises:
+        UndecodableError: If it does not decode.
+    """
+    with _open(data, max_side_px) as image, in_turn(2 * image.width * image.height):
+        if not _is_deep(image):
+            return None
+        colour = not image.mode.startswith("I")  # of which Pillow keeps the upper 8 bits
+        with _named_errors():
+            declared = _declared_bits(image)
+            peak = max(int(np.asarray(band).max()) for band in _bands(image))
+        return max(peak.bit_length() + (8 if colour and peak else 0), declared)
+
+
+def may_be_deep(head: bytes) -> bool:
+    """Whether a file with these first bytes can have more than 8 bits a pixel, so that it is worth reading whole."""
+    kind = name_content(head)
+    return kind == "TIFF" or (kind == "PNG" and head[24:25] == b"\x10")
+
+
+def choose_bits(found: Iterable[int | None]) -> int:
+    """The bits in use of a source, 8 to 16 and even as detectors have them; ``found`` has those of its pictures.
+
+    It is one number for all: a range chosen for each picture would take its exposure away.
+    """
+    most = max((bits for bits in found if bits is not None), default=16) or 16
+    return min(max(8, most + most % 2), 16)
+
+
+def decode(
+    data: bytes, *, side_px: int = SIDE_PX, padding: bool = False, max_side_px: int = 20_000, bits: int = 16
+) -> NDArray[np.uint8]:
+    """Decodes a picture of any kind that is taken to a grey square.
+
+    Takes greyscale and RGB of any size, also with alpha, palette or 16 bit; applies the orientation. The image is
     stretched to the square with antialiasing, as the data at hand was made. With ``padding`` it keeps its aspect ratio,
     and the rest is black.
 
@@ -78,6 +115,7 @@ def decode(
         side_px: Side of the square, in pixels.
         padding: Keep the aspect and pad.
         max_side_px: Longest side that is decoded, in pixels; guards memory.
+        bits: Bits in use of a picture with 16 bits, as its source has them (``choose_bits``); others ignore it.
 
     Returns:
         uint8 ``(side_px, side_px)``, 0 black to 255 white.
@@ -85,15 +123,7 @@ def decode(
     Raises:
         UndecodableError: If the bytes do not decode, are truncated, or are too large.
     """
-    with _open(data, max_side_px) as image, in_turn(2 * image.width * image.height):
-        try:
-            # A JPEG decodes at a half or a quarter of its size at no cost; twice the target keeps the resize accurate.
-            image.draft("L", (2 * side_px, 2 * side_px))
-            grey = _turn_upright(_to_grey(image), _orientation(image))
-        except UndecodableError:
-            raise
-        except Exception as error:  # Pillow's decoders raise many kinds for broken bytes
-            raise UndecodableError(f"does not decode ({_reason(error)})") from None
+    grey = _read_grey(data, side_px, max_side_px, bits)
     if padding:
         grey = ImageOps.pad(grey, (side_px, side_px), method=Image.Resampling.BILINEAR, color=0)
     else:
@@ -106,24 +136,93 @@ def to_float(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
     return packed[..., None].astype(np.float32) / np.float32(255.0)
 
 
-def _open(data: bytes | BinaryIO, max_side_px: int) -> Image.Image:
+def _read_grey(data: bytes, side_px: int, max_side_px: int, bits: int) -> Image.Image:
+    """The whole picture, upright, in grey (mode ``L``); a JPEG at least twice as large as ``side_px``.
+
+    A kind of file that Pillow does not open is told by ``name_content(data)`` and read here, and in ``read_size``.
+    """
+    with _open(data, max_side_px) as image, in_turn(2 * image.width * image.height), _named_errors():
+        # A JPEG decodes at a half or a quarter of its size at no cost; twice the target keeps the resize accurate.
+        image.draft("L", (2 * side_px, 2 * side_px))
+        return _turn_upright(_to_grey(image, bits), _orientation(image))
+
+
+def _open(data: bytes | BinaryIO, max_side_px: int) -> ImageFile.ImageFile:
+    stream = io.BytesIO(data) if isinstance(data, bytes) else data
+    head = stream.read(HEAD_BYTES)
+    stream.seek(0)
+    if (kind := name_content(head)) not in TAKEN:
+        raise UndecodableError(describe_refusal(head))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is lower
-            image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
+            image = Image.open(stream, formats=(kind.upper(),))
     except Exception as error:
-        raise UndecodableError(f"is not a JPEG or PNG ({_reason(error)})") from None
+        raise UndecodableError(f"does not decode ({_reason(error)})") from None
     if image.width * image.height > MAX_PIXELS:
         raise UndecodableError(
             f"has {image.width * image.height / 1e6:,.0f} megapixels, more than {MAX_PIXELS / 1e6:g}"
         )
     if max(image.size) > max_side_px:
         raise UndecodableError(f"is {image.size[0]} x {image.size[1]} px, longer than {max_side_px} px")
+    _refuse_frames(image)
     return image
+
+
+def _refuse_frames(image: ImageFile.ImageFile) -> None:
+    """Refuses what is more, or less, than one picture. A JPEG of a phone may carry a second one for its brightness."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        if NOT_WHOLE & int(image.tag_v2.get(254, 0)) or 50706 in image.tag_v2:
+            raise UndecodableError("is a camera RAW file with a thumbnail; export it as PNG")
+        if image.mode == "F" or 3 in image.tag_v2.get(339, ()):
+            raise UndecodableError("has floating-point pixels, whose range is unknown; export it with 16 bits")
+        with _named_errors(), suppress(EOFError):
+            image.seek(1)  # not n_frames, which reads them all
+            raise UndecodableError("has several frames; export them as files of their own")
+        image.seek(0)
+    elif image.format != "JPEG" and getattr(image, "n_frames", 1) > 1:
+        raise UndecodableError("has several frames; export them as files of their own")
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    try:
+        yield
+    except (UndecodableError, EOFError):
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds for broken bytes
+        raise UndecodableError(f"does not decode ({_reason(error)})") from None
+
+
+def _is_deep(image: ImageFile.ImageFile) -> bool:
+    """Whether a picture has more than 8 bits a pixel; from the header alone."""
+    return image.mode.startswith("I") or (bool(image.tile) and ";16" in str(image.tile[0].args))
+
+
+def _declared_bits(image: ImageFile.ImageFile) -> int:
+    """The bits that a picture says it uses: those of a TIFF, where fewer than 16, and a PNG's ``sBIT``; else 0."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = int(image.tag_v2.get(258, (16,))[0])
+        return bits if bits < 16 else 0
+    if (stream := image.fp) is None:
+        return 0
+    place = stream.tell()
+    stream.seek(8)
+    try:
+        while (head := stream.read(8))[4:] not in (b"IDAT", b"IEND", b"PLTE") and len(head) == 8:
+            n_bytes = int.from_bytes(head[:4])
+            if head[4:] == b"sBIT":
+                return max((bits for bits in stream.read(min(n_bytes, 3)) if bits <= 16), default=0)
+            stream.seek(n_bytes + 4, io.SEEK_CUR)
+    finally:
+        stream.seek(place)
+    return 0
 
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 where the EXIF block is missing or broken. Decodes nothing."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 1  # Pillow turns a TIFF itself
     try:
         # Not image.getexif(): for a PNG it decodes the whole picture when the header has no EXIF block.
         return int(Image.Image.getexif(image).get(0x0112, 1))
@@ -136,20 +235,34 @@ def _turn_upright(image: Image.Image, orientation: int) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _to_grey(image: Image.Image) -> Image.Image:
+def _bands(image: Image.Image) -> Iterator[Image.Image]:
     # In bands: intermediate steps need up to four times the picture's memory.
-    grey = Image.new("L", image.size)
     for top in range(0, image.height, BAND_PX):
-        band = image.crop((0, top, image.width, min(top + BAND_PX, image.height)))
-        grey.paste(_band_to_grey(band), (0, top))
+        yield image.crop((0, top, image.width, min(top + BAND_PX, image.height)))
+
+
+def _to_grey(image: ImageFile.ImageFile, bits: int) -> Image.Image:
+    if _is_deep(image) and not image.mode.startswith("I") and bits < 16:
+        raise UndecodableError(f"has colours of which {bits} of 16 bits are used; export it in grey or with 8 bits")
+    inverted = image.mode.startswith("I") and _is_white_zero(image)
+    grey = Image.new("L", image.size)
+    for top, band in enumerate(_bands(image)):
+        grey.paste(_band_to_grey(band, bits, inverted), (0, top * BAND_PX))
     return grey
 
 
-def _band_to_grey(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
+def _is_white_zero(image: Image.Image) -> bool:
+    return isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(262) == 0
+
+
+def _band_to_grey(image: Image.Image, bits: int, inverted: bool) -> Image.Image:
+    if image.mode.startswith("I"):
         deep = np.asarray(image, dtype=np.float32)
-        # 16-bit PNG uses the full range; Pillow's own convert("L") would clip at 255.
-        return Image.fromarray(np.clip(deep / 257.0 + 0.5, 0, 255).astype(np.uint8))
+        if deep.min() < 0 or deep.max() > 65_535:
+            raise UndecodableError("has values beyond 0 to 65,535; export it with 16 bits")
+        deep = 2**bits - 1 - deep if inverted else deep
+        # Pillow's own convert("L") would clip at 255.
+        return Image.fromarray(np.clip(deep / ((2**bits - 1) / 255) + 0.5, 0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("L")

@@ -17,7 +17,8 @@ from pydantic.dataclasses import dataclass
 
 from tasks.errors import SourceError, TableError
 from tasks.files import open_source
-from tasks.pixels.decoding import MAX_FILE_BYTES, UndecodableError, in_turn, read_size
+from tasks.pixels.content import HEAD_BYTES, is_picture
+from tasks.pixels.decoding import MAX_FILE_BYTES, UndecodableError, choose_bits, in_turn, measure_bits, read_size
 from tasks.records import CLASS_FOLDERS, SPLITS, Facts
 from tasks.runs.artifacts import show_table
 from tasks.runs.manifest import image_id, write_manifest
@@ -35,7 +36,9 @@ def ingest(run: Run, fetched: Fetched) -> Facts:
     def make(out: Path) -> Facts:
         manifest = list_images(fetched, run.settings.ingestion.max_side_px)
         write_manifest(out, manifest)
-        return describe_manifest(manifest, fetched) | {"source": run.settings.public_source}
+        deep = manifest["bits"].dropna()
+        facts = {"source": run.settings.public_source, "bits": choose_bits(deep), "n_deep": len(deep)}
+        return describe_manifest(manifest, fetched) | facts
 
     given = {
         "sha256": fetched.sha256,
@@ -54,6 +57,8 @@ def ingest(run: Run, fetched: Fetched) -> Facts:
         f"{facts['n_duplicates_excluded']:,} copies excluded, {facts['n_test_copies']:,} copies kept in test, "
         f"{facts['n_conflicts']:,} files with contradicting labels"
     )
+    if facts["n_deep"]:
+        print(f"{facts['n_deep']:,} files: {facts['bits']} of 16 bits used")
     show_table("source", facts["counts"], f"Images in {run.settings.public_source}")
     return facts
 
@@ -75,8 +80,30 @@ def list_images(fetched: Fetched, max_side_px: int) -> pd.DataFrame:
         files = pd.DataFrame(list(read))
     manifest = pd.concat([table.reset_index(drop=True), files], axis=1)
     refuse_changed({**dict(zip(table["path"], files["sha256"], strict=True)), **sum_tables(fetched)}, fetched.sums)
+    if "index.csv" not in fetched.layout.tables:
+        manifest = leave_out_clutter(manifest, fetched.name)
     manifest["image_id"] = [image_id(path) for path in manifest["path"]]
     return exclude_copies(manifest.sort_values("path", ignore_index=True))
+
+
+def leave_out_clutter(manifest: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Only the rows of files that are pictures by their content, or are called like one.
+
+    Raises:
+        SourceError: If a class of a split has other files only.
+    """
+    kept = manifest[manifest["is_picture"]]
+    wanted, found = (
+        {*zip(rows["source_split"], rows["label"], rows["path"], strict=True)} for rows in (manifest, kept)
+    )
+    empty = {row[:2] for row in wanted} - {row[:2] for row in found}
+    if empty:
+        path = min(path for split, label, path in wanted if (split, label) in empty)
+        raise SourceError(
+            f"source: {source} has no image in {path.rpartition('/')[0]}, only files such as {path}; add images, or "
+            "remove the folder"
+        )
+    return kept
 
 
 def sum_tables(fetched: Fetched) -> dict[str, str]:
@@ -98,23 +125,31 @@ def refuse_changed(sums: dict[str, str], before: dict[str, Sum]) -> None:
 
 
 def read_file(path: Path, max_side_px: int, known: Sum | None = None) -> Facts:
-    """``sha256``, ``width_px``, ``height_px`` and ``excluded`` (the reason if the header is not an image's) of a file.
+    """``sha256``, ``is_picture``, ``width_px``, ``height_px``, ``bits`` and ``excluded`` of a file.
+
+    ``is_picture`` is whether it gets a row, by content or name; ``excluded`` the reason if its header is not that of a
+    picture that is taken; ``bits`` those in use of 16, missing for a picture of 8 bits.
 
     Args:
         path: The file.
         max_side_px: Longest side of an image that is decoded.
         known: Its earlier checksum; an unchanged file is not read again.
     """
-    facts: Facts = {"width_px": pd.NA, "height_px": pd.NA, "excluded": ""}
+    facts: Facts = {"width_px": pd.NA, "height_px": pd.NA, "bits": pd.NA, "excluded": ""}
     with open_source(path) as stream:
         facts["sha256"] = sum_stream(stream, known)[0]
         n_bytes = os.fstat(stream.fileno()).st_size
+        stream.seek(0)
+        facts["is_picture"] = is_picture(path.name, stream.read(HEAD_BYTES))
         stream.seek(0)
         try:
             if n_bytes > MAX_FILE_BYTES:
                 raise UndecodableError(f"has more than {MAX_FILE_BYTES / 1e6:g} MB")
             with in_turn(n_bytes):  # data before the pixels is read whole
                 facts["width_px"], facts["height_px"] = read_size(stream, max_side_px)
+                stream.seek(0)
+                bits = measure_bits(stream, max_side_px)
+                facts["bits"] = pd.NA if bits is None else bits
         except UndecodableError as error:
             facts["excluded"] = f"undecodable: {error}"
     return facts
@@ -182,7 +217,7 @@ def read_index_table(path: Path, images: tuple[str, ...]) -> pd.DataFrame:
         if row.path in rows:
             raise TableError(f"index.csv: {path} lists {row.path!r} twice; keep one line")
         if row.path not in there:
-            problem = f"index.csv: {path} lists {row.path!r}, which is not a JPEG or PNG below it"
+            problem = f"index.csv: {path} lists {row.path!r}, which is no picture below it"
             raise TableError(f"{problem}; correct the path")
         label, top = int(row.label in ("1", "pneumonia")), row.path.split("/")[0]
         rows[row.path] = {

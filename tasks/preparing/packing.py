@@ -35,9 +35,9 @@ SHARD_IMAGES = 100
 
 
 @task(name="plan packing")
-def plan_packing(run: Run) -> list[dict[str, str]]:
-    """The shards still to pack: for each its files, sha256 -> path."""
-    shelf = find_shelf(run)
+def plan_packing(run: Run, bits: int) -> list[dict[str, str]]:
+    """The shards still to pack: for each its files, sha256 -> path; ``bits`` as ingestion found them."""
+    shelf = find_shelf(run, bits)
     waiting = find_packable(run.manifest())
     fetch_shelf(run, shelf, set(waiting["sha256"]))
     waiting = waiting[~waiting["sha256"].isin(list(known_files(shelf)))]
@@ -47,19 +47,19 @@ def plan_packing(run: Run) -> list[dict[str, str]]:
 
 
 @task(name="pack shards")
-def pack_shards(run: Run, folder: str, shards: Sequence[dict[str, str]]) -> None:
+def pack_shards(run: Run, folder: str, bits: int, shards: Sequence[dict[str, str]]) -> None:
     """Packs shards into the cache, here and shared."""
-    shelf = find_shelf(run)
+    shelf = find_shelf(run, bits)
     for files in shards:
-        name = pack_shard(find_files(run, Path(folder), files), files, shelf, **read_decoding(run))
+        name = pack_shard(find_files(run, Path(folder), files), files, shelf, **read_decoding(run, bits))
         for ending in ("npy", "json"):  # in this order: a list means that its shard exists
             keep_files(run, [f"arrays/{shelf.name}/{name}.{ending}"])
 
 
 @stage_task("pack")
-def pack(run: Run, n_new: int) -> Facts:
+def pack(run: Run, bits: int, n_new: int) -> Facts:
     """Indexes the shard and row of each image, of which ``n_new`` were packed by this run."""
-    shelf = find_shelf(run)
+    shelf = find_shelf(run, bits)
 
     def make(out: Path) -> Facts:
         manifest = run.manifest()
@@ -82,7 +82,7 @@ def pack(run: Run, n_new: int) -> Facts:
     facts = run.stage(
         "pack",
         reads=["manifest.parquet"],
-        given={"shelf": shelf.name, **read_decoding(run)},
+        given={"shelf": shelf.name, **read_decoding(run, bits)},
         make=make,
         packages=("pillow", "numpy"),
         is_valid=lambda entry: shards_exist(entry / "arrays" / "index.json", run.cache),
@@ -94,17 +94,17 @@ def pack(run: Run, n_new: int) -> Facts:
     return facts
 
 
-def read_decoding(run: Run) -> dict[str, Any]:
-    """The settings that shape pixels."""
-    return {"padding": run.settings.packing.padding, "max_side_px": run.settings.ingestion.max_side_px}
+def read_decoding(run: Run, bits: int) -> dict[str, Any]:
+    """What shapes pixels: settings, and the bits in use of the source's pictures with 16."""
+    return {"padding": run.settings.packing.padding, "max_side_px": run.settings.ingestion.max_side_px, "bits": bits}
 
 
-def find_shelf(run: Run) -> Path:
+def find_shelf(run: Run, bits: int) -> Path:
     """The cache folder (shelf) of pixels that were decoded in this way."""
     decoder = {
         "code": code_version("tasks.pixels.decoding"),
         "pillow": importlib.metadata.version("pillow"),
-        **read_decoding(run),
+        **read_decoding(run, bits),
     }
     return run.cache / "arrays" / digest(decoder)[:16]
 
@@ -133,9 +133,10 @@ def fetch_shelf(run: Run, shelf: Path, wanted: Collection[str]) -> None:
     fetch_files(run, [f"arrays/{shelf.name}/{path.stem}.npy" for path in named])
 
 
-def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: bool, max_side_px: int) -> str:
+def pack_shard(folder: Path, files: dict[str, str], shelf: Path, **decoding: Any) -> str:
     """Decodes files (sha256 -> path below ``folder``) into one shard and its list on the shelf; returns its name.
 
+    ``decoding`` are arguments of ``decode``.
     ``<name>.npy`` is uint8 ``(n, 224, 224)``. ``<name>.json``, written last, has the sha256 of each row, the reason for
     each file that did not decode, and the shard's own sha256. If several runs pack the same shard, one does it and the
     others wait.
@@ -144,7 +145,7 @@ def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: boo
     shard, listing = shelf / f"{name}.npy", shelf / f"{name}.json"
     with locked(shelf / f".{name}.lock"):
         if not (shard.exists() and listing.exists()):
-            pixels, failed = decode_files(folder, files, padding=padding, max_side_px=max_side_px)
+            pixels, failed = decode_files(folder, files, **decoding)
             stacked = np.stack(list(pixels.values())) if pixels else np.empty((0, SIDE_PX, SIDE_PX), np.uint8)
             content = io.BytesIO()  # when NumPy writes to a file itself, it hides why it failed
             np.save(content, stacked)
@@ -155,7 +156,7 @@ def pack_shard(folder: Path, files: dict[str, str], shelf: Path, *, padding: boo
 
 
 def decode_files(
-    folder: Path, files: dict[str, str], *, padding: bool, max_side_px: int
+    folder: Path, files: dict[str, str], **decoding: Any
 ) -> tuple[dict[str, NDArray[np.uint8]], dict[str, str]]:
     """Pixels ``(224, 224)`` of each file that decodes, and the reason for each other one, both by sha256.
 
@@ -172,7 +173,7 @@ def decode_files(
                 if hashlib.sha256(data).hexdigest() != sha256:
                     raise SourceError(f"source: {path} changed while it was read; run again")
                 try:
-                    pixels[sha256] = decode(data, side_px=SIDE_PX, padding=padding, max_side_px=max_side_px)
+                    pixels[sha256] = decode(data, side_px=SIDE_PX, **decoding)
                 except UndecodableError as error:
                     failed[sha256] = str(error)
                 del data  # before the next file is read

@@ -16,7 +16,8 @@ from pydantic import BaseModel, Field
 
 from tasks.errors import SettingsError, SourceError
 from tasks.files import open_whole
-from tasks.pixels.decoding import SIDE_PX, SUFFIXES
+from tasks.pixels.content import promises_picture
+from tasks.pixels.decoding import SIDE_PX
 from tasks.records import Facts
 from tasks.runs.artifacts import Progress
 from tasks.runs.manifest import image_id
@@ -30,7 +31,7 @@ class TableFlags(BaseModel):
     """Flags of each flow about loose images."""
 
     images: str = Field(
-        min_length=1, description="Folder or .zip file of X-rays (.jpeg, .jpg, .png), in any structure."
+        min_length=1, description="Folder or .zip file of X-rays (JPEG, PNG, TIFF, BMP, WebP), in any structure."
     )
     strict: bool = Field(
         False, description="End with exit code 2 when an image was refused; the CSV is written anyway."
@@ -59,8 +60,10 @@ def refuse_places(images: str, out: str, masks: str | None) -> None:
     try:
         if table.is_dir():
             raise SettingsError(f"out: {out} is a folder; name a .csv file in it")
-        if table.suffix.lower() in (*SUFFIXES, ".zip") or (
-            table.exists() and source.exists() and table.samefile(source)
+        if (
+            promises_picture(out)
+            or table.suffix.lower() == ".zip"
+            or (table.exists() and source.exists() and table.samefile(source))
         ):
             raise SettingsError(f"out: {out} is named like an image or archive; name a .csv file")
         folders = [("out", table.parent)] + ([("masks", Path(masks))] if masks is not None else [])

@@ -1,7 +1,8 @@
 """Loose images: a folder or zip of X-rays of any structure, listed and read in batches; nothing is written to disk.
 
-The same rules apply as for a data set: clutter is left out and counted, an archive is checked before it is read, and
-``tasks.pixels`` decodes every file. A file that does not decode is not an error here: its row gets the reason.
+The same rules apply as for a data set: content decides what a file is, clutter is left out and counted, an archive is
+checked before it is read, and ``tasks.pixels`` decodes every file. A file that does not decode is not an error here:
+its row gets the reason.
 """
 
 import os
@@ -18,7 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import ArchiveError, SourceError
-from tasks.pixels.decoding import MAX_FILE_BYTES, SIDE_PX, SUFFIXES, UndecodableError, decode, in_turn
+from tasks.pixels.content import HEAD_BYTES, is_picture, promises_picture
+from tasks.pixels.decoding import (
+    MAX_FILE_BYTES,
+    SIDE_PX,
+    UndecodableError,
+    choose_bits,
+    decode,
+    in_turn,
+    may_be_deep,
+    measure_bits,
+)
 from tasks.settings import Settings
 from tasks.sources.archives import list_members, open_archive, read_member
 from tasks.sources.layout import plan_loose_images
@@ -47,23 +58,31 @@ class LooseImages:
 
     Attributes:
         paths: Paths as in the source, relative, with ``/``.
-        n_left_out: Files that are not images (clutter, hidden files, other suffixes) and linked folders.
+        n_left_out: Files that are not images (clutter, hidden files, others by name and content) and linked folders.
     """
 
     def __init__(
         self,
-        paths: tuple[str, ...],
+        candidates: tuple[str, ...],
         n_left_out: int,
-        read: Callable[[str], bytes],
+        read: Callable[[str, int], bytes],
         count_bytes: Callable[[str], int],
         settings: Settings,
     ):
-        self.paths, self.n_left_out = paths, n_left_out
+        """``candidates`` may be images by their names; ``read`` gives the first so many bytes of a file."""
         self._read, self._count_bytes, self._settings = read, count_bytes, settings
+        with ThreadPoolExecutor(READERS) as pool:
+            kept = list(pool.map(self._has_row, candidates))
+        self.paths = tuple(path for path, has_row in zip(candidates, kept, strict=True) if has_row)
+        self.n_left_out = n_left_out + kept.count(False)
 
     def read_batches(self, n_images: int = BATCH_IMAGES) -> Iterator[LooseBatch]:
         """All images in order, ``n_images`` at a time; memory holds two batches, one of them read ahead."""
         with ThreadPoolExecutor(READERS) as pool:
+            deep = [bits for bits in pool.map(self._measure_bits, self.paths) if bits is not None]
+            self._bits = choose_bits(deep)
+            if deep:
+                print(f"{len(deep):,} files: {self._bits} of 16 bits used")
             starts = range(0, len(self.paths), n_images)
             ahead: list[Future[NDArray[np.uint8] | str]] = []
             for start in starts:
@@ -80,12 +99,30 @@ class LooseImages:
         limit = self._settings.ingestion.max_side_px
         try:
             with in_turn(self._count_bytes(path)):
-                data = self._read(path)
-                return decode(data, padding=self._settings.packing.padding, max_side_px=limit) if data else "is empty"
+                data = self._read(path, MAX_FILE_BYTES)
+                padding = self._settings.packing.padding
+                return decode(data, padding=padding, max_side_px=limit, bits=self._bits)
         except UndecodableError as error:
             return str(error)
         except OSError as error:
             return f"cannot be read ({error.strerror or error})"
+
+    def _has_row(self, path: str) -> bool:
+        """Whether a file is a picture, by name or content; one that cannot be read is, so that its row says why."""
+        try:
+            return promises_picture(path) or is_picture(path, self._read(path, HEAD_BYTES))
+        except (UndecodableError, OSError):
+            return True
+
+    def _measure_bits(self, path: str) -> int | None:
+        """The bits in use of a picture with 16; none for others, and for those that cannot be read."""
+        try:
+            if not may_be_deep(self._read(path, HEAD_BYTES)):
+                return None
+            with in_turn(self._count_bytes(path)):
+                return measure_bits(self._read(path, MAX_FILE_BYTES), self._settings.ingestion.max_side_px)
+        except (UndecodableError, OSError):
+            return None
 
 
 @contextmanager
@@ -107,12 +144,12 @@ def open_loose_images(images: str, settings: Settings) -> Iterator[LooseImages]:
         raise SourceError(f"images: {images!r} cannot be read ({reason}); give another path") from None
     if "://" in images or not images or not exists:
         raise SourceError(f"images: {images!r} does not exist; give a folder or a .zip file on this machine")
-    if not is_folder and (not is_file or images.lower().endswith(SUFFIXES)):
+    if not is_folder and (not is_file or promises_picture(images)):
         raise SourceError(f"images: {images} is neither a folder nor a zip; name the folder that the images are in")
     with _open_folder(path, settings) if is_folder else _open_zip(path, settings) as found:
         if not found.paths:
             others = f" (left out: {found.n_left_out:,} other files or links)" if found.n_left_out else ""
-            raise SourceError(f"images: {images} holds no image{others}; name a folder or zip with .jpeg or .png files")
+            raise SourceError(f"images: {images} holds no image{others}; name a folder or zip with JPEG or PNG files")
         yield found
 
 
@@ -134,7 +171,9 @@ def _open_folder(folder: Path, settings: Settings) -> Iterator[LooseImages]:
     def count_bytes(path: str) -> int:
         return (folder / path).stat().st_size
 
-    yield LooseImages(paths, n_left_out + n_links, lambda path: _read_file(folder / path), count_bytes, settings)
+    yield LooseImages(
+        paths, n_left_out + n_links, lambda path, n_bytes: _read_file(folder / path, n_bytes), count_bytes, settings
+    )
 
 
 @contextmanager
@@ -151,25 +190,25 @@ def _open_zip(path: Path, settings: Settings) -> Iterator[LooseImages]:
         raise ArchiveError(f"images: {str(error).removeprefix('source: ')}") from None
 
 
-def _reader(archive: zipfile.ZipFile) -> Callable[[str], bytes]:
+def _reader(archive: zipfile.ZipFile) -> Callable[[str, int], bytes]:
     one_at_a_time = threading.Lock()  # a ZipFile counts its open members without a lock
 
-    def read(name: str) -> bytes:
+    def read(name: str, n_bytes: int) -> bytes:
         with one_at_a_time:
-            return read_member(archive, name, MAX_FILE_BYTES)
+            return read_member(archive, name, n_bytes)
 
     return read
 
 
-def _read_file(path: Path) -> bytes:
-    """Reads a file; refuses a pipe or device, which might never end."""
+def _read_file(path: Path, n_bytes: int) -> bytes:
+    """The first so many bytes of a file; refuses a pipe or device, which might never end."""
     state = path.stat()
     if not stat.S_ISREG(state.st_mode):
         raise UndecodableError("is a pipe or device, not a file")
     if state.st_size > MAX_FILE_BYTES:
         raise UndecodableError(f"has more than {MAX_FILE_BYTES / 1e6:g} MB")
     with path.open("rb") as stream:
-        return stream.read(state.st_size + 1)  # one more: a system file may hold more than its size
+        return stream.read(min(n_bytes, state.st_size + 1))  # one more: a system file may hold more than its size
 
 
 def _gather(paths: Sequence[str], results: Sequence[NDArray[np.uint8] | str]) -> LooseBatch:

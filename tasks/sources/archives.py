@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from tasks.errors import ArchiveError
 from tasks.files import FULL
-from tasks.pixels.decoding import UndecodableError
+from tasks.pixels.decoding import MAX_FILE_BYTES, UndecodableError
 from tasks.settings import IngestionSettings
 
 PIECE = 1 << 20
@@ -137,17 +137,18 @@ def unpack_members(
         progress(written, to_write)
 
 
-def read_member(archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
-    """Reads a member of an archive that ``list_members`` checked into memory.
+def read_member(archive: zipfile.ZipFile, name: str, n_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """Reads the first so many bytes of a member of an archive that ``list_members`` checked into memory.
 
     Raises:
-        UndecodableError: If the member is damaged or declares more than ``max_bytes``.
+        UndecodableError: If the member is damaged or declares more than ``MAX_FILE_BYTES``.
     """
     member = archive.getinfo(name)
-    if member.file_size > max_bytes:
-        raise UndecodableError(f"has {member.file_size / 1e6:,.0f} MB, more than {max_bytes / 1e6:g}")
+    if member.file_size > MAX_FILE_BYTES:
+        raise UndecodableError(f"has {member.file_size / 1e6:,.0f} MB, more than {MAX_FILE_BYTES / 1e6:g}")
     try:
-        return archive.read(member)
+        with archive.open(member) as stream:
+            return stream.read(n_bytes) if n_bytes < member.file_size else stream.read()
     except (*DAMAGE, OSError) as error:
         raise UndecodableError(f"is damaged in the archive ({_short(error)})") from None
 

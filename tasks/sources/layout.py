@@ -1,4 +1,7 @@
-"""Which files of a source belong to the data set: decided by names alone, for archives and folders alike."""
+"""Which files of a source may belong to the data set: told from names alone, before anything is fetched or unpacked.
+
+A file whose name does not rule it out is an image here; ingestion then looks at its content (``tasks.pixels.content``).
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -6,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from tasks.errors import SourceError
-from tasks.pixels.decoding import SUFFIXES
+from tasks.pixels.content import is_candidate
 from tasks.records import CLASS_FOLDERS, SPLITS
 
 TABLES = ("index.csv", "device_review.csv")
@@ -19,7 +22,7 @@ class Layout:
 
     Attributes:
         root: Prefix of the data set's root inside the source, ``""`` or ending in ``/``.
-        images: Paths of the images relative to the root, sorted.
+        images: Paths of the files relative to the root that may be images, sorted.
         tables: Names of the tables found at the root, among ``index.csv`` and ``device_review.csv``.
         n_nested: Files left out as a nested second copy of the data set.
         n_nested_only: How many of these have no counterpart in the kept tree.
@@ -106,9 +109,9 @@ def plan_layout(names: Iterable[str], source: str) -> Layout:
 
 
 def plan_loose_images(names: Iterable[str]) -> tuple[tuple[str, ...], int]:
-    """The images of a source of any structure, sorted, and the number of files left out.
+    """The files of a source of any structure that may be images, sorted, and the number of files left out.
 
-    Left out are Finder files, hidden files, files in hidden folders, and everything that is no image by its suffix.
+    Left out are Finder files, hidden files, files in hidden folders, and everything that is no image by its name.
     """
     files = set(names)
     images = sorted(name for name in files if _is_image(name) and not _is_clutter(name) and not _is_hidden(name))
@@ -135,7 +138,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
+    return is_candidate(name)
 
 
 def _class_root(name: str) -> str | None:

@@ -42,8 +42,8 @@ def main() -> None:
         )
         (folder / "run").mkdir()
         write_manifest(folder / "run", manifest)
-        pack_shards.fn(Run(settings), settings.source, plan_packing.fn(Run(settings)))
-        pack.fn(Run(settings), N_FILES)
+        pack_shards.fn(Run(settings), settings.source, 16, plan_packing.fn(Run(settings), 16))
+        pack.fn(Run(settings), 16, N_FILES)
         own, peer = own_epoch(folder / "run", Path(settings.storage.cache)), peer_epoch(folder / "set" / "train")
         own(), peer()  # files in memory, code loaded
         rates: dict[str, list[float]] = {"own": [], "peer": []}

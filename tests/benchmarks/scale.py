@@ -107,10 +107,10 @@ def pack_once(folder: Path, n_images: int) -> None:
     settings, start_mb = settings_of(folder), read_peak_mb()
     run = Run(settings)
     start = time.perf_counter()
-    shards = plan_packing.fn(run)
+    shards = plan_packing.fn(run, 16)
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # as the flow does it
-        list(threads.map(lambda files: pack_shards.fn(run, settings.source, [files]), shards))
-    facts = pack.fn(run, sum(len(files) for files in shards))
+        list(threads.map(lambda files: pack_shards.fn(run, settings.source, 16, [files]), shards))
+    facts = pack.fn(run, 16, sum(len(files) for files in shards))
     seconds = time.perf_counter() - start
     assert facts["n_new"] == facts["n_packed"] == n_images, facts
     print(json.dumps({"seconds": seconds, "peak_mb": read_peak_mb(), "start_mb": start_mb}))

@@ -73,7 +73,7 @@ SCORED = {
 REFUSED = {
     "cut.jpeg": (encode(noise(20, 200, 200), "JPEG")[:4_000], "does not decode"),
     "empty.jpeg": (b"", "is empty"),
-    "text.jpeg": (b"these are words", "is not a JPEG or PNG"),
+    "text.jpeg": (b"these are words", "is not a JPEG, PNG, TIFF, BMP or WebP"),
     "too-long.png": (encode(np.zeros((1, 20_001), np.uint8)), "is 20001 x 1 px"),
 }
 CLUTTER = {"__MACOSX/._x-ray.jpeg": b"x", ".DS_Store": b"x", "sub/.hidden.png": encode(noise(1)), "read.me": b"x"}
@@ -244,7 +244,10 @@ def test_odd_files_are_scored_or_refused_and_files_that_differ_in_case_are_two(s
 
 def test_a_table_of_refusals_only_is_a_table(screener: Path, tmp_path: Path) -> None:
     said = screened(write_files(tmp_path / "bad", {"a.png": b"", "b.png": b"x"}), screener)
-    assert [row["refused"] for row in said.values()] == ["is empty", "is not a JPEG or PNG (unknown format)"]
+    assert [row["refused"] for row in said.values()] == [
+        "is empty",
+        "is not a JPEG, PNG, TIFF, BMP or WebP (unknown format)",
+    ]
 
 
 def test_what_cannot_be_done_is_one_sentence_with_code_2_and_nothing_written(

@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tasks.errors import RunError
-from tasks.pixels.decoding import SIDE_PX, UndecodableError, decode, read_size, to_float
+from tasks.pixels.decoding import SIDE_PX, UndecodableError, choose_bits, decode, measure_bits, read_size, to_float
 from tasks.pixels.packed import PackedImages
 
 # How each EXIF orientation has to be stored so that a viewer shows it upright.
@@ -72,6 +73,13 @@ def modes() -> dict[str, bytes]:
         "RGB JPEG": encode(image.convert("RGB"), "JPEG", quality=95),
         "progressive JPEG": encode(image, "JPEG", quality=95, progressive=True),
         "CMYK JPEG": encode(image.convert("RGB").convert("CMYK"), "JPEG", quality=95),
+        "TIFF": encode(image, "TIFF"),
+        "16-bit TIFF": encode(grey.astype(np.uint16) * 257, "TIFF", compression="tiff_lzw"),
+        "16-bit TIFF, big-endian": encode(Image.fromarray(grey.astype(">u2") * 257), "TIFF"),
+        "16-bit TIFF, white is zero": encode(65_535 - grey.astype(np.uint16) * 257, "TIFF", tiffinfo={262: 0}),
+        "BMP": encode(image, "BMP"),
+        "RGB BMP": encode(image.convert("RGB"), "BMP"),
+        "WebP": encode(image, "WebP", quality=95),
     }
 
 
@@ -101,10 +109,12 @@ def test_transparent_pixels_are_black() -> None:
 
 
 @pytest.mark.parametrize("orientation", list(STORED))
-@pytest.mark.parametrize("kind", ["grey JPEG", "RGB JPEG", "grey PNG", "RGBA PNG", "16-bit PNG"])
+@pytest.mark.parametrize(
+    "kind", ["grey JPEG", "RGB JPEG", "grey PNG", "RGBA PNG", "16-bit PNG", "grey WEBP", "16-bit TIFF"]
+)
 def test_the_exif_orientation_is_applied_to_size_and_pixels(kind: str, orientation: int) -> None:
     stored = np.ascontiguousarray(STORED[orientation](quadrants()))
-    image = Image.fromarray(stored.astype(np.uint16) * 257 if kind == "16-bit PNG" else stored)
+    image = Image.fromarray(stored.astype(np.uint16) * 257 if "16-bit" in kind else stored)
     image = image.convert("RGBA" if "RGBA" in kind else "RGB") if "RGB" in kind else image
     data = encode(image, kind.split()[-1], exif=exif(orientation))
     assert read_size(data, 1_000) == (96, 64)
@@ -155,24 +165,44 @@ def test_a_large_jpeg_that_is_read_at_part_of_its_size_looks_like_the_whole_one(
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "reason"),
     [
-        b"",
-        b"hello, I am a text file named x.jpeg",
-        b"\xff\xd8\xff",
-        b"\x89PNG\r\n\x1a\n",
-        encode(noise(), "GIF"),
-        encode(noise(), "BMP"),
-        encode(noise(), "TIFF"),
+        (b"", "is empty"),
+        (b"hello, I am a text file named x.jpeg", "is not a JPEG, PNG, TIFF, BMP or WebP (unknown format)"),
+        (b"\xff\xd8\xff", "does not decode (unknown format)"),
+        (b"\x89PNG\r\n\x1a\n", "does not decode (unknown format)"),
+        (b"\n <!DOCTYPE html><title>Sign in", "is an HTML page, as a server sends it in place of a file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer and not the picture itself; fetch"),
+        (b"<?xml version='1.0'?><svg xmlns='x'/>", "is a SVG, not a JPEG"),
+        (bytes(128) + b"DICM" + bytes(9), "is a DICOM, not a JPEG"),
+        (b"II*\0\x10\0\0\0CR\x02\0", "is a camera RAW file, not a JPEG"),
+        (b"BMW is a maker of cars", "is not a JPEG"),
+        (encode(noise(), "GIF"), "is a GIF, not a JPEG, PNG, TIFF, BMP or WebP"),
+        (encode(noise(), "PDF"), "is a PDF, not"),
+        (encode(noise(), "JPEG2000"), "is a JPEG 2000, not"),
+        (encode(Image.fromarray(noise()).convert("RGB"), "AVIF"), "is an AVIF, not"),
+        (
+            encode(Image.fromarray(noise()), "TIFF", save_all=True, append_images=[Image.new("L", (5, 5))]),
+            "has several",
+        ),
+        (
+            encode(Image.fromarray(noise()), "PNG", save_all=True, append_images=[Image.new("L", (120, 90))]),
+            "has several",
+        ),
+        (encode(noise().astype(np.float32), "TIFF"), "has floating-point pixels, whose range is unknown"),
+        (encode(noise(), "TIFF", tiffinfo={254: 1}), "is a camera RAW file with a thumbnail"),
     ],
 )
-def test_bytes_that_are_no_jpeg_or_png_are_refused_from_the_header_on(data: bytes) -> None:
-    for read in (lambda: read_size(data, 1_000), lambda: decode(data)):
-        with pytest.raises(UndecodableError, match="is not a JPEG or PNG"):
+def test_what_is_no_single_picture_that_is_taken_is_called_what_it_is_from_the_header_on(
+    data: bytes, reason: str
+) -> None:
+    for read in (lambda: read_size(data, 1_000), lambda: decode(data), lambda: measure_bits(data)):
+        with pytest.raises(UndecodableError) as caught:
             read()
+        assert str(caught.value).startswith(reason)
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])  # of a TIFF, the header may lie at the end
 @pytest.mark.parametrize("kept", [0.3, 0.6, 0.95])
 def test_a_truncated_picture_has_a_size_but_no_pixels(form: str, kept: float) -> None:
     data = encode(noise(), form)
@@ -184,7 +214,8 @@ def test_a_truncated_picture_has_a_size_but_no_pixels(form: str, kept: float) ->
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "BMP", "WebP"])
 def test_whatever_bytes_are_changed_a_picture_decodes_or_is_refused_with_a_reason(form: str) -> None:
     data, rng, refused = encode(noise(40, 50), form), np.random.default_rng(1), 0
     for _ in range(200):
@@ -194,10 +225,64 @@ def test_whatever_bytes_are_changed_a_picture_decodes_or_is_refused_with_a_reaso
         try:
             read_size(bytes(raw), 1_000)
             assert decode(bytes(raw), max_side_px=1_000).shape == (SIDE_PX, SIDE_PX)
+            assert measure_bits(bytes(raw), 1_000) in (None, *range(17))
         except UndecodableError as error:
             assert str(error)
             refused += 1
     assert refused > 0
+
+
+def with_declared_bits(data: bytes, bits: int) -> bytes:
+    """A PNG with the chunk ``sBIT``."""
+    chunk = b"sBIT" + bytes([bits])
+    return data[:33] + len(chunk[4:]).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4) + data[33:]
+
+
+def test_the_bits_in_use_are_those_of_the_largest_value_and_at_least_those_declared() -> None:
+    dark = encode(quadrants().astype(np.uint16))  # 0 to 255 of 65,535
+    assert measure_bits(dark) == 8
+    assert measure_bits(with_declared_bits(dark, 12)) == 12
+    spread = encode(quadrants().astype(np.uint16) * 257)
+    assert measure_bits(with_declared_bits(spread, 12)) == 16, "as the specification of PNG wants it"
+    assert [
+        measure_bits(encode(np.full((9, 9), top, np.uint16), form)) for form in ("PNG", "TIFF") for top in (0, 4095)
+    ] == [
+        0,
+        12,
+        0,
+        12,
+    ]
+    assert measure_bits(encode(quadrants())) is None
+
+
+def test_the_bits_of_a_source_are_even_and_those_of_its_brightest_picture() -> None:
+    assert [choose_bits(found) for found in ([], [None], [0], [3, None], [9, 4], [11], [12, 16], [13])] == [
+        *(16, 16, 16, 8, 10, 12, 16, 14),
+    ]
+
+
+def test_a_picture_with_12_of_16_bits_looks_like_the_one_with_8_and_keeps_its_exposure() -> None:
+    deep = ((quadrants().astype(np.uint32) * 4095 + 127) // 255).astype(np.uint16)
+    assert corners(decode(encode(deep), bits=12)) == pytest.approx([0, 80, 160, 255], abs=1)
+    assert corners(decode(encode(deep // 2), bits=12)) == pytest.approx([0, 40, 80, 127], abs=1)
+    white_is_zero = encode(4095 - deep, "TIFF", tiffinfo={262: 0})
+    assert corners(decode(white_is_zero, bits=12)) == pytest.approx([0, 80, 160, 255], abs=1)
+    assert np.array_equal(decode(encode(quadrants()), bits=12), decode(encode(quadrants()))), "8 bits are 8 bits"
+
+
+def rgb16(top: int) -> bytes:
+    """A PNG with 16 bits for each of three colours, which Pillow does not write: 2 x 1 pixels, black and ``top``."""
+    rows = b"\0" + bytes(6) + top.to_bytes(2) * 3
+    chunks = [(b"IHDR", b"\0\0\0\2\0\0\0\1\x10\2\0\0\0"), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    parts = [len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4) for kind, body in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_colours_with_16_bits_are_read_where_all_are_used_and_else_refused() -> None:
+    assert decode(rgb16(65_535)).max() == 255
+    assert (measure_bits(rgb16(65_535)), measure_bits(rgb16(4095))) == (16, 12)
+    with pytest.raises(UndecodableError, match="has colours of which 12 of 16 bits are used"):
+        decode(rgb16(4095), bits=12)
 
 
 def test_a_picture_with_a_side_beyond_the_limit_is_refused_and_one_at_the_limit_is_not() -> None:

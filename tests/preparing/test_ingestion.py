@@ -147,9 +147,9 @@ def test_a_byte_order_mark_and_more_columns_do_not_matter(tmp_path: Path) -> Non
         ("path,label,patient_id\n", "lists no image"),
         ("path,label,patient_id\na.jpeg,0,p\na.jpeg,0,p\n", "lists 'a.jpeg' twice"),
         ("path,label,patient_id\na.jpeg,0,p\na.jpeg,1,p\n", "lists 'a.jpeg' twice"),
-        ("path,label,patient_id\na.jpeg,0,p\ngone.jpeg,0,p\n", "'gone.jpeg', which is not a JPEG or PNG"),
-        ("path,label,patient_id\n/etc/passwd,0,p\n", "'/etc/passwd', which is not a JPEG or PNG"),
-        ("path,label,patient_id\n../a.jpeg,0,p\n", "'../a.jpeg', which is not a JPEG or PNG"),
+        ("path,label,patient_id\na.jpeg,0,p\ngone.jpeg,0,p\n", "'gone.jpeg', which is no picture below it"),
+        ("path,label,patient_id\n/etc/passwd,0,p\n", "'/etc/passwd', which is no picture below it"),
+        ("path,label,patient_id\n../a.jpeg,0,p\n", "'../a.jpeg', which is no picture below it"),
         ("path,label,patient_id\na.jpeg,2,p\n", "line 2 has label = '2'"),
         ("path,label,patient_id\na.jpeg,,p\n", "line 2 has label = ''"),
         ("path,label,patient_id,split\na.jpeg,0,p,training\n", "line 2 has split = 'training'"),
@@ -228,7 +228,7 @@ def test_a_train_file_that_contradicts_a_test_file_leaves_and_the_test_file_stay
 def test_a_file_that_is_no_image_is_excluded_by_its_reason(tmp_path: Path) -> None:
     (tmp_path / "x.jpeg").write_text("I am text")
     facts = read_file(tmp_path / "x.jpeg", 1_000)
-    assert facts["excluded"] == "undecodable: is not a JPEG or PNG (unknown format)"
+    assert facts["excluded"] == "undecodable: is not a JPEG, PNG, TIFF, BMP or WebP (unknown format)"
     assert facts["width_px"] is pd.NA
     assert len(facts["sha256"]) == 64
 
@@ -255,7 +255,7 @@ def test_a_folder_becomes_a_manifest_with_a_row_per_image(tmp_path: Path) -> Non
         "train/NORMAL/copy.jpeg": "duplicate of train/NORMAL/a.jpeg",
         "train/NORMAL/conflict.jpeg": f"conflict: the same file as train/PNEUMONIA/conflict.jpeg, which {other}",
         "train/PNEUMONIA/conflict.jpeg": f"conflict: the same file as train/NORMAL/conflict.jpeg, which {other}",
-        "train/NORMAL/text.jpeg": "undecodable: is not a JPEG or PNG (unknown format)",
+        "train/NORMAL/text.jpeg": "undecodable: is not a JPEG, PNG, TIFF, BMP or WebP (unknown format)",
     }
     counted = {key: facts[key] for key in ("n_distinct", "n_duplicates_excluded", "n_test_copies", "n_conflicts")}
     assert counted == {"n_distinct": 8, "n_duplicates_excluded": 1, "n_test_copies": 1, "n_conflicts": 2}
@@ -263,6 +263,56 @@ def test_a_folder_becomes_a_manifest_with_a_row_per_image(tmp_path: Path) -> Non
     row = manifest.loc["val/PNEUMONIA/person8_virus_2.png"]
     assert (row["width_px"], row["height_px"], row["patient_id"], row["subtype"]) == (90, 70, "person8", "virus")
     assert manifest[["split", "has_device", "device_score"]].isna().all(axis=None)
+
+
+def encoded(seed: int, form: str, dtype: str = "uint8", top: int = 256) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, top, (70, 90)).astype(dtype)).save(stream, form)
+    return stream.getvalue()
+
+
+def test_the_content_decides_what_an_image_is_and_pictures_that_are_not_taken_have_a_row(tmp_path: Path) -> None:
+    forms = {"a.jfif": "JPEG", "IM0001": "PNG", "1.2.840.9": "JPEG", "c.TIF": "TIFF", "d.bmp": "BMP", "e.webp": "WebP"}
+    taken: dict[str, bytes | str] = {
+        f"train/NORMAL/{name}": encoded(40 + turn, form) for turn, (name, form) in enumerate(forms.items())
+    }
+    refused: dict[str, bytes | str] = {
+        "train/NORMAL/anim.gif": encoded(60, "GIF"),
+        "train/NORMAL/form": b"%PDF-1.4 of a scanner",
+        "train/NORMAL/lfs.jpeg": "version https://git-lfs.github.com/spec/v1\n",
+        "train/NORMAL/page.jpeg": "<!DOCTYPE html>",
+        "train/NORMAL/zero.jpeg": "",
+        "train/NORMAL/lfs": "version https://git-lfs.github.com/spec/v1\nof another\n",
+    }
+    clutter: dict[str, bytes | str] = {
+        f"train/NORMAL/{name}": "words" for name in ("LICENSE", "Icon", "notes.txt", "Thumbs.db")
+    }
+    facts, manifest = ingested(tmp_path, write_set(tmp_path / "mine", {**four(), **taken, **refused, **clutter}))
+    assert set(manifest.index) == {*FOUR, *taken, *refused}
+    assert facts["n_clutter"] == len(clutter)
+    assert set(manifest.index[manifest["excluded"].str.startswith("undecodable: is ")]) == set(refused)
+    assert set(manifest.index[manifest["excluded"] == ""]) == {*FOUR, *taken}
+
+
+def test_a_class_folder_with_words_only_is_refused_by_name(tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {name: content for name, content in four().items() if name != FOUR[3]}
+    source = write_set(tmp_path / "mine", {**files, FOUR[3].rpartition("/")[0] + "/LICENSE": "words"})
+    with pytest.raises(SourceError, match=f"has no image in {FOUR[3].rpartition('/')[0]}, only files such as"):
+        ingest_all(settings(tmp_path, source))
+
+
+def test_the_bits_in_use_are_decided_once_for_all_deep_files_of_a_source(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts, _ = ingested(tmp_path, write_set(tmp_path / "mine", four()))
+    assert (facts["bits"], facts["n_deep"]) == (16, 0)
+    assert "bits used" not in capsys.readouterr().out
+    deep: dict[str, bytes | str] = {
+        f"train/NORMAL/{top}.png": encoded(top, "PNG", "uint16", top) for top in (300, 900, 1024)
+    }
+    facts, _ = ingested(tmp_path, write_set(tmp_path / "mine", deep))
+    assert (facts["bits"], facts["n_deep"]) == (10, 3)
+    assert "3 files: 10 of 16 bits used" in capsys.readouterr().out
 
 
 def test_broken_files_with_the_same_bytes_are_named_broken_and_not_contradictions(tmp_path: Path) -> None:

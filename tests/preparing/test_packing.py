@@ -101,15 +101,15 @@ def test_what_an_interrupted_packing_finished_is_not_planned_again(
     monkeypatch.setattr("tasks.preparing.packing.SHARD_IMAGES", 2)
     files = {f"{i}.png": picture(i) for i in range(5)}
     how, source = settings(tmp_path), str(put(tmp_path, files))
-    planned = plan_packing.fn(Run(how))
+    planned = plan_packing.fn(Run(how), 16)
     assert [list(shard.values()) for shard in planned] == [["0.png", "1.png"], ["2.png", "3.png"], ["4.png"]]
-    pack_shards.fn(Run(how), source, planned[1:2])
-    assert plan_packing.fn(Run(how)) == [planned[0], planned[2]]
+    pack_shards.fn(Run(how), source, 16, planned[1:2])
+    assert plan_packing.fn(Run(how), 16) == [planned[0], planned[2]]
     with pytest.raises(RunError, match=r"^scaling\.runner: 3 of the packed images not found; "):
-        pack.fn(Run(how), 5)
-    pack_shards.fn(Run(how), source, [planned[0], planned[2]])
-    assert plan_packing.fn(Run(how)) == []
-    assert pack.fn(Run(how), 3)["n_packed"] == 5
+        pack.fn(Run(how), 16, 5)
+    pack_shards.fn(Run(how), source, 16, [planned[0], planned[2]])
+    assert plan_packing.fn(Run(how), 16) == []
+    assert pack.fn(Run(how), 16, 3)["n_packed"] == 5
 
 
 def test_a_file_that_does_not_decode_is_excluded_with_the_reason_and_has_no_pixels(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_packing_is_reused_while_its_shards_are_there_and_done_again_when_they_a
     for shard in (tmp_path / "cache" / "arrays").rglob("*.npy"):
         shard.unlink()
     put(tmp_path, files)
-    assert [list(shard.values()) for shard in plan_packing.fn(Run(settings(tmp_path)))] == [["a.png"]]
+    assert [list(shard.values()) for shard in plan_packing.fn(Run(settings(tmp_path)), 16)] == [["a.png"]]
     pack_all(settings(tmp_path), str(tmp_path / "source"))
     assert image_id("a.png") in PackedImages(tmp_path / "run", tmp_path / "cache")
 

@@ -69,8 +69,10 @@ CLUTTER = {
     "notes.txt": b"x",
     "table.csv": b"x",
     "inner.zip": b"PK",
-    "scan.dcm": b"x",
     "jpeg": b"x",
+    "LICENSE": b"words",
+    "Thumbs.db": picture(),
+    "sub/x.mp4": b"\0\0\0\x18ftypisom",
 }
 IMAGES = {
     "b.PNG": picture(1),
@@ -78,6 +80,18 @@ IMAGES = {
     "train/NORMAL/c.jpg": picture(3, "JPEG"),
     "x/train/NORMAL/c.jpg": picture(4, "JPEG"),
     "very/deep/down/d e.png": picture(5),
+    "scan.dcm": b"x",
+    "IM0001": picture(6),
+    "1.2.840.1": picture(7, "JPEG"),
+    "e.tif": picture(8, "TIFF"),
+    "f.webp": picture(9, "WEBP"),
+    "g.unheard": picture(10, "GIF"),
+    "h.jfif": b"",
+}
+NOT_TAKEN = {
+    "g.unheard": "is a GIF, not a JPEG, PNG, TIFF, BMP or WebP",
+    "h.jfif": "is empty",
+    "scan.dcm": "is not a JPEG, PNG, TIFF, BMP or WebP (unknown format)",
 }
 
 
@@ -89,6 +103,7 @@ def test_images_of_any_structure_are_listed_in_order_and_clutter_is_counted(tmp_
         with open_loose_images(str(images), Settings()) as found:
             assert found.paths == tuple(sorted(IMAGES))
             assert found.n_left_out == len(CLUTTER)
+        assert {name: said for name, said in read_all(images).items() if isinstance(said, str)} == NOT_TAKEN
 
 
 def test_a_flat_folder_is_a_folder_like_any_other(tmp_path: Path) -> None:
@@ -96,8 +111,9 @@ def test_a_flat_folder_is_a_folder_like_any_other(tmp_path: Path) -> None:
     assert list(read_all(tmp_path)) == ["a.png", "b.png"]
 
 
-def test_names_alone_decide_what_an_image_is() -> None:
-    assert plan_loose_images(["b.png", "a.jpeg", "a.jpeg", "c.gif", ".d.png"]) == (("a.jpeg", "b.png"), 2)
+def test_a_name_can_only_rule_an_image_out() -> None:
+    names = ["b.png", "a.jpeg", "a.jpeg", "c.gif", "IM0001", "x.840", ".d.png", "a.TXT", "b.csv"]
+    assert plan_loose_images(names) == (("IM0001", "a.jpeg", "b.png", "c.gif", "x.840"), 3)
     assert plan_loose_images([]) == ((), 0)
 
 
@@ -106,6 +122,21 @@ def test_pixels_are_those_that_every_other_stage_sees(tmp_path: Path) -> None:
     assert read_all(tmp_path) == {"a.png": decode(picture(1)).tobytes()}
     padded = Settings(packing=PackingSettings(padding=True))
     assert read_all(tmp_path, padded) == {"a.png": decode(picture(1), padding=True).tobytes()}
+
+
+def test_the_bits_in_use_are_those_of_all_deep_files_of_the_source_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dark, bright = (np.linspace(0, top, 30 * 40).reshape(30, 40).astype(np.uint16) for top in (500, 4000))
+    for name, pixels in {"dark": dark, "bright": bright}.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    (tmp_path / "eight.png").write_bytes(picture(1))
+    (tmp_path / "cut.png").write_bytes((tmp_path / "dark.png").read_bytes()[:60])
+    for images in (tmp_path, write_zip(tmp_path / "x.zip", {p.name: p.read_bytes() for p in tmp_path.glob("*.png")})):
+        said = read_all(images)
+        assert [max(said[name]) for name in ("dark.png", "bright.png")] == [31, 249], "of 4,095"
+        assert said["eight.png"] == decode(picture(1)).tobytes()
+        assert "2 files: 12 of 16 bits used" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -121,7 +152,9 @@ def test_what_is_read_does_not_depend_on_the_batch(tmp_path: Path, n_images: int
     said = read_all(write_files(tmp_path, files), n_images=n_images)
     assert list(said) == sorted(files)
     assert said == {
-        name: "is not a JPEG or PNG (unknown format)" if content == b"no" else decode(content).tobytes()
+        name: "is not a JPEG, PNG, TIFF, BMP or WebP (unknown format)"
+        if content == b"no"
+        else decode(content).tobytes()
         for name, content in files.items()
     }
 
@@ -142,8 +175,8 @@ def test_no_more_than_two_batches_are_read_ahead(tmp_path: Path) -> None:
     ("name", "content", "reason"),
     [
         ("empty.png", b"", "is empty"),
-        ("text.jpeg", b"just words", "is not a JPEG or PNG (unknown format)"),
-        ("gif.png", picture(0, "GIF"), "is not a JPEG or PNG (unknown format)"),
+        ("text.jpeg", b"just words", "is not a JPEG, PNG, TIFF, BMP or WebP (unknown format)"),
+        ("gif.png", picture(0, "GIF"), "is a GIF, not a JPEG, PNG, TIFF, BMP or WebP"),
         ("cut.jpeg", picture(0, "JPEG", (200, 200))[:3000], "does not decode"),
         ("cut.png", picture(0, "PNG", (200, 200))[:3000], "does not decode"),
         ("wide.png", picture(0, "PNG", (1, 20_001)), "is 20001 x 1 px, longer than 20000 px"),
