@@ -123,6 +123,9 @@ class QualitySettings(Section):
     """Bounds of the data checks."""
 
     max_undecodable: float = Field(0.01, ge=0, le=1, description="Largest accepted share of files that do not decode.")
+    max_odd: float = Field(
+        0.05, ge=0, le=1, description="Largest accepted share of images that are flat, saturated or inverted."
+    )
     min_images: int = Field(
         1,
         ge=1,

@@ -93,7 +93,7 @@ PROBES = f"{CLASSIFIER} measures networks.twin pixels.window explaining.subjects
 SCREENER = f"{KERAS} devices.files devices.quality devices.readings devices.screener measures tables"
 KEYS = {
     "preparing.ingestion": "pixels.content pixels.decoding records runs.manifest sources.layout tables",
-    "preparing.quality": "records",
+    "preparing.quality": "pixels.content pixels.decoding pixels.looks records",
     "preparing.splitting": "records runs.manifest",
     "preparing.packing": "pixels.content pixels.decoding records runs.manifest",
     "preparing.screening": f"{SCREENER} runs.manifest",

@@ -1,14 +1,15 @@
 """Check: Great Expectations suites over the manifest, at two checkpoints.
 
-Reads ``manifest.parquet``; writes ``checks/<checkpoint>/`` with ``summary.json`` (ours, for the report),
-``result.json`` (Great Expectations' own) and ``data_docs/``. *source* runs after ingest and checks the source's own
-splits; *prepared* runs after screening and checks the data for training and evaluation.
+Reads ``manifest.parquet`` and, once they are packed, the pixels; writes ``checks/<checkpoint>/`` with ``summary.json``
+(ours, for the report), ``result.json`` (Great Expectations' own) and ``data_docs/``. *source* runs after ingest and
+checks the source's own splits; *prepared* runs after screening and checks the data for training and evaluation.
 """
 
 import hashlib
 import hmac
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import pandas as pd
 
 from tasks.errors import DataCheckError
 from tasks.files import digest, write_json
+from tasks.pixels.looks import judge_looks
 from tasks.records import SPLITS, SUBTYPES, Facts
 from tasks.runs.artifacts import show_table
 from tasks.runs.run import Run
@@ -23,6 +25,13 @@ from tasks.runs.stages import STAGES_FOLDER, stage_task
 from tasks.settings import QualitySettings
 
 Checkpoint = Literal["source", "prepared"]
+LOOKS = {
+    "flat": "no image is flat (nearly one shade)",
+    "saturated": "no image is saturated (mostly black and white)",
+    "inverted": "no image is inverted (white where X-rays are black) or on its side",
+}
+"""What ``judge_looks`` finds, and the sentence of the check."""
+AT_ONCE = 256
 
 
 @stage_task("check", task_run_name="check-{checkpoint}")
@@ -36,7 +45,8 @@ def check(run: Run, checkpoint: Checkpoint) -> Facts:
     own_patients = listed and "index.csv" in run.facts("ingest")["tables"]
 
     def make(out: Path) -> Facts:
-        facts = add_facts(run.manifest(), checkpoint, run.settings.quality)
+        looks = judge_images(run, run.manifest()["image_id"]) if checkpoint == "prepared" else {}
+        facts = add_facts(run.manifest(), checkpoint, run.settings.quality, looks)
         checks = run_checkpoint(facts, checkpoint, run.settings.quality, out / "checks" / checkpoint, own_patients)
         write_json(out / "checks" / checkpoint / "summary.json", checks)
         return {"checks": checks}
@@ -47,35 +57,59 @@ def check(run: Run, checkpoint: Checkpoint) -> Facts:
         "own_patients": own_patients,
     }
     facts = run.stage(
-        f"check_{checkpoint}", reads=["manifest.parquet"], given=given, make=make, packages=("great-expectations",)
+        f"check_{checkpoint}",
+        reads=["manifest.parquet", *(["arrays/index.json"] if checkpoint == "prepared" else [])],
+        given=given,
+        make=make,
+        packages=("great-expectations",),
     )
-    checks = facts["checks"]
+    checks, manifest = facts["checks"], run.manifest()
     failed = [c for c in checks if not c["success"]]
     critical = [c for c in failed if c["severity"] == "critical"]
-    show_table(f"check {checkpoint}", checks, f"Data checks, checkpoint {checkpoint}")
+    shown = [{name: value for name, value in item.items() if name != "image_ids"} for item in checks]
+    show_table(f"check {checkpoint}", shown, f"Data checks, checkpoint {checkpoint}")
     for item in failed:
-        print(f"{item['severity']}: {describe_failure(item)}")
+        print(f"{item['severity']}: {describe_failure(item, manifest)}")
     print(f"checked {checkpoint}: {len(checks) - len(failed)} of {len(checks)} expectations hold")
     if critical:
         raise DataCheckError(
             f"{run.settings.public_source}: {len(critical)} critical data check(s) failed at checkpoint {checkpoint}: "
-            + "; ".join(describe_failure(item) for item in critical)
+            + "; ".join(describe_failure(item, manifest) for item in critical)
             + f" (see {run.folder / 'checks' / checkpoint}, bounds are the quality settings; "
             "manifest.parquet tells the file of an image)"
         )
     return facts
 
 
-def describe_failure(item: Facts) -> str:
-    """One clause: what was expected, in how many rows it does not hold, and an example."""
-    examples = f", such as {', '.join(item['examples'])}" if item["examples"] else ""
-    return f"{item['says']} fails in {item['n_unexpected']:,} of {item['n']:,} rows{examples}"
+def describe_failure(item: Facts, manifest: pd.DataFrame) -> str:
+    """One clause: what was expected, in how many rows it does not hold, and examples.
+
+    Where somebody has to look at files, the examples are files, one for each reason why they are excluded.
+    """
+    examples = item["examples"]
+    if item["severity"] == "critical" or item["says"] in LOOKS.values():
+        rows = manifest[manifest["image_id"].isin(item["image_ids"])].assign(why=manifest["excluded"].fillna(""))
+        rows = pd.concat([rows.drop_duplicates("why"), rows]).drop_duplicates("path").head(3)
+        examples = [f"{path} ({why})" if why else path for path, why in zip(rows["path"], rows["why"], strict=True)]
+    named = f", such as {', '.join(examples)}" if examples else ""
+    return f"{item['says']} fails in {item['n_unexpected']:,} of {item['n']:,} rows{named}"
 
 
-def add_facts(manifest: pd.DataFrame, checkpoint: Checkpoint, quality: QualitySettings) -> pd.DataFrame:
+def judge_images(run: Run, image_ids: Sequence[str]) -> dict[str, str]:
+    """What is wrong with the pixels of each packed image (``judge_looks``)."""
+    images = run.images()
+    packed = [image_id for image_id in image_ids if image_id in images]
+    parts = [packed[start : start + AT_ONCE] for start in range(0, len(packed), AT_ONCE)]
+    return {name: look for part in parts for name, look in zip(part, judge_looks(images.read(part)), strict=True)}
+
+
+def add_facts(
+    manifest: pd.DataFrame, checkpoint: Checkpoint, quality: QualitySettings, looks: Mapping[str, str]
+) -> pd.DataFrame:
     """A plain table for the suites: the manifest with more columns for expectations across rows.
 
-    At *source* the splits are the source's own. ``n_of_class`` and ``n_classes`` count usable rows of the row's split;
+    At *source* the splits are the source's own, and there are no ``looks``. A share of the rows stands in those that
+    make it up. ``n_of_class`` and ``n_classes`` count usable rows of the row's split;
     rows that are not usable keep missing values there, which expectations skip.
     """
     split = manifest["source_split"] if checkpoint == "source" else manifest["split"]
@@ -107,7 +141,11 @@ def add_facts(manifest: pd.DataFrame, checkpoint: Checkpoint, quality: QualitySe
         pair = groups[groups["split"].isin(["train", other])]
         shared = pair.groupby("patient")["split"].transform("nunique")
         table[f"n_splits_train_{other}"] = shared.astype("float64").reindex(table.index)
-    table["share_undecodable"] = float(excluded.str.startswith("undecodable").mean()) if len(table) else 0.0
+    undecodable = excluded.str.startswith("undecodable")
+    table["share_undecodable"] = undecodable.astype(float).mean() * undecodable.astype(float).where(undecodable)
+    table["looks"] = manifest["image_id"].map(dict(looks)).astype(object)
+    odd = table["looks"].isin(list(LOOKS))
+    table["share_odd"] = odd.astype(float).mean() * odd.astype(float).where(odd)
     # Contradictions in test are not excluded, so reasons alone would miss them.
     n_labels = manifest[usable].groupby("sha256")["label"].transform("nunique").reindex(table.index)
     table["contradicts"] = (excluded.str.startswith("conflict") | (n_labels > 1)).astype(float)
@@ -190,6 +228,15 @@ def build_suite(checkpoint: Checkpoint, quality: QualitySettings, own_patients: 
                     "critical" if own_patients else "warning",
                 ),
             ),
+            *(
+                gxe.ExpectColumnValuesToNotBeInSet(column="looks", value_set=[look], **meant(says, "warning"))
+                for look, says in LOOKS.items()
+            ),
+            gxe.ExpectColumnValuesToBeBetween(
+                column="share_odd",
+                max_value=quality.max_odd,
+                **meant(f"at most {100 * quality.max_odd:g} % of the images are flat, saturated or inverted"),
+            ),
             gxe.ExpectColumnValuesToBeInSet(
                 column="device_in_training", value_set=[0.0], **meant("no training image is known to show a device")
             ),
@@ -203,7 +250,7 @@ def run_checkpoint(
     """Runs a suite with Great Expectations; writes ``result.json`` and ``data_docs/`` into ``out``.
 
     Returns:
-        A row per expectation: ``says, severity, success, n, n_unexpected, examples`` (up to three).
+        A row per expectation: ``says, severity, success, n, n_unexpected, examples`` (up to three), ``image_ids``.
     """
     import great_expectations as gx
 
@@ -256,6 +303,7 @@ def summarise_checks(item: Any, n: int) -> Facts:
         "n": int(details.get("element_count") or n),
         "n_unexpected": 0 if item.success else int(details.get("unexpected_count") or 1),
         "examples": list(dict.fromkeys(examples))[:3],
+        "image_ids": [row.get("image_id") for row in rows],
     }
 
 
