@@ -9,6 +9,13 @@ from numpy.typing import NDArray
 
 from tasks.pixels.decoding import SIDE_PX
 
+LOOKS = {
+    "flat": "flat (nearly one shade)",
+    "saturated": "saturated (mostly black and white)",
+    "inverted": "inverted (white where X-rays are black) or on their side",
+}
+"""What can be wrong with an image, and how to say it."""
+
 MIN_SPREAD = 48
 """Grey levels between the 1st and the 99th percentile. Real: 85 and more. 12 of 16 bits read as 16 leave 15, 14 leave
 50; a picture of one shade has 0."""
@@ -34,7 +41,7 @@ MEAN_CHEST = np.array(
 
 
 def judge_looks(packed: NDArray[np.uint8]) -> list[str]:
-    """What is wrong with the pixels of each image: ``flat``, ``saturated``, ``inverted``, or ``""``.
+    """What is wrong with the pixels of each image: one of ``LOOKS``, or ``""``.
 
     Args:
         packed: uint8 ``(n, 224, 224)``.

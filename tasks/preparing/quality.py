@@ -17,7 +17,7 @@ import pandas as pd
 
 from tasks.errors import DataCheckError
 from tasks.files import digest, write_json
-from tasks.pixels.looks import judge_looks
+from tasks.pixels.looks import LOOKS, judge_looks
 from tasks.records import SPLITS, SUBTYPES, Facts
 from tasks.runs.artifacts import show_table
 from tasks.runs.run import Run
@@ -25,12 +25,7 @@ from tasks.runs.stages import STAGES_FOLDER, stage_task
 from tasks.settings import QualitySettings
 
 Checkpoint = Literal["source", "prepared"]
-LOOKS = {
-    "flat": "no image is flat (nearly one shade)",
-    "saturated": "no image is saturated (mostly black and white)",
-    "inverted": "no image is inverted (white where X-rays are black) or on its side",
-}
-"""What ``judge_looks`` finds, and the sentence of the check."""
+LOOKING = "no images are {}"
 AT_ONCE = 256
 
 
@@ -87,7 +82,7 @@ def describe_failure(item: Facts, manifest: pd.DataFrame) -> str:
     Where somebody has to look at files, the examples are files, one for each reason why they are excluded.
     """
     examples = item["examples"]
-    if item["severity"] == "critical" or item["says"] in LOOKS.values():
+    if item["severity"] == "critical" or item["says"] in map(LOOKING.format, LOOKS.values()):
         rows = manifest[manifest["image_id"].isin(item["image_ids"])].assign(why=manifest["excluded"].fillna(""))
         rows = pd.concat([rows.drop_duplicates("why"), rows]).drop_duplicates("path").head(3)
         examples = [f"{path} ({why})" if why else path for path, why in zip(rows["path"], rows["why"], strict=True)]
@@ -229,7 +224,9 @@ def build_suite(checkpoint: Checkpoint, quality: QualitySettings, own_patients: 
                 ),
             ),
             *(
-                gxe.ExpectColumnValuesToNotBeInSet(column="looks", value_set=[look], **meant(says, "warning"))
+                gxe.ExpectColumnValuesToNotBeInSet(
+                    column="looks", value_set=[look], **meant(LOOKING.format(says), "warning")
+                )
                 for look, says in LOOKS.items()
             ),
             gxe.ExpectColumnValuesToBeBetween(

@@ -18,6 +18,7 @@ from tasks.errors import SettingsError, SourceError
 from tasks.files import open_whole
 from tasks.pixels.content import promises_picture
 from tasks.pixels.decoding import SIDE_PX
+from tasks.pixels.looks import LOOKS, judge_looks
 from tasks.records import Facts
 from tasks.runs.artifacts import Progress
 from tasks.runs.manifest import image_id
@@ -114,17 +115,26 @@ def list_loose_images(images: str, out: str, masks: str | None, settings: Settin
 
 
 def watch_batches(found: LooseImages, key: str, description: str) -> Iterator[LooseBatch]:
-    """All batches in order; progress is shown every few seconds, and with the pace when the last one is done."""
-    progress = Progress(key, description)
+    """All batches in order; progress is shown every few seconds, and with the pace when the last one is done.
+
+    At the end, images whose pixels look wrong (``judge_looks``) are named in a warning; their rows stay as they are.
+    """
+    progress, odd = Progress(key, description), dict[str, list[str]]()
     n_done, start = 0, time.monotonic()
     shown = start
     for batch in found.read_batches():
         yield batch
+        read = [path for path, reason in zip(batch.paths, batch.refused, strict=True) if not reason]
+        for path, look in zip(read, judge_looks(batch.pixels), strict=True):
+            odd.setdefault(look, []).append(path)
         n_done += len(batch.paths)
         if time.monotonic() - shown > SECONDS_BETWEEN_SHOWS or n_done == len(found.paths):
             shown = time.monotonic()
             progress.show(n_done, len(found.paths))
     print(f"{n_done / max(time.monotonic() - start, 1e-9):,.1f} images/s")
+    for look, says in LOOKS.items():
+        if paths := odd.get(look):
+            print(f"warning: {len(paths):,} images look {says}, such as {', '.join(paths[:3])}")
 
 
 def screen_batch(model: Any, pixels: NDArray[np.uint8]) -> tuple[list[float], NDArray[np.uint8]]:

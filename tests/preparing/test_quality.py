@@ -92,11 +92,11 @@ BREAKS: dict[str, Break] = {
     "width is 64 to 8,000 px": changed("val/1/0", width_px=63),
     "height is 64 to 8,000 px": changed("val/1/0", height_px=8001),
 }
-NO_FLAT = "no image is flat (nearly one shade)"
+NO_FLAT = "no images are flat (nearly one shade)"
 PREPARED_BREAKS: dict[str, Break] = {
     NO_FLAT: changed("val/1/0", look="flat"),
-    "no image is saturated (mostly black and white)": changed("val/1/0", look="saturated"),
-    "no image is inverted (white where X-rays are black) or on its side": changed("val/1/0", look="inverted"),
+    "no images are saturated (mostly black and white)": changed("val/1/0", look="saturated"),
+    "no images are inverted (white where X-rays are black) or on their side": changed("val/1/0", look="inverted"),
     "at most 5 % of the images are flat, saturated or inverted": both(
         changed("val/1/0", look="flat"), changed("test/1/0", look="flat")
     ),
@@ -106,7 +106,7 @@ PREPARED_BREAKS: dict[str, Break] = {
     "no training image is known to show a device": changed("train/1/0", has_device=True),
 }
 WARNINGS = {
-    *(sentence for sentence in PREPARED_BREAKS if sentence.startswith("no image is ")),
+    *(sentence for sentence in PREPARED_BREAKS if sentence.startswith("no images are ")),
     "identical files have one label",
     "width is 64 to 8,000 px",
     "height is 64 to 8,000 px",
@@ -273,7 +273,7 @@ def test_pixels_that_cannot_be_an_x_ray_as_it_is_are_named_by_their_files(
     pack_pixels(tmp_path, rows)
     checked(tmp_path, manifest, "prepared")
     shown = capsys.readouterr().out
-    assert "warning: no image is inverted (white where X-rays are black) or on its side fails in 1 of" in shown
+    assert "warning: no images are inverted (white where X-rays are black) or on their side fails in 1 of" in shown
     assert "such as val/1/0\n" in shown
     pack_pixels(tmp_path, rows | dict.fromkeys(list(rows)[:3], chest // 16))
     with pytest.raises(DataCheckError, match="at most 5 % of the images are flat, saturated or inverted fails in 4 of"):
