@@ -38,6 +38,7 @@ _one_large = threading.RLock()
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 Image.MAX_IMAGE_PIXELS = None  # our own bound has a clearer error
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # broken tags that cost no pixel
 
 
 class UndecodableError(ValueError):
@@ -180,7 +181,7 @@ def _refuse_frames(image: ImageFile.ImageFile) -> None:
             image.seek(1)  # not n_frames, which reads them all
             raise UndecodableError("has several frames; export them as files of their own")
         image.seek(0)
-    elif image.format != "JPEG" and getattr(image, "n_frames", 1) > 1:
+    elif image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
         raise UndecodableError("has several frames; export them as files of their own")
 
 

@@ -202,6 +202,13 @@ def test_what_is_no_single_picture_that_is_taken_is_called_what_it_is_from_the_h
         assert str(caught.value).startswith(reason)
 
 
+def test_the_second_picture_that_a_phone_puts_into_a_jpeg_does_not_cost_the_first() -> None:
+    image = Image.fromarray(quadrants())
+    data = encode(image, "MPO", save_all=True, append_images=[image.point(lambda v: 255 - v)], quality=95)
+    assert read_size(data, 1_000) == (96, 64)
+    assert corners(decode(data)) == pytest.approx([0, 80, 160, 255], abs=3)
+
+
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])  # of a TIFF, the header may lie at the end
 @pytest.mark.parametrize("kept", [0.3, 0.6, 0.95])
 def test_a_truncated_picture_has_a_size_but_no_pixels(form: str, kept: float) -> None:

@@ -12,6 +12,8 @@ from PIL import Image
 
 from tasks.errors import SourceError
 from tasks.pixels.decoding import MAX_FILE_BYTES, decode
+from tasks.pixels.looks import MEAN_CHEST
+from tasks.scoring.batches import watch_batches
 from tasks.scoring.loose_images import open_loose_images
 from tasks.settings import IngestionSettings, PackingSettings, Settings
 from tasks.sources.layout import plan_loose_images
@@ -137,6 +139,22 @@ def test_the_bits_in_use_are_those_of_all_deep_files_of_the_source_scored(
         assert [max(said[name]) for name in ("dark.png", "bright.png")] == [31, 249], "of 4,095"
         assert said["eight.png"] == decode(picture(1)).tobytes()
         assert "2 files: 12 of 16 bits used" in capsys.readouterr().out
+
+
+def test_images_whose_pixels_look_wrong_are_named_in_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chest = np.kron(MEAN_CHEST * 5 + 100, np.ones((32, 32))).astype(np.uint8)
+    for name, pixels in {"black": chest * 0, "chest": chest, "inverted": 255 - chest}.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    (tmp_path / "broken.png").write_bytes(b"")
+    with open_loose_images(str(tmp_path), Settings()) as found:
+        assert sum(len(batch.pixels) for batch in watch_batches(found, "key", "words")) == 3
+    warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert warned == [
+        "warning: 1 images look flat (nearly one shade), such as black.png",
+        "warning: 1 images look inverted (white where X-rays are black) or on their side, such as inverted.png",
+    ]
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
