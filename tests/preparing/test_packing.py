@@ -154,6 +154,19 @@ def test_packing_is_reused_while_its_shards_are_there_and_done_again_when_they_a
     assert image_id("a.png") in PackedImages(tmp_path / "run", tmp_path / "cache")
 
 
+def test_the_bits_in_use_shape_the_pixels_and_have_a_shelf_of_their_own(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.linspace(0, 4095, 40 * 50).reshape(40, 50).astype(np.uint16)).save(stream, "PNG")
+    source, run = put(tmp_path, {"a.png": stream.getvalue()}), Run(settings(tmp_path))
+    brightest = []
+    for bits in (16, 12, 16):
+        shards = plan_packing.fn(run, bits)
+        pack_shards.fn(run, str(source), bits, shards)
+        pack.fn(run, bits, len(shards))
+        brightest.append((len(shards), int(run.images().read([image_id("a.png")]).max())))
+    assert brightest == [(1, 16), (1, 255), (0, 16)]
+
+
 def test_another_preprocessing_has_a_shelf_of_its_own(tmp_path: Path) -> None:
     source = put(tmp_path, {"a.png": picture(1)})
     stretched = pack_all(settings(tmp_path), str(source))
