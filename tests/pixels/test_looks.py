@@ -19,7 +19,7 @@ def chests() -> NDArray[np.uint8]:
     """Drawn X-rays, uint8 ``(12, 224, 224)``."""
     rng, drawn = np.random.default_rng(0), []
     for turn in range(12):
-        film = draw_chest(imagine_child(rng), "bacteria" if turn % 2 else "normal", 0.5, 224, 224, rng)
+        film = draw_chest(imagine_child(rng), "bacteria" if turn % 2 else "normal", 0.5, (224, 224), rng)
         drawn.append((finish_film(film, rng) * 255).astype(np.uint8))
     return np.stack(drawn)
 
