@@ -25,16 +25,17 @@ def prepare(settings: Settings) -> None:
     with own_run_folder(run), open_runner(settings.scaling) as runner:
         bring_run(run)
         source = fetch(settings)
-        bits = ingest(run, source)["bits"]
+        ingest(run, source)
         check(run, "source")
         split(run)
-        pack_images(runner, run, source.folder, bits)
+        pack_images(runner, run, source.folder)
         screen_images(runner, run, source.folder)
         check(run, "prepared")
 
 
-def pack_images(runner: TaskRunner[Any], run: Run, folder: str, bits: int) -> None:
-    """Packs the images of a source that are not in the cache; ``bits`` are in use of those with 16."""
+def pack_images(runner: TaskRunner[Any], run: Run, folder: str) -> None:
+    """Packs the images of a source that are not in the cache."""
+    bits = run.facts("ingest")["bits"]
     shards = plan_packing(run, bits)
     do_shards(runner, "packed", pack_shards, shards, run=run, folder=folder, bits=bits)
     pack(run, bits, sum(len(files) for files in shards))

@@ -138,7 +138,15 @@ def take_answers(given: Path | list[Answer], run: Run, reviewer: str, now: datet
     manifest, folder = run.manifest(), answers_folder(run)
     place = f"answers: {given}" if isinstance(given, Path) else "the form"
     answers = read_answers(given, "answers") if isinstance(given, Path) else given
-    facts = keep_answers(answers, manifest, folder, reviewer=reviewer or default_reviewer(), place=place, now=now)
+    facts = keep_answers(
+        answers,
+        manifest,
+        folder,
+        reviewer=reviewer or default_reviewer(),
+        place=place,
+        now=now,
+        max_unmatched=run.settings.quality.max_unmatched,
+    )
     print(
         f"{facts['n_taken']:,} answers taken into {folder}: {facts['n_new']:,} new, {facts['n_changed']:,} changed, "
         f"{facts['n_unchanged']:,} as before, {facts['n_older']:,} older than what is known; "

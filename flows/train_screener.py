@@ -41,10 +41,10 @@ def train_screener(
         bring_run(run)
         with open_runner(settings.scaling) as runner:
             source = fetch(settings)
-            bits = ingest(run, source)["bits"]
+            ingest(run, source)
             check(run, "source")
             split(run)
-            pack_images(runner, run, source.folder, bits)
+            pack_images(runner, run, source.folder)
         with gpu_slot():
             fit_screener(run, source.folder, recipe)
     return str(run.folder / "screener")

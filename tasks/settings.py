@@ -107,6 +107,11 @@ class IngestionSettings(Section):
     max_side_px: int = Field(
         20_000, ge=64, le=10**6, description="Longest side of an image that is still decoded, in pixels."
     )
+    ignore: tuple[str, ...] = Field(
+        (),
+        description="Files and folders of the source to leave out: patterns like 'hospital_b' or '*/masks/*.png'; one "
+        "without '/' fits at any depth.",
+    )
 
 
 class SampleSettings(Section):
@@ -125,6 +130,13 @@ class QualitySettings(Section):
     max_undecodable: float = Field(0.01, ge=0, le=1, description="Largest accepted share of files that do not decode.")
     max_odd: float = Field(
         0.05, ge=0, le=1, description="Largest accepted share of images that are flat, saturated or inverted."
+    )
+    max_unmatched: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Largest accepted share of the paths in a table (index.csv, review, answers) that name no file of "
+        "the source; one that names none of its images is always refused.",
     )
     min_images: int = Field(
         1,

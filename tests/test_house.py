@@ -90,9 +90,9 @@ def test_no_module_is_named_like_one_of_the_standard_library() -> None:
 KERAS = "networks.files networks.keras_backend networks.normalisation pixels.content pixels.decoding records"
 CLASSIFIER = f"{KERAS} networks.backbones networks.classifier"
 PROBES = f"{CLASSIFIER} measures networks.twin pixels.window explaining.subjects drawings.transplant"
-SCREENER = f"{KERAS} devices.files devices.quality devices.readings devices.screener measures tables"
+SCREENER = f"{KERAS} devices.files devices.quality devices.readings devices.screener matching measures tables"
 KEYS = {
-    "preparing.ingestion": "pixels.content pixels.decoding records runs.manifest sources.layout tables",
+    "preparing.ingestion": "matching pixels.content pixels.decoding records runs.manifest sources.layout tables",
     "preparing.quality": "pixels.content pixels.decoding pixels.looks records",
     "preparing.splitting": "records runs.manifest",
     "preparing.packing": "pixels.content pixels.decoding records runs.manifest",

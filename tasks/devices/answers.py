@@ -23,6 +23,7 @@ from pydantic.dataclasses import dataclass
 
 from tasks.errors import SettingsError, TableError
 from tasks.files import write_whole
+from tasks.matching import accept_match, match_paths
 from tasks.records import Facts
 from tasks.runs.run import Run
 from tasks.runs.s3_client import open_bucket
@@ -226,7 +227,14 @@ def name_images(with_device: str, without_device: str, manifest: pd.DataFrame) -
 
 
 def keep_answers(
-    answers: list[Answer], manifest: pd.DataFrame, folder: Path, *, reviewer: str, place: str, now: datetime
+    answers: list[Answer],
+    manifest: pd.DataFrame,
+    folder: Path,
+    *,
+    reviewer: str,
+    place: str,
+    now: datetime,
+    max_unmatched: float = 0.0,
 ) -> Facts:
     """Saves answers about images of a manifest as a new file in the folder, named by time and content.
 
@@ -235,15 +243,22 @@ def keep_answers(
         ``n_older`` (a newer answer exists and counts) and ``n_with_device``; ``n_kept`` answers in all files.
 
     Raises:
-        TableError: On an image that is not in the manifest, a wrong sha256, a time in the future, or a contradiction to
-            an answer of the same time.
+        TableError: If more than ``max_unmatched`` of the answers name no image of the manifest; on a wrong sha256, a
+            time in the future, or a contradiction to an answer of the same time.
     """
     try:
         reviewer = _check_reviewer(reviewer)
     except ValueError as error:
         raise TableError(f"reviewer: {reviewer!r:.100} is not a name; {error}") from None
-    contents = {path.strip(): sha for path, sha in zip(manifest["path"], manifest["sha256"], strict=True)}
-    found = [_resolve(answer, contents, place) for answer in answers]
+    contents = dict(zip(manifest["path"], manifest["sha256"], strict=True))
+    match = match_paths((answer.path for answer in answers), contents)
+    if answers and (warning := accept_match(match, place, contents, max_unmatched)):
+        print(f"warning: {warning}")
+    found = [
+        _resolve(answer, match.images[answer.path], contents, place)
+        for answer in answers
+        if answer.path in match.images
+    ]
     for answer in found:
         if answer.time and answer.time > now + CLOCK_SKEW:
             raise TableError(
@@ -274,19 +289,14 @@ def keep_answers(
     }
 
 
-def _resolve(answer: Answer, contents: dict[str, str], place: str) -> Answer:
-    """The answer with its sha256; ``contents`` is path -> sha256 of the run's images."""
-    sha256 = contents.get(answer.path)
-    if sha256 is None:
-        raise TableError(
-            f"{place} names {answer.path!r}, which is not an image of this run; name the run it belongs to"
-        )
-    if answer.sha256 not in ("", sha256):
+def _resolve(answer: Answer, image: str, contents: dict[str, str], place: str) -> Answer:
+    """The answer with its image's path and sha256; ``contents`` is path -> sha256 of the run's images."""
+    if answer.sha256 not in ("", contents[image]):
         raise TableError(
             f"{place} is about another file {answer.path!r} than the one of this run, its sha256 differs; take it with "
             "the run that it belongs to"
         )
-    return replace(answer, sha256=sha256)
+    return replace(answer, path=image.strip(), sha256=contents[image])
 
 
 def _describe_change(was: Answer | None, counts: Answer, given: Answer) -> str:

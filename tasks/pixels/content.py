@@ -19,6 +19,8 @@ UNPROMISING = re.compile(
     r"|mp[34]|wav|avi|mov|tmp|part|partial|crdownload|lock|bak|ds_store)"
 )
 """Endings of files that are no pictures: clutter by name alone, so that nothing is fetched or opened to know."""
+BARE_WORDS = ("README", "LICENSE", "LICENCE", "NOTICE", "AUTHORS", "CHANGELOG", "MAKEFILE", "DICOMDIR")
+"""Names of files without an ending that are no pictures."""
 
 STARTS = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -71,6 +73,13 @@ def name_content(head: bytes) -> str:
 def is_candidate(name: str) -> bool:
     """Whether a file may be a picture, as far as its name tells."""
     return not UNPROMISING.fullmatch(PurePosixPath(name).suffix.lower())
+
+
+def suggests_picture(name: str) -> bool:
+    """Whether a file is called like a picture, or like a radiograph as devices export it: no ending, or a number."""
+    suffix = PurePosixPath(name).suffix
+    bare = not suffix or suffix[1:].isdigit()
+    return promises_picture(name) or (bare and PurePosixPath(name).name.upper() not in BARE_WORDS)
 
 
 def promises_picture(name: str) -> bool:

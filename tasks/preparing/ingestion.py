@@ -6,6 +6,7 @@ rows are excluded so far (identical files, contradictions, files that are not im
 
 import os
 import re
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
@@ -17,28 +18,39 @@ from pydantic.dataclasses import dataclass
 
 from tasks.errors import SourceError, TableError
 from tasks.files import open_source
-from tasks.pixels.content import HEAD_BYTES, is_picture
+from tasks.matching import accept_match, match_paths
+from tasks.pixels.content import HEAD_BYTES, is_picture, suggests_picture
 from tasks.pixels.decoding import MAX_FILE_BYTES, UndecodableError, choose_bits, in_turn, measure_bits, read_size
-from tasks.records import CLASS_FOLDERS, SPLITS, Facts
+from tasks.records import Facts
 from tasks.runs.artifacts import show_table
 from tasks.runs.manifest import image_id, write_manifest
 from tasks.runs.run import Run
 from tasks.runs.stages import stage_task
 from tasks.sources.checksums import READERS, Sum, sum_file, sum_stream
-from tasks.sources.layout import Fetched
+from tasks.sources.layout import SPLIT_WORDS, Fetched, find_place, find_splits
 from tasks.tables import read_rows
+
+LEFT_OUT = ("n_nested", "n_clutter", "n_unused", "n_ignored")
 
 
 @stage_task("ingest")
 def ingest(run: Run, fetched: Fetched) -> Facts:
     """Lists the images of the source."""
 
+    max_unmatched = run.settings.quality.max_unmatched
+
     def make(out: Path) -> Facts:
-        manifest = list_images(fetched, run.settings.ingestion.max_side_px)
+        warnings: list[str] = []
+        manifest = list_images(fetched, run.settings.ingestion.max_side_px, max_unmatched, warnings.append)
         write_manifest(out, manifest)
+        if not (manifest["source_split"] == "test").any():
+            warnings.append("the source has no test split: nothing will be measured on one, only on validation")
+        if fetched.layout.n_unused:
+            where = "are in no class folder, or beside the folder of index.csv, and are not used"
+            warnings.append(f"{fetched.layout.n_unused:,} pictures {where}, such as {fetched.layout.unused!r}")
         deep = manifest["bits"].dropna()
-        facts = {"source": run.settings.public_source, "bits": choose_bits(deep), "n_deep": len(deep)}
-        return describe_manifest(manifest, fetched) | facts
+        more = {"bits": choose_bits(deep), "n_deep": len(deep), "warnings": warnings}
+        return describe_manifest(manifest, fetched) | {"source": run.settings.public_source} | more
 
     given = {
         "sha256": fetched.sha256,
@@ -46,11 +58,16 @@ def ingest(run: Run, fetched: Fetched) -> Facts:
         "vanished": fetched.vanished,
         "source": run.settings.public_source,
         "max_side_px": run.settings.ingestion.max_side_px,
+        "max_unmatched": max_unmatched,
     }
     facts = run.stage("ingest", given=given, make=make, packages=("pillow", "pandas"))
+    for warning in facts["warnings"]:
+        print(f"warning: {warning}")
+    more = {"pictures that are not used": facts["n_unused"], "by ingestion.ignore": facts["n_ignored"]}
     print(
-        f"left out {facts['n_clutter'] + facts['n_nested']:,} files: {facts['n_nested']:,} of a nested second copy "
+        f"left out {sum(facts[name] for name in LEFT_OUT):,} files: {facts['n_nested']:,} of a nested second copy "
         f"({facts['n_nested_only']:,} not present above it), {facts['n_clutter']:,} that are no images of the data set"
+        + "".join(f", {n:,} {what}" for what, n in more.items() if n)
     )
     print(
         f"{facts['n_images']:,} files, {facts['n_distinct']:,} distinct; "
@@ -63,8 +80,16 @@ def ingest(run: Run, fetched: Fetched) -> Facts:
     return facts
 
 
-def list_images(fetched: Fetched, max_side_px: int) -> pd.DataFrame:
+def list_images(
+    fetched: Fetched, max_side_px: int, max_unmatched: float = 0.0, warn: Callable[[str], None] = print
+) -> pd.DataFrame:
     """The manifest of a source: a row per image, columns up to ``excluded``; only headers are decoded.
+
+    Args:
+        fetched: The source.
+        max_side_px: Longest side of an image that is decoded.
+        max_unmatched: Largest accepted share of the rows of an ``index.csv`` that name no file.
+        warn: Called with each sentence to warn of.
 
     Raises:
         TableError: If the source has an ``index.csv`` that does not fit.
@@ -72,7 +97,8 @@ def list_images(fetched: Fetched, max_side_px: int) -> pd.DataFrame:
     """
     folder = Path(fetched.folder)
     if "index.csv" in fetched.layout.tables:
-        table = read_index_table(folder / "index.csv", fetched.layout.images)
+        layout = fetched.layout
+        table = read_index_table(folder / "index.csv", layout.images, layout.left_out, max_unmatched, warn)
     else:
         table = pd.DataFrame([describe_path(path) for path in fetched.layout.images])
     with ThreadPoolExecutor(READERS) as pool:
@@ -156,15 +182,19 @@ def read_file(path: Path, max_side_px: int, known: Sum | None = None) -> Facts:
 
 
 def describe_path(path: str) -> Facts:
-    """Split, label, subtype and patient from a path such as ``train/NORMAL/IM-0115-0001.jpeg``."""
-    split, folder = path.split("/")[:2]
-    label = CLASS_FOLDERS[folder]
+    """Split, label, subtype and patient from a path such as ``train/NORMAL/IM-0115-0001.jpeg``.
+
+    Args:
+        path: Its folders name a split and a class (see ``tasks.sources.layout.find_place``).
+    """
+    place = find_place(path)
+    assert place is not None
     patient, known = patient_of(path)
     return {
         "path": path,
-        "source_split": split,
-        "label": label,
-        "subtype": subtype_of(path, label),
+        "source_split": place.split,
+        "label": place.label,
+        "subtype": subtype_of(path, place.label, place.subtypes),
         "patient_id": patient,
         "patient_known": known,
     }
@@ -181,12 +211,13 @@ def patient_of(path: str) -> tuple[str, bool]:
     return (match[1], True) if match else (stem, False)
 
 
-def subtype_of(path: str, label: int) -> str:
-    """``normal`` for label 0; ``bacteria`` or ``virus`` by the file name; else ``unknown``."""
+def subtype_of(path: str, label: int, folders: Collection[str] = ()) -> str:
+    """``normal`` for label 0; ``bacteria`` or ``virus`` by the file name and the class's folders; else ``unknown``."""
     if label == 0:
         return "normal"
-    found = [subtype for subtype in ("bacteria", "virus") if subtype in PurePosixPath(path).name.lower()]
-    return found[0] if len(found) == 1 else "unknown"
+    found = {subtype for subtype in ("bacteria", "virus") if subtype in PurePosixPath(path).name.lower()}
+    found |= set(folders)
+    return found.pop() if len(found) == 1 else "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,40 +228,66 @@ class IndexRow:
     label: Annotated[Literal["0", "1", "normal", "pneumonia"], BeforeValidator(str.lower)]
     patient_id: str
     subtype: Literal["", "normal", "bacteria", "virus", "unknown"] = ""
-    split: Literal["", "train", "val", "test"] = ""
+    split: Annotated[
+        Literal["", "train", "val", "test"], BeforeValidator(lambda word: SPLIT_WORDS.get(word.lower(), word))
+    ] = ""
 
 
-def read_index_table(path: Path, images: tuple[str, ...]) -> pd.DataFrame:
+def read_index_table(
+    path: Path,
+    images: tuple[str, ...],
+    left_out: tuple[str, ...] = (),
+    max_unmatched: float = 0.0,
+    warn: Callable[[str], None] = print,
+) -> pd.DataFrame:
     """Reads the ``index.csv`` of a data set with other file names; it overrides what file names say.
 
     Args:
         path: CSV with ``path,label,patient_id`` and optionally ``subtype,split``; label is 0 or normal, 1 or
             pneumonia; an empty cell is unknown.
         images: Paths of the images that exist.
+        left_out: Names of the source's other files.
+        max_unmatched: Largest accepted share of its rows that name no file.
+        warn: Called with each sentence to warn of.
 
     Raises:
-        TableError: On missing columns, unknown values, or a path that does not exist or is listed twice.
+        TableError: On missing columns, unknown values, too many paths that fit no image, or one that fits two or is
+            listed twice.
     """
+    listed = list(read_rows(path, "index.csv", IndexRow))
+    if not listed:
+        raise TableError(f"index.csv: {path} lists no image; add a line per image")
+    match = match_paths((row.path for row in listed), images, left_out)
+    if warning := accept_match(match, f"index.csv: {path}", images, max_unmatched):
+        warn(warning)
     rows: dict[str, Facts] = {}
-    there = set(images)
-    for row in read_rows(path, "index.csv", IndexRow):
-        if row.path in rows:
-            raise TableError(f"index.csv: {path} lists {row.path!r} twice; keep one line")
-        if row.path not in there:
-            problem = f"index.csv: {path} lists {row.path!r}, which is no picture below it"
-            raise TableError(f"{problem}; correct the path")
-        label, top = int(row.label in ("1", "pneumonia")), row.path.split("/")[0]
-        rows[row.path] = {
-            "path": row.path,
-            "source_split": row.split or (top if top in SPLITS else "train"),
+    for row in listed:
+        image = match.images.get(row.path)
+        if image is None:
+            continue
+        if image in rows:
+            raise TableError(f"index.csv: {path} lists {image!r} twice; keep one line")
+        label = int(row.label in ("1", "pneumonia"))
+        rows[image] = {
+            "path": image,
+            "source_split": row.split or (splits.pop() if len(splits := find_splits(image)) == 1 else ""),
             "label": label,
-            "subtype": row.subtype or subtype_of(row.path, label),
-            "patient_id": row.patient_id or str(PurePosixPath(row.path).with_suffix("")),
+            "subtype": row.subtype or subtype_of(image, label),
+            "patient_id": row.patient_id or str(PurePosixPath(image).with_suffix("")),
             "patient_known": bool(row.patient_id),
         }
-    if not rows:
-        raise TableError(f"index.csv: {path} lists no image; add a line per image")
-    return pd.DataFrame(list(rows.values()))
+    return fill_splits(pd.DataFrame(list(rows.values())), warn)
+
+
+def fill_splits(table: pd.DataFrame, warn: Callable[[str], None]) -> pd.DataFrame:
+    """The table with ``train`` as the ``source_split`` of images of which neither a column nor a folder tells it."""
+    unknown = table["source_split"] == ""
+    if unknown.any() and not unknown.all():
+        warn(
+            f"index.csv: {int(unknown.sum()):,} of {len(table):,} images have no split, such as "
+            f"{table.loc[unknown, 'path'].iloc[0]!r}; they are used for training and validation"
+        )
+    return table.assign(source_split=table["source_split"].mask(unknown, "train"))
 
 
 def exclude_copies(manifest: pd.DataFrame) -> pd.DataFrame:
@@ -269,6 +326,8 @@ def describe_manifest(manifest: pd.DataFrame, fetched: Fetched) -> Facts:
     decodable = manifest[~excluded.str.startswith("undecodable")]
     labels = decodable.groupby("sha256")["label"].transform("nunique")
     counts = manifest.groupby(["source_split", "label"]).agg(n=("path", "size"), patients=("patient_id", "nunique"))
+    others = set(fetched.layout.images) - set(manifest["path"])  # that an index does not name, or that are no pictures
+    pictures = {name for name in others if "index.csv" in fetched.layout.tables and suggests_picture(name)}
     return {
         "kind": fetched.kind,
         "name": fetched.name,
@@ -280,7 +339,9 @@ def describe_manifest(manifest: pd.DataFrame, fetched: Fetched) -> Facts:
         "table_sha256": sum_tables(fetched),
         "n_images": len(manifest),
         "n_distinct": int(manifest["sha256"].nunique()),
-        "n_clutter": fetched.layout.n_clutter + len(fetched.layout.images) - len(manifest),
+        "n_clutter": fetched.layout.n_clutter + len(others) - len(pictures),
+        "n_unused": fetched.layout.n_unused + len(pictures),
+        "n_ignored": fetched.layout.n_ignored,
         "n_nested": fetched.layout.n_nested,
         "n_nested_only": fetched.layout.n_nested_only,
         "n_duplicates_excluded": int(excluded.str.startswith("duplicate").sum()),

@@ -22,7 +22,7 @@ from tasks.devices.answers import read_answered, safe_path
 from tasks.devices.contact_sheet import TEMPLATE, doubtful_rows, find_doubtful, show_sheet, write_sheet
 from tasks.devices.files import ScreenerFiles, find_screener, known_readings
 from tasks.devices.quality import judge_screener
-from tasks.devices.readings import find_review
+from tasks.devices.readings import find_review_of
 from tasks.errors import RunError, SourceError
 from tasks.files import digest, locked, read_record, sha256_of_file, write_json, write_whole
 from tasks.measures import format_value
@@ -71,7 +71,7 @@ def screen_shards(run: Run, shards: Sequence[str]) -> None:
 def screen(run: Run, folder: str) -> Facts:
     """Scores every image and excludes those that show, or may show, a medical device from training."""
     manifest = run.manifest()
-    review = find_review(run.settings.screening.review, Path(folder), manifest["path"])
+    review = find_review_of(run, Path(folder))
     refuse_changed_review(run, review.address, Path(folder))
     present = set(manifest["sha256"])
     answered = {sha: device for sha, device in read_answered(run).items() if sha in present}
@@ -128,6 +128,8 @@ def screen(run: Run, folder: str) -> Facts:
         make=make,
         is_valid=lambda entry: shards_exist(entry / "masks" / "index.json", run.cache),
     )
+    if review.warning:
+        print(f"warning: {review.warning}")
     for line in describe_screening(facts):
         print(line)
     show_table("devices", facts["rates"], "Share of images that show a device, by class, before and after screening")

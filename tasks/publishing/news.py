@@ -61,6 +61,7 @@ def finished_path(run: Run, source_sha256: str) -> Path:
         "source": source_sha256,
         "settings": chosen,
         "max_side_px": settings.ingestion.max_side_px,
+        "ignore": settings.ingestion.ignore,
         "review": sha256_of_file(review) if review.is_file() else None,
         "answers": sorted(read_answered(run).items()),
         "screener": (screener.sha256, None if known is None else sorted(known)),

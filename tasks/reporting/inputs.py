@@ -69,7 +69,8 @@ def describe_left_out(run: Path, manifest: pd.DataFrame) -> Facts:
         if len(part) or why != OTHER_REASON:
             counts = {name: int((part["split"] == name).sum()) for name in SPLITS}
             rows.append({"reason": why, **counts, "all": len(part)})
-    counted = ("n_vanished", "n_nested", "n_nested_only", "n_clutter", "n_test_copies", "n_patients_unknown")
+    left_out = ("n_vanished", "n_nested", "n_nested_only", "n_clutter", "n_unused", "n_ignored")
+    counted = (*left_out, "n_test_copies", "n_patients_unknown")
     also = {name: ingest.get(name, 0) for name in counted} | {"n_unscreened_train": screen["n_unscreened_train"]}
     return {"n": len(excluded), "reasons": rows, **also}
 

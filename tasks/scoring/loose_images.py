@@ -5,7 +5,6 @@ checked before it is read, and ``tasks.pixels`` decodes every file. A file that 
 its row gets the reason.
 """
 
-import os
 import stat
 import threading
 import zipfile
@@ -32,6 +31,7 @@ from tasks.pixels.decoding import (
 )
 from tasks.settings import Settings
 from tasks.sources.archives import list_members, open_archive, read_member
+from tasks.sources.folders import list_folder
 from tasks.sources.layout import plan_loose_images
 
 BATCH_IMAGES = 32
@@ -58,7 +58,8 @@ class LooseImages:
 
     Attributes:
         paths: Paths as in the source, relative, with ``/``.
-        n_left_out: Files that are not images (clutter, hidden files, others by name and content) and linked folders.
+        n_left_out: Files that are not images (clutter, hidden files, others by name and content), and links to a folder
+            above them.
     """
 
     def __init__(
@@ -155,24 +156,18 @@ def open_loose_images(images: str, settings: Settings) -> Iterator[LooseImages]:
 
 @contextmanager
 def _open_folder(folder: Path, settings: Settings) -> Iterator[LooseImages]:
-    def refuse(error: OSError) -> None:
-        raise SourceError(
-            f"images: {error.filename} cannot be read ({error.strerror}); fix its permissions or remove it"
-        )
-
-    names: list[str] = []
-    n_links = 0
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        below = Path(parent).relative_to(folder)
-        names += [(below / name).as_posix() for name in files]
-        n_links += sum((Path(parent) / name).is_symlink() for name in folders)
+    names, circles = list_folder(folder, "images")
     paths, n_left_out = plan_loose_images(names)
 
     def count_bytes(path: str) -> int:
         return (folder / path).stat().st_size
 
     yield LooseImages(
-        paths, n_left_out + n_links, lambda path, n_bytes: _read_file(folder / path, n_bytes), count_bytes, settings
+        paths,
+        n_left_out + len(circles),
+        lambda path, n_bytes: _read_file(folder / path, n_bytes),
+        count_bytes,
+        settings,
     )
 
 

@@ -5,7 +5,6 @@ them to ``_fetch_archive`` or ``_fetch_folder``.
 """
 
 import json
-import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from tasks.runs.retries import retries_of
 from tasks.settings import Settings
 from tasks.sources.archives import list_members, open_archive, unpack_members
 from tasks.sources.checksums import keep_sums, read_sums, sum_file, sum_files, sum_stream
+from tasks.sources.folders import list_folder
 from tasks.sources.layout import Fetched, Layout, plan_layout
 
 KINDS = "give 'sample', a folder, a .zip file, an https link, s3://bucket/prefix or dropbox:/folder"
@@ -122,14 +122,14 @@ def _fetch_bucket(settings: Settings) -> Fetched:
     def select(names: list[str]) -> list[str]:
         if source.endswith(".zip"):
             return names
-        layout = plan_layout(names, source)
+        layout = plan_layout(names, source, settings.ingestion.ignore)
         return [layout.root + kept for kept in (*layout.images, *layout.tables)]
 
     copy = fetch_bucket(source, local, settings.ingestion, select, show_bytes("fetched"))
     if source.endswith(".zip"):
         return replace(_fetch_archive(copy.folder / copy.names[0], settings), kind="bucket", name=name)
     return replace(
-        _describe_folder(copy.folder, plan_layout(copy.names, source), settings),
+        _describe_folder(copy.folder, plan_layout(copy.names, source, settings.ingestion.ignore), settings),
         kind="bucket",
         name=name,
         vanished=copy.vanished,
@@ -163,9 +163,10 @@ def _fetch_sample(settings: Settings) -> Fetched:
 
 
 def _fetch_folder(folder: Path, settings: Settings) -> Fetched:
-    walk = os.walk(folder, onerror=_refuse_folder)
-    names = [(Path(parent) / file).relative_to(folder).as_posix() for parent, _, files in walk for file in files]
-    layout = plan_layout(names, settings.source)
+    names, circles = list_folder(folder, "source")
+    if circles:
+        print(f"warning: {len(circles):,} links lead to a folder above them and are not followed, such as {circles[0]}")
+    layout = plan_layout(names, settings.source, settings.ingestion.ignore)
     for image in layout.images:
         if image != image.encode(errors="replace").decode():
             raise SourceError(f"source: {settings.source} holds the file name {image!a}, which is not UTF-8; rename it")
@@ -184,15 +185,11 @@ def _record_of(source: Path, settings: Settings) -> Path:
     return Path(settings.storage.raw) / "sums" / f"{digest(str(source.resolve()))[:16]}.json"
 
 
-def _refuse_folder(error: OSError) -> None:
-    raise SourceError(f"source: {error.filename} cannot be read ({error.strerror}); fix or remove it, and run again")
-
-
 def _fetch_archive(path: Path, settings: Settings) -> Fetched:
     limits, record = settings.ingestion, _record_of(path, settings)
     with open_archive(path) as archive:
         names = list_members(archive, path, limits)
-        layout = plan_layout(names, str(path))
+        layout = plan_layout(names, str(path), limits.ignore)
         assert archive.fp is not None
         known = read_sums(record)
         found = sum_stream(

@@ -3,17 +3,32 @@
 A file whose name does not rule it out is an image here; ingestion then looks at its content (``tasks.pixels.content``).
 """
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import accumulate, pairwise, takewhile
 from pathlib import PurePosixPath
 from typing import Any
 
 from tasks.errors import SourceError
-from tasks.pixels.content import is_candidate
-from tasks.records import CLASS_FOLDERS, SPLITS
+from tasks.pixels.content import is_candidate, suggests_picture
+from tasks.records import CLASS_FOLDERS, NORMAL
 
 TABLES = ("index.csv", "device_review.csv")
-CLUTTER_FOLDERS = ("__MACOSX",)
+SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLIT_WORDS |= dict.fromkeys(("val", "valid", "validation"), "val")
+"""Names of folders, and words in the column ``split``, in any case -> the split."""
+SUBTYPE_WORDS = {"bacteria": "bacteria", "virus": "virus", "viral": "virus"}
+"""Parts of the names of folders below a class folder, in any case -> the subtype."""
+CLUTTER_FOLDERS = (
+    *("__macosx", ".trashes", ".trash", ".thumbnails", "lost+found"),
+    *("$recycle.bin", "recycler", "system volume information"),
+    *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", ".@__thumb"),
+)
+"""Folders of macOS and Linux, Windows, and a NAS for thumbnails, deleted and older files; in lower case."""
+CLUTTER_FILES = (".", "synophoto_thumb", "synophoto_film", "synoindex_")
+"""How names of hidden files and of a NAS's thumbnails start; in lower case."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +41,11 @@ class Layout:
         tables: Names of the tables found at the root, among ``index.csv`` and ``device_review.csv``.
         n_nested: Files left out as a nested second copy of the data set.
         n_nested_only: How many of these have no counterpart in the kept tree.
-        n_clutter: Other files left out (``__MACOSX``, ``.DS_Store``, files that are no images).
+        n_clutter: Other files left out that are no X-rays (``__MACOSX``, ``.DS_Store``, texts).
+        n_ignored: Files left out by ``ingestion.ignore``.
+        n_unused: Pictures left out because they lie beside the class folders, or outside of the root of an index.
+        left_out: The names of all files that are neither images nor tables, as they are in the source, sorted.
+        unused: One of the pictures that ``n_unused`` counts, or ``""``.
     """
 
     root: str
@@ -35,6 +54,10 @@ class Layout:
     n_nested: int
     n_nested_only: int
     n_clutter: int
+    n_ignored: int
+    n_unused: int
+    left_out: tuple[str, ...]
+    unused: str
 
 
 @dataclass(frozen=True)
@@ -63,90 +86,201 @@ class Fetched:
     vanished: tuple[str, ...] = ()
 
 
-def plan_layout(names: Iterable[str], source: str) -> Layout:
+@dataclass(frozen=True)
+class Place:
+    """Where a picture lies: ``a/Train/NORMAL/b/x.png`` -> ``a/``, ``train``, 0, ``("b",)``.
+
+    Attributes:
+        root: Prefix of the folder of the split, ``""`` or ending in ``/``.
+        split: ``train``, ``val`` or ``test``.
+        label: 0 or 1.
+        below: The folders below the class folder.
+    """
+
+    root: str
+    split: str
+    label: int
+    below: tuple[str, ...]
+
+    @property
+    def subtypes(self) -> set[str]:
+        """The subtypes that folders below the class folder name."""
+        return {subtype for part in self.below for word, subtype in SUBTYPE_WORDS.items() if word in part.lower()}
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether no folder below the class folder says that this is no X-ray of the class."""
+        others = (CLASS_FOLDERS.get(part.upper(), self.label) != self.label for part in self.below)
+        odd = (part.lower() in SPLIT_WORDS or "mask" in part.lower() for part in self.below)
+        return not any((*others, *odd, self.label == NORMAL and self.subtypes))
+
+
+def find_place(name: str) -> Place | None:
+    """The place of a picture in folders like ``train/NORMAL``, in any case; ``None`` if it is in no such folder."""
+    folders = name.split("/")[:-1]
+    for at, (split, group) in enumerate(pairwise(folders)):
+        if split.lower() in SPLIT_WORDS and group.upper() in CLASS_FOLDERS:
+            root = "".join(f"{part}/" for part in folders[:at])
+            return Place(root, SPLIT_WORDS[split.lower()], CLASS_FOLDERS[group.upper()], tuple(folders[at + 2 :]))
+    return None
+
+
+def find_splits(name: str) -> set[str]:
+    """The splits that the folders of a name say, at any depth and in any case."""
+    return {SPLIT_WORDS[part.lower()] for part in name.split("/")[:-1] if part.lower() in SPLIT_WORDS}
+
+
+def plan_layout(names: Iterable[str], source: str, ignore: Sequence[str] = ()) -> Layout:
     """Decides which files of a source are used.
 
-    The data set's root is the shallowest folder that holds ``index.csv`` or ``train/NORMAL``-like folders. A second
-    such tree below it (the public archive has ``chest_xray/chest_xray``) is left out as a nested copy, Finder files
-    and everything that is no image as clutter.
+    The data set's root is the shallowest folder that holds ``index.csv`` or ``train/NORMAL``-like folders. All pictures
+    below a class folder are used. A second such tree below the root (the public archive has ``chest_xray/chest_xray``)
+    is left out as a nested copy if at least half of its names are in the first one too. Files of systems are clutter.
 
     Args:
         names: Paths of all files of the source, with ``/``.
         source: The source as the user named it, for messages.
+        ignore: Patterns of files or folders to leave out (``ingestion.ignore``).
 
     Raises:
-        SourceError: If there is no such folder, or a class folder of train or test holds no image.
+        SourceError: If there is no such folder, a class folder of train or test holds no image, or a folder of pictures
+            lies beside these folders and is none of them.
     """
     files = sorted(set(names))
-    usable = [name for name in files if not _is_clutter(name)]
-    roots = {_class_root(name) for name in usable} | {_index_root(name) for name in usable}
-    found = sorted((root for root in roots if root is not None), key=lambda root: (root.count("/"), root))
+    ignored = {name for name in files if _is_ignored(name, ignore)}
+    seen = [name for name in files if name not in ignored and not _is_clutter(name)]
+    usable = [name for name in seen if not _is_hidden(name)]
+    places = {name: place for name in usable if is_candidate(name) and (place := find_place(name))}
+    pictures = [name for name in usable if name in places or suggests_picture(name)]
+    found = {place.root for place in places.values()} | {r for name in usable if (r := _index_root(name)) is not None}
     if not found:
         raise SourceError(
             f"source: {source} holds neither index.csv nor folders train/NORMAL, train/PNEUMONIA, test/NORMAL, "
             "test/PNEUMONIA; name the folder above these, or add an index.csv (path,label,patient_id)"
         )
-    root = found[0]
-    has_index = f"{root}index.csv" in files
-    kept = [name.removeprefix(root) for name in usable if name.startswith(root)]
-    images = tuple(name for name in kept if _is_image(name) and (has_index or _class_root(name) == ""))
-    nested = [
-        name for name in usable if _is_image(name) and name.startswith(root) and _class_root(name) not in (root, None)
-    ]
-    nested = [] if has_index else nested
-    tables = tuple(name for name in TABLES if f"{root}{name}" in files)
-    if not has_index:
-        _refuse_missing_classes(images, source)
-    above = set(images)
+    root = min(found, key=lambda name: (name.count("/"), name))
+    nested: dict[str, str] = {}
+    if f"{root}index.csv" in usable:
+        used = {name for name in seen if name.startswith(root) and is_candidate(name)}
+    else:
+        trees = _choose_trees(places.values(), root)
+        used = {name for name, place in places.items() if place.root in trees and place.is_clear}
+        nested = _find_copies(places, trees, used)
+        _refuse_unknown_folders([n for n in pictures if n not in used and n not in nested], used, source)
+        _refuse_missing_classes({(places[name].split, places[name].label) for name in used}, source)
+        shared = takewhile(
+            lambda parts: len(set(parts)) == 1, zip(*(tree.split("/")[:-1] for tree in trees), strict=False)
+        )
+        root = "".join(f"{parts[0]}/" for parts in shared)
+    unused = [name for name in pictures if name not in used and name not in nested]
+    tables = tuple(name for name in TABLES if f"{root}{name}" in usable)
+    kept = used | {root + name for name in tables}
+    above = {name.removeprefix(places[name].root) for name in used if name in places}
     return Layout(
         root=root,
-        images=images,
+        images=tuple(sorted(name.removeprefix(root) for name in used)),
         tables=tables,
         n_nested=len(nested),
-        n_nested_only=sum(name.removeprefix(str(_class_root(name))) not in above for name in nested),
-        n_clutter=len(files) - len(images) - len(tables) - len(nested),
+        n_nested_only=sum(name.removeprefix(tree) not in above for name, tree in nested.items()),
+        n_clutter=len(files) - len(kept) - len(nested) - len(ignored) - len(unused),
+        n_ignored=len(ignored),
+        n_unused=len(unused),
+        left_out=tuple(name for name in files if name not in kept),
+        unused=next(iter(unused), ""),
     )
 
 
 def plan_loose_images(names: Iterable[str]) -> tuple[tuple[str, ...], int]:
     """The files of a source of any structure that may be images, sorted, and the number of files left out.
 
-    Left out are Finder files, hidden files, files in hidden folders, and everything that is no image by its name.
+    Left out are files of systems, hidden files, files in hidden folders, and everything that is no image by its name.
     """
     files = set(names)
-    images = sorted(name for name in files if _is_image(name) and not _is_clutter(name) and not _is_hidden(name))
+    images = sorted(name for name in files if is_candidate(name) and not _is_clutter(name) and not _is_hidden(name))
     return tuple(images), len(files) - len(images)
 
 
-def _refuse_missing_classes(images: tuple[str, ...], source: str) -> None:
-    present = {tuple(name.split("/")[:2]) for name in images}
+# -- class folders -----------------------------------------------------------------------------------------------------
+
+
+def _choose_trees(places: Collection[Place], root: str) -> list[str]:
+    """The roots of the trees that make up the data set: one, or several where each has splits that the others lack.
+
+    ``train/train/NORMAL`` beside ``test/test/NORMAL`` is one data set, unpacked into a folder for each archive.
+    """
+    splits: dict[str, set[str]] = defaultdict(set)
+    for place in places:
+        splits[place.root].add(place.split)
+    chosen, taken = [root], splits[root]
+    for tree in sorted(splits):
+        if not splits[tree] & taken and not {"train", "test"} <= taken:
+            chosen.append(tree)
+            taken = taken | splits[tree]
+    return chosen
+
+
+def _find_copies(places: dict[str, Place], trees: list[str], used: set[str]) -> dict[str, str]:
+    """The pictures of trees below the data set that repeat at least half of their names from it -> the tree's root."""
+    above = {name.removeprefix(places[name].root) for name in used}
+    below: dict[str, list[str]] = defaultdict(list)
+    for name, place in places.items():
+        if place.root not in trees and place.root.startswith(trees[0]):
+            below[place.root].append(name)
+    return {
+        name: tree
+        for tree, found in below.items()
+        if 2 * sum(name.removeprefix(tree) in above for name in found) >= len(found)
+        for name in found
+    }
+
+
+def _refuse_unknown_folders(pictures: list[str], used: set[str], source: str) -> None:
+    """Refuses pictures in a folder that is neither a class folder, nor below one, nor above one."""
+    known = {folder for name in used for folder in accumulate(f"{part}/" for part in name.split("/")[:-1])}
+    unknown: dict[str, list[str]] = defaultdict(list)
+    for name in pictures:
+        folders = accumulate(f"{part}/" for part in name.split("/")[:-1])
+        if folder := next((folder for folder in folders if folder not in known), None):
+            unknown[folder].append(name)
+    for folder, found in unknown.items():
+        others = f" and more in {len(unknown) - 1:,} other folders" if len(unknown) > 1 else ""
+        raise SourceError(
+            f"source: {source} has {len(found):,} pictures in {folder!r}, no class folder of train, val or test, such "
+            f"as {found[0]!r}{others}; move them, name what is to be used in an index.csv (path,label,patient_id), "
+            f"or leave them out with ingestion.ignore, such as {folder.rstrip('/')!r}"
+        )
+
+
+def _refuse_missing_classes(present: set[tuple[str, int]], source: str) -> None:
     splits = ["train", "test"] + (["val"] if any(split == "val" for split, _ in present) else [])
-    missing = [f"{split}/{folder}" for split in splits for folder in CLASS_FOLDERS if (split, folder) not in present]
-    if missing:
+    wanted = {f"{split}/{folder}": (split, label) for split in splits for folder, label in CLASS_FOLDERS.items()}
+    if missing := [name for name, place in wanted.items() if place not in present]:
         raise SourceError(
             f"source: {source} has no images in {', '.join(missing)}; add the folder, or bring an index.csv"
         )
 
 
+# -- single names ------------------------------------------------------------------------------------------------------
+
+
 def _is_clutter(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.name.startswith(".") or any(part in CLUTTER_FOLDERS for part in path.parts)
+    path = PurePosixPath(name.lower())
+    return path.name.startswith(CLUTTER_FILES) or any(part in CLUTTER_FOLDERS for part in path.parts)
 
 
 def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
-def _is_image(name: str) -> bool:
-    return is_candidate(name)
-
-
-def _class_root(name: str) -> str | None:
-    """``a/b/train/NORMAL/x.jpeg`` -> ``a/b/``; ``None`` for a name that is not in such a folder."""
+def _is_ignored(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern fits the name or a folder above it; one without ``/`` fits a file or folder at any depth."""
     parts = name.split("/")
-    if len(parts) < 3 or parts[-3] not in SPLITS or parts[-2] not in CLASS_FOLDERS or not _is_image(name):
-        return None
-    return "".join(f"{part}/" for part in parts[:-3])
+    heads = list(accumulate(parts, lambda head, part: f"{head}/{part}")) if patterns else []
+    return any(
+        part == pattern or fnmatchcase(part, pattern)
+        for pattern in (pattern.removeprefix("./").rstrip("/") for pattern in patterns)
+        for part in (heads if "/" in pattern else parts)
+    )
 
 
 def _index_root(name: str) -> str | None:

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from tasks.devices.files import find_screener
 from tasks.devices.quality import judge_screener
-from tasks.devices.readings import Reading, find_review
+from tasks.devices.readings import Reading, find_review_of
 from tasks.errors import SettingsError, TableError
 from tasks.files import digest, write_json
 from tasks.measures import format_value
@@ -106,12 +106,15 @@ def fit_screener(run: Run, folder: str, recipe: ScreenerRecipe) -> Facts:
     """
     manifest = run.manifest()
     backend = find_backend()
-    review = find_review(run.settings.screening.review, Path(folder), manifest["path"])
+    review = find_review_of(run, Path(folder))
     if review.address is None:
         raise TableError(
             "screening.review: no review table belongs to this source; name a CSV with the columns path,device"
         )
-    rows = join_readings(manifest, pd.DataFrame(read_rows(review.address, "screening.review", ReadingWithBox)))
+    table = pd.DataFrame(read_rows(review.address, "screening.review", ReadingWithBox))
+    rows = join_readings(manifest, table.assign(path=table["path"].map(review.images)))
+    if review.warning:
+        print(f"warning: {review.warning}")
 
     def make(out: Path) -> Facts:
         return train_screener(ReadImages(rows, manifest, run.images()), recipe, run.settings.seed, out / "screener")

@@ -260,7 +260,7 @@ def test_two_files_that_contradict_each_other_at_the_same_time_are_refused(tmp_p
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("z.png,,1,,", "'z.png', which is not an image of this run"),
+        ("z.png,,1,,", "1 of 2 paths name no file of the source, such as 'z.png'"),
         (f"a.png,{sha_of('other')},1,,", "another file 'a.png'"),
         ("a.png,,1,,2026-05-03T00:00:00Z", "lies ahead"),
     ],

@@ -1,5 +1,6 @@
 """Which table of readings applies to a source, and which tables are refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -46,8 +47,8 @@ def test_the_table_that_is_named_comes_before_the_source_s_own(tmp_path: Path) -
 
 
 def test_a_named_table_that_knows_no_path_of_the_source_is_refused_with_an_example(tmp_path: Path) -> None:
-    named = review_file(tmp_path / "named.csv", "path,device\nchest_xray/a,1\n")
-    with pytest.raises(TableError, match=r"no path of .*named\.csv is in the source.*like train/a"):
+    named = review_file(tmp_path / "named.csv", "path,device\nchest_xray/b,1\n")
+    with pytest.raises(TableError, match=r"named\.csv: none of its 1 paths .*'chest_xray/b'.*like train/a"):
         find_review(str(named), tmp_path, pd.Series(["train/a"]))
 
 
@@ -60,7 +61,8 @@ def test_the_shipped_table_applies_from_95_percent_of_its_paths_on(tmp_path: Pat
     shipped = read_review(SHIPPED_REVIEW, "s")
     paths = list(shipped)
     enough = -(-95 * len(paths) // 100)
-    assert find_review(None, tmp_path, pd.Series(paths[:enough])).readings == shipped
+    there = {path: shipped[path] for path in paths[:enough]}
+    assert find_review(None, tmp_path, pd.Series(paths[:enough])).readings == there
     assert find_review(None, tmp_path, pd.Series(paths[: enough - 1])).readings == {}
     assert find_review(None, tmp_path, pd.Series(["train/NORMAL/other.jpeg"])).name == "no review table"
 
@@ -72,3 +74,41 @@ def test_the_shipped_table_has_the_counts_that_the_documentation_tells() -> None
     assert len(shipped) == 4808
     assert sum(normal) / len(normal) == pytest.approx(0.012, abs=0.001)
     assert sum(ill) / len(ill) == pytest.approx(0.53, abs=0.005)
+
+
+WAYS: dict[str, Callable[[str], str]] = {
+    "as it is": lambda path: path,
+    "separators of Windows": lambda path: path.replace("/", "\\"),
+    "a folder above": lambda path: f"chest_xray/{path}",
+    "a place on another machine": lambda path: f"C:\\data\\set\\{path}".replace("/", "\\"),
+    "a dot": lambda path: f"./{path}",
+    "an ending in capitals": lambda path: path.replace(".jpeg", ".JPEG"),
+    "the file's name alone": lambda path: path.rpartition("/")[2],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_table_from_another_machine_has_all_its_readings_used(way: str, tmp_path: Path) -> None:
+    paths = [f"train/NORMAL/IM-{i:04}.jpeg" for i in range(30)]
+    rows = [f"{WAYS[way](path) if i else path},{i % 2}" for i, path in enumerate(paths)]
+    named = review_file(tmp_path / "named.csv", "path,device\n" + "\n".join(rows) + "\n")
+    review = find_review(str(named), tmp_path, pd.Series(paths))
+    assert review.readings == {path: i % 2 for i, path in enumerate(paths)}
+    assert review.warning == ""
+
+
+def test_paths_that_name_nothing_are_warned_of_and_refused_beyond_a_share(tmp_path: Path) -> None:
+    paths = [f"train/NORMAL/{i}.jpeg" for i in range(20)]
+    named = review_file(tmp_path / "named.csv", "path,device\ngone.jpeg,1\n" + "".join(f"{p},0\n" for p in paths[1:]))
+    review = find_review(str(named), tmp_path, pd.Series(paths), max_unmatched=0.05)
+    assert review.warning.endswith("1 of 20 paths name no file of the source, such as 'gone.jpeg'")
+    with pytest.raises(TableError, match=r"1 of 20 paths name no file.*'gone\.jpeg'.*quality\.max_unmatched"):
+        find_review(str(named), tmp_path, pd.Series(paths), max_unmatched=0.049)
+    left_out = ["chest_xray/chest_xray/gone.jpeg"]
+    assert "1 name files that are not used" in find_review(str(named), tmp_path, pd.Series(paths), left_out).warning
+
+
+def test_two_spellings_of_one_path_that_read_it_differently_are_refused(tmp_path: Path) -> None:
+    named = review_file(tmp_path / "named.csv", "path,device\ntrain/a.png,1\ntrain\\a.png,0\n")
+    with pytest.raises(TableError, match=r"'train/a\.png' as 0 and as 1"):
+        find_review(str(named), tmp_path, pd.Series(["train/a.png"]))

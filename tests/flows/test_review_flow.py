@@ -110,7 +110,10 @@ def test_answers_about_a_run_in_a_bucket_join_those_that_others_gave_there(
     [
         (["--run-dir", "RUN"], "--answers"),
         (["--run-dir", "RUN", "--answers", "no.csv"], "no.csv does not exist"),
-        (["--run-dir", "RUN", "--answers", "UNKNOWN"], "'z.png', which is not an image of this run"),
+        (
+            ["--run-dir", "RUN", "--answers", "UNKNOWN"],
+            "none of its 1 paths is an image of the source, such as 'z.png'",
+        ),
         (["--run-dir", "nowhere", "--answers", "UNKNOWN"], "prepare flow"),
         (["--answers", "UNKNOWN"], "--run-dir"),
         (["--run-dir", "RUN", "--answers", "UNKNOWN", "--reviewer", "=1"], "formula"),

@@ -124,6 +124,47 @@ def test_without_a_split_the_top_folder_says_it_and_else_it_is_train(tmp_path: P
     assert table["source_split"].to_dict() == {"a.jpeg": "train", "test/b.jpeg": "test", "val/c.jpeg": "val"}
 
 
+def test_folders_tell_the_split_at_any_depth_and_case_and_a_column_says_it_in_any_case(tmp_path: Path) -> None:
+    images = ("set/Test/a/b.png", "set/TRAIN/c.png", "x/Validation/d.png", "x/e.png", "train/valid/f.png")
+    rows = "".join(f"{path},0,p\n" for path in images)
+    said: list[str] = []
+    (tmp_path / "index.csv").write_text("path,label,patient_id\n" + rows)
+    table = read_index_table(tmp_path / "index.csv", images, warn=said.append)
+    assert table["source_split"].tolist() == ["test", "train", "val", "train", "train"]
+    assert said == [
+        "index.csv: 2 of 5 images have no split, such as 'x/e.png'; they are used for training and validation"
+    ]
+    words = index(tmp_path, "path,label,patient_id,split\na.jpeg,0,p,TEST\nval/c.jpeg,0,p,Validation\n")
+    assert words["source_split"].tolist() == ["test", "val"]
+
+
+def test_a_source_without_a_test_split_says_so_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files: dict[str, bytes | str] = {"1.png": picture(1), "2.jpg": picture(2)}
+    table = "path,label,patient_id\n1.png,0,x\n2.jpg,1,y\n"
+    ingested(tmp_path, write_set(tmp_path / "mine", {**files, "index.csv": table}))
+    assert capsys.readouterr().out.splitlines()[0].startswith("warning: the source has no test split")
+
+
+def test_an_index_from_another_machine_names_the_same_images(tmp_path: Path) -> None:
+    names = ("scans/\u00e4.png", "scans/b.jpeg", "scans/c.png")
+    rows = ["D:\\x\\scans\\a\u0308.png,0,p", "D:\\x\\scans\\b.JPEG,1,q", "D:\\x\\Scans\\c.png,1,r"]
+    table = index(tmp_path, "path,label,patient_id\n" + "\n".join(rows) + "\n", names)
+    assert table["label"].to_dict() == dict(zip(names, (0, 1, 1), strict=True))
+
+
+def test_the_subtype_is_the_folder_s_below_a_class_folder() -> None:
+    found = {
+        path: describe_path(path)["subtype"]
+        for path in (
+            "train/PNEUMONIA/bacteria/1.png",
+            "Train/Pneumonia/Viral Pneumonia/1.png",
+            "train/PNEUMONIA/virus/person1_bacteria_1.png",
+            "train/PNEUMONIA/child 7/person1_virus_1.png",
+        )
+    }
+    assert list(found.values()) == ["bacteria", "virus", "unknown", "virus"]
+
+
 def test_labels_may_be_words_or_digits_and_only_images_that_are_listed_count(tmp_path: Path) -> None:
     table = index(tmp_path, "path,label,patient_id\na.jpeg,Normal,p\ntest/b.jpeg,PNEUMONIA,q\n")
     assert table["label"].to_dict() == {"a.jpeg": 0, "test/b.jpeg": 1}
@@ -147,12 +188,21 @@ def test_a_byte_order_mark_and_more_columns_do_not_matter(tmp_path: Path) -> Non
         ("path,label,patient_id\n", "lists no image"),
         ("path,label,patient_id\na.jpeg,0,p\na.jpeg,0,p\n", "lists 'a.jpeg' twice"),
         ("path,label,patient_id\na.jpeg,0,p\na.jpeg,1,p\n", "lists 'a.jpeg' twice"),
-        ("path,label,patient_id\na.jpeg,0,p\ngone.jpeg,0,p\n", "'gone.jpeg', which is no picture below it"),
-        ("path,label,patient_id\n/etc/passwd,0,p\n", "'/etc/passwd', which is no picture below it"),
-        ("path,label,patient_id\n../a.jpeg,0,p\n", "'../a.jpeg', which is no picture below it"),
+        (
+            "path,label,patient_id\na.jpeg,0,p\ngone.jpeg,0,p\n",
+            "1 of 2 paths name no file of the source, such as 'gone.jpeg'",
+        ),
+        (
+            "path,label,patient_id\n/etc/passwd,0,p\n",
+            "none of its 1 paths is an image of the source, such as '/etc/passwd'",
+        ),
+        (
+            "path,label,patient_id\n../a.jpeg,0,p\n",
+            "none of its 1 paths is an image of the source, such as '../a.jpeg'",
+        ),
         ("path,label,patient_id\na.jpeg,2,p\n", "line 2 has label = '2'"),
         ("path,label,patient_id\na.jpeg,,p\n", "line 2 has label = ''"),
-        ("path,label,patient_id,split\na.jpeg,0,p,training\n", "line 2 has split = 'training'"),
+        ("path,label,patient_id,split\na.jpeg,0,p,holdout\n", "line 2 has split = 'holdout'"),
         ("path,label,patient_id,subtype\na.jpeg,1,p,fungus\n", "line 2 has subtype = 'fungus'"),
     ],
 )
@@ -346,7 +396,7 @@ def test_a_data_set_with_an_index_and_names_of_its_own_is_read_by_it(tmp_path: P
     facts, manifest = ingested(tmp_path, write_set(tmp_path / "mine", {**files, "index.csv": table}))
     assert manifest["label"].to_dict() == {"scans/1.png": 0, "scans/2.jpg": 1}
     assert manifest["source_split"].to_dict() == {"scans/1.png": "train", "scans/2.jpg": "test"}
-    assert facts["n_clutter"] == 1
+    assert (facts["n_clutter"], facts["n_unused"]) == (0, 1)
 
 
 def test_a_zip_and_its_folder_have_the_same_manifest(tmp_path: Path) -> None:

@@ -228,13 +228,14 @@ def test_a_directory_named_like_an_image_is_a_directory(tmp_path: Path) -> None:
     assert list(read_all(tmp_path)) == ["x.jpeg/y.png"]
 
 
-def test_links_to_files_are_read_and_links_to_folders_are_counted_but_not_followed(tmp_path: Path) -> None:
+def test_links_to_files_and_folders_are_read_and_those_that_lead_back_are_counted(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "folder", {"sub/a.png": picture()})
+    (folder / "linked").symlink_to(write_files(tmp_path / "elsewhere", {"b.png": picture()}))
     (folder / "link.png").symlink_to(folder / "sub" / "a.png")
     (folder / "sub" / "up").symlink_to(folder)
     (folder / "up.png").symlink_to(folder)
     with open_loose_images(str(folder), Settings()) as found:
-        assert found.paths == ("link.png", "sub/a.png")
+        assert found.paths == ("link.png", "linked/b.png", "sub/a.png")
         assert found.n_left_out == 2
 
 

@@ -20,6 +20,7 @@ from tasks.preparing.ingestion import list_images
 from tasks.settings import Settings
 from tasks.sources.checksums import sum_files
 from tasks.sources.fetching import fetch, fetch_source
+from tasks.sources.folders import list_folder
 
 FOUR = ["train/NORMAL/a.jpeg", "train/PNEUMONIA/b.jpeg", "test/NORMAL/c.jpeg", "test/PNEUMONIA/d.jpeg"]
 
@@ -54,6 +55,41 @@ def test_a_folder_is_used_where_it_lies(tmp_path: Path) -> None:
     assert Path(fetched.folder) == folder / "chest_xray"
     assert fetched.layout.images == tuple(sorted(FOUR))
     assert not (tmp_path / "raw").exists()
+
+
+def test_folders_behind_links_are_read_and_links_that_lead_back_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = make_folder(tmp_path / "elsewhere", ["val/NORMAL/e.png", "val/PNEUMONIA/f.png", "ill/d.jpeg"])
+    folder = make_folder(tmp_path / "mine", FOUR[:3])
+    (folder / "val").symlink_to(elsewhere / "val")
+    (folder / "test/PNEUMONIA").symlink_to(elsewhere / "ill")
+    (folder / "train/all").symlink_to(folder)
+    (elsewhere / "val/up").symlink_to(elsewhere / "val")
+    fetched = fetch_source(settings(tmp_path, folder))
+    assert fetched.layout.images == tuple(sorted([*FOUR, "val/NORMAL/e.png", "val/PNEUMONIA/f.png"]))
+    assert "2 links lead to a folder above them and are not followed, such as train/all" in capsys.readouterr().out
+
+
+def test_links_that_lead_to_each_other_are_followed_once_and_one_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "mine", ["a/1.png", "b/2.png"])
+    (folder / "a/b").symlink_to(folder / "b")
+    (folder / "b/a").symlink_to(folder / "a")
+    names, circles = list_folder(folder, "source")
+    assert sorted(names) == ["a/1.png", "a/b/2.png", "b/2.png", "b/a/1.png"]
+    assert circles == ["a/b/a", "b/a/b"]
+    (folder / "val").symlink_to(tmp_path / "gone")
+    with pytest.raises(SourceError, match="val is a link that leads nowhere"):
+        list_folder(folder, "source")
+
+
+def test_what_a_pattern_ignores_is_not_unpacked(tmp_path: Path) -> None:
+    archive = make_zip(tmp_path / "set.zip", [*FOUR, "hospital_b/1.png"])
+    with pytest.raises(SourceError, match=r"ingestion\.ignore, such as 'chest_xray/hospital_b'"):
+        fetch_source(settings(tmp_path, archive))
+    fetched = fetch_source(settings(tmp_path, archive, ingestion={"ignore": ["chest_xray/hospital_b"]}))
+    assert files_below(Path(fetched.folder)) == sorted(FOUR)
+    assert fetched.layout.n_ignored == 1
 
 
 def test_a_zip_is_unpacked_to_its_root_without_clutter(tmp_path: Path) -> None:

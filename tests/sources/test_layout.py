@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import SourceError
-from tasks.sources.layout import plan_layout
+from tasks.sources.layout import find_place, plan_layout, plan_loose_images
 
 FOUR = ["train/NORMAL/a.jpeg", "train/PNEUMONIA/b.jpeg", "test/NORMAL/c.jpeg", "test/PNEUMONIA/d.jpeg"]
 
@@ -68,7 +68,8 @@ def test_finder_files_thumbnails_and_text_are_clutter() -> None:
         "notes.jpeg",
     ]
     layout = plan_layout([*below("chest_xray/"), *clutter], "x")
-    assert (layout.root, layout.images, layout.n_clutter) == ("chest_xray/", tuple(sorted(FOUR)), len(clutter))
+    assert (layout.root, layout.images, layout.n_clutter) == ("chest_xray/", tuple(sorted(FOUR)), len(clutter) - 1)
+    assert (layout.n_unused, layout.unused) == (1, "notes.jpeg")
 
 
 def test_a_macos_shadow_tree_is_never_the_root() -> None:
@@ -76,9 +77,18 @@ def test_a_macos_shadow_tree_is_never_the_root() -> None:
         plan_layout(below("__MACOSX/"), "x")
 
 
-def test_images_deeper_than_a_class_folder_are_left_out() -> None:
-    layout = plan_layout([*FOUR, "train/NORMAL/more/e.jpeg"], "x")
-    assert (len(layout.images), layout.n_clutter) == (4, 1)
+@pytest.mark.parametrize("folder", ["train/NORMAL/more", "train/PNEUMONIA/bacteria", "Train/Pneumonia/virus/child 7"])
+def test_images_below_a_class_folder_belong_to_it_at_any_depth(folder: str) -> None:
+    layout = plan_layout([*FOUR, f"{folder}/e.jpeg"], "x")
+    assert (len(layout.images), layout.n_clutter, layout.n_unused) == (5, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "folder", ["PNEUMONIA/masks", "NORMAL/lung masks/a", "NORMAL/virus", "NORMAL/PNEUMONIA", "PNEUMONIA/test"]
+)
+def test_a_folder_below_a_class_folder_that_says_otherwise_stops_the_run(folder: str) -> None:
+    with pytest.raises(SourceError, match=f"1 pictures in 'train/{'/'.join(folder.split('/')[:2])}/'"):
+        plan_layout([*FOUR, f"train/{folder}/e.jpeg"], "x")
 
 
 def test_a_nested_second_copy_is_left_out_and_counted() -> None:
@@ -93,15 +103,76 @@ def test_a_nested_copy_below_a_data_set_at_the_top_is_left_out_too() -> None:
     assert (layout.root, layout.n_nested, layout.n_nested_only) == ("", 4, 0)
 
 
-def test_endings_count_in_any_case_and_folders_only_as_written() -> None:
-    layout = plan_layout([*FOUR, "train/NORMAL/e.JPG", "train/NORMAL/f.PNG", "train/normal/g.png"], "x")
-    assert set(layout.images) == {*FOUR, "train/NORMAL/e.JPG", "train/NORMAL/f.PNG"}
+def test_endings_and_folders_of_splits_and_classes_count_in_any_case() -> None:
+    more = ["train/NORMAL/e.JPG", "Train/Normal/f.PNG", "TEST/pneumonia/g.png"]
+    assert set(plan_layout([*FOUR, *more], "x").images) == {*FOUR, *more}
+
+
+@pytest.mark.parametrize("word", ["val", "Val", "valid", "VALIDATION"])
+def test_validation_has_several_names(word: str) -> None:
+    layout = plan_layout([*FOUR, f"{word}/NORMAL/e.png", f"{word}/PNEUMONIA/f.png"], "x")
+    place = find_place(f"{word}/NORMAL/e.png")
+    assert (len(layout.images), place and place.split) == (6, "val")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("hospital_b/", "hospital_b/train/NORMAL/1.png"),
+        ("chest_xray/train/COVID19/", "chest_xray/train/COVID19/1.png"),
+        ("chest_xray/holdout/", "chest_xray/holdout/NORMAL/1.png"),
+        ("chest_xray/more/", "chest_xray/more/1.png"),
+        ("chest_xray/hospital_b/", "chest_xray/hospital_b/train/NORMAL/1.png"),
+    ],
+)
+def test_an_unknown_folder_of_pictures_stops_the_run_and_may_be_ignored(folder: str, name: str) -> None:
+    names = [*below("chest_xray/"), name]
+    with pytest.raises(SourceError) as caught:
+        plan_layout(names, "my.zip")
+    sentence = str(caught.value)
+    assert f"my.zip has 1 pictures in {folder!r}" in sentence and "ingestion.ignore" in sentence
+    assert "\n" not in sentence
+    for pattern in (folder, folder.rstrip("/").rpartition("/")[2], f"{folder}*", "*/1.png"):
+        layout = plan_layout(names, "my.zip", [pattern])
+        assert (layout.images, layout.n_ignored, layout.n_clutter) == (tuple(sorted(FOUR)), 1, 0)
+
+
+def test_pictures_beside_folders_that_are_known_are_counted_and_named() -> None:
+    layout = plan_layout([*below("c/"), "overview.png", "c/logo.png", "c/train/all.png", "c/notes.txt"], "x")
+    assert (layout.images, layout.n_unused, layout.unused) == (tuple(sorted(FOUR)), 3, "c/logo.png")
+    assert (layout.n_clutter, "overview.png" in layout.left_out, len(layout.left_out)) == (1, True, 4)
+
+
+def test_a_data_set_that_was_unpacked_into_a_folder_for_each_split_is_one() -> None:
+    names = [f"{name.split('/')[0]}/{name}" for name in FOUR]
+    assert plan_layout(names, "x").images == tuple(sorted(names))
+    layout = plan_layout(below("set/", names), "x")
+    assert (layout.root, layout.images) == ("set/", tuple(sorted(names)))
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "@eaDir/a.jpeg",
+        "$RECYCLE.BIN/S-1",
+        "#recycle",
+        "@Recycle",
+        "System Volume Information",
+        ".Trashes",
+        "lost+found",
+    ],
+)
+def test_folders_of_a_nas_and_bins_are_clutter_in_data_sets_and_among_loose_images(folder: str) -> None:
+    names = [f"{at}{folder}/SYNOPHOTO_THUMB_M.jpg" for at in ("", "train/NORMAL/")] + [f"{folder}/train/NORMAL/x.png"]
+    layout = plan_layout([*FOUR, *names, "train/NORMAL/SYNOPHOTO_THUMB_XL.jpg"], "x")
+    assert (layout.images, layout.n_clutter, layout.n_unused) == (tuple(sorted(FOUR)), 4, 0)
+    assert plan_loose_images([*FOUR, *names]) == (tuple(sorted(FOUR)), 3)
 
 
 def test_with_an_index_every_image_below_it_may_be_used_and_no_class_folder_is_needed() -> None:
     layout = plan_layout(["set/index.csv", "set/a.png", "set/deep/er/b.jpg", "set/notes.txt", "else.png"], "x")
     assert (layout.root, layout.images, layout.tables) == ("set/", ("a.png", "deep/er/b.jpg"), ("index.csv",))
-    assert layout.n_clutter == 2
+    assert (layout.n_clutter, layout.n_unused) == (1, 1)
 
 
 def test_tables_count_at_the_root_only() -> None:
@@ -120,3 +191,4 @@ def test_the_public_archive_has_5840_images_below_chest_xray_and_61_in_a_nested_
         layout = plan_layout([name for name in archive.namelist() if not name.endswith("/")], "x")
     assert (layout.root, len(layout.images), layout.n_nested) == ("chest_xray/", 5840, 61)
     assert all(name.startswith(("train/", "test/")) for name in layout.images)
+    assert (layout.n_clutter, layout.n_unused, layout.n_ignored) == (63, 0, 0)

@@ -1,0 +1,139 @@
+"""Which image a row of a table means: the one join by path, for all tables that people bring.
+
+A path in a table was written by another program on another machine: with ``\\`` for ``/``, in another Unicode form or
+case, or relative to another folder. What still fits no image is counted, and refused beyond a share.
+"""
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from tasks.errors import TableError
+
+
+@dataclass(frozen=True)
+class Match:
+    """What the paths of a table mean.
+
+    Attributes:
+        images: Path in the table -> path of the image.
+        left_out: Paths that name a file of the source that is no image of the data set.
+        missed: Paths that name no file.
+        unclear: Path in the table -> two images that it fits.
+    """
+
+    images: dict[str, str]
+    left_out: tuple[str, ...]
+    missed: tuple[str, ...]
+    unclear: dict[str, tuple[str, str]]
+
+
+def match_paths(named: Iterable[str], images: Collection[str], left_out: Collection[str] = ()) -> Match:
+    """Finds the image that each path of a table means.
+
+    In this order: the same text; the same but for separators, ``./``, Unicode form and case; the same below a folder
+    that the paths which are left have in common (``chest_xray/``); the end of an image's path, if only one ends so. The
+    last two find no image that another row names in full. Nothing is guessed: a path that fits two images is unclear.
+
+    Args:
+        named: Paths in the table.
+        images: Paths of the images.
+        left_out: Names of the source's other files; a path that means one of them is no miss.
+    """
+    rows, there = list(dict.fromkeys(named)), set(images)
+    found = {row: row for row in rows if row in there}
+    rest = {row: plain_path(row) for row in rows if row not in found}
+    if not rest:
+        return Match(found, (), (), {})
+    unclear: dict[str, tuple[str, str]] = {}
+    whole = _group(there)
+    _take(rest, whole, frozenset(), found, unclear)
+    taken = frozenset(found.values())
+    prefix = _common_folder(rest.values(), {path for path, fits in whole.items() if not taken & set(fits)})
+    below = {row: path.removeprefix(prefix) for row, path in rest.items()}
+    _take(below, whole, taken, found, unclear)
+    _take(below, _group(there, below.values()), taken, found, unclear)
+    others = _group(left_out, below.values())
+    left = tuple(row for row, path in below.items() if path in others)
+    return Match(found, left, tuple(row for row, path in below.items() if path not in others), unclear)
+
+
+def accept_match(match: Match, table: str, images: Collection[str], max_unmatched: float) -> str:
+    """Refuses a table that names too few files of the source; returns what is to be warned of, else ``""``.
+
+    Args:
+        match: What its paths mean.
+        table: The table in messages, ``setting: file``.
+        images: Paths of the images, for an example.
+        max_unmatched: Largest accepted share of its paths that name no file (``quality.max_unmatched``).
+
+    Raises:
+        TableError: If a path fits two images, none fits an image, or too many fit no file.
+    """
+    for row, (one, other) in match.unclear.items():
+        raise TableError(f"{table} has the path {row!r}, which fits {one!r} and {other!r}; write the path of one")
+    n_missed, n_other = len(match.missed), len(match.left_out)
+    n = len(match.images) + n_missed + n_other
+    example = "".join(f", such as {row!r}" for row in (*match.missed, *match.left_out)[:1])
+    like = f"paths are relative to the data set's root, like {next(iter(images), 'train/NORMAL/x.jpeg')}"
+    if not match.images:
+        raise TableError(f"{table}: none of its {n:,} paths is an image of the source{example}; {like}")
+    if n_missed > max_unmatched * n:
+        raise TableError(
+            f"{table}: {n_missed:,} of {n:,} paths name no file of the source{example}; {like}; give the table of "
+            "these images, or raise quality.max_unmatched"
+        )
+    missed = f"{n_missed:,} of {n:,} paths name no file of the source" if n_missed else ""
+    other = f"{n_other:,} name files that are not used" if n_other else ""
+    return f"{table}: {' and '.join(filter(None, (missed, other)))}{example}" if example else ""
+
+
+def plain_path(path: str) -> str:
+    """A path without what differs between systems: ``.\\Train\\x.JPEG`` -> ``train/x.jpeg``, in Unicode's form C."""
+    text = unicodedata.normalize("NFC", path.strip().replace("\\", "/")).casefold()
+    return "/".join(part for part in text.split("/") if part not in ("", "."))
+
+
+def _take(
+    rows: dict[str, str],
+    places: dict[str, list[str]],
+    taken: frozenset[str],
+    found: dict[str, str],
+    unclear: dict[str, tuple[str, str]],
+) -> None:
+    """Moves rows whose plain path is in ``places`` to ``found``, or to ``unclear`` if it means several images."""
+    for row, path in list(rows.items()):
+        fits = places.get(path, [])
+        if len(fits) > 1:
+            unclear[row] = (fits[0], fits[1])
+        elif fits and fits[0] not in taken:
+            found[row] = fits[0]
+        else:
+            continue
+        del rows[row]
+
+
+def _group(paths: Iterable[str], like: Collection[str] | None = None) -> dict[str, list[str]]:
+    """Plain path -> the paths that have it, sorted; of a path its last parts, as many as those that it may be like."""
+    n_parts = None if like is None else {path.count("/") + 1 for path in like}
+    groups: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(paths):
+        parts = plain_path(path).split("/")
+        for n in (len(parts),) if n_parts is None else n_parts:
+            if n <= len(parts):
+                groups["/".join(parts[-n:])].append(path)
+    return groups
+
+
+def _common_folder(rows: Iterable[str], places: Collection[str]) -> str:
+    """The folder without which most of the plain paths are images; ``""`` if there is none, or no single one."""
+    votes: Counter[str] = Counter()
+    for row in rows:
+        parts = row.split("/")
+        for n in range(1, len(parts) if ".." not in parts else 0):
+            if "/".join(parts[n:]) in places:
+                votes["/".join(parts[:n]) + "/"] += 1
+                break
+    best = votes.most_common(2)
+    return best[0][0] if best and (len(best) == 1 or best[0][1] > best[1][1]) else ""
