@@ -1,10 +1,15 @@
-"""Explain: LIME maps, audit, report, model card, seal and publishing of a trained run. Runs on the CPU pool."""
+"""Explain: LIME maps, audit, report, model card, seal and publishing of a trained run. Runs on the CPU pool.
 
+``python -m flows.explain --run-dir RUN`` does it alone, and prints the report's address.
+"""
+
+import sys
 from typing import Any
 
 from prefect import flow
 from prefect.task_runners import TaskRunner
 
+from flows.engine.command_line import run_command
 from flows.engine.labels import label_run
 from flows.engine.run_folders import bring_run, own_run_folder
 from flows.engine.runners import do_shards, open_runner
@@ -42,3 +47,7 @@ def explain_images(runner: TaskRunner[Any], run: Run) -> None:
     """Explains the chosen images that are not in the cache."""
     do_shards(runner, "explained", explain_shards, plan_explanations(run), run=run)
     gather_explanations(run)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(explain, sys.argv[1:], "python -m flows.explain"))

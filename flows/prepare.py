@@ -1,10 +1,15 @@
-"""Prepare: from a source to packed, checked, split and screened images. Runs on the CPU pool."""
+"""Prepare: from a source to packed, checked, split and screened images. Runs on the CPU pool.
 
+``python -m flows.prepare --run-dir RUN`` does it alone, and prints the run folder.
+"""
+
+import sys
 from typing import Any
 
 from prefect import flow
 from prefect.task_runners import TaskRunner
 
+from flows.engine.command_line import run_command
 from flows.engine.labels import label_run
 from flows.engine.run_folders import bring_run, own_run_folder
 from flows.engine.runners import do_shards, open_runner
@@ -19,8 +24,11 @@ from tasks.sources.fetching import fetch
 
 
 @flow(name="prepare", flow_run_name=label_run, log_prints=True, validate_parameters=True)
-def prepare(settings: Settings) -> None:
-    """Fetches the source, checks it, draws validation, packs pixels and excludes images with devices from training."""
+def prepare(settings: Settings) -> str:
+    """Fetches the source, checks it, draws validation, packs pixels and excludes images with devices from training.
+
+    Returns the run folder's address.
+    """
     run = Run(settings)
     with own_run_folder(run), open_runner(settings.scaling) as runner:
         bring_run(run)
@@ -31,6 +39,7 @@ def prepare(settings: Settings) -> None:
         pack_images(runner, run, source.folder)
         screen_images(runner, run, source.folder)
         check(run, "prepared")
+    return run.address()
 
 
 def pack_images(runner: TaskRunner[Any], run: Run, folder: str) -> None:
@@ -45,3 +54,7 @@ def screen_images(runner: TaskRunner[Any], run: Run, folder: str) -> None:
     """Screens the packed images that are not in the cache, and decides which leave training."""
     do_shards(runner, "screened", screen_shards, plan_screening(run), run=run)
     screen(run, folder)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(prepare, sys.argv[1:], "python -m flows.prepare"))

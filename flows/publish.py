@@ -9,6 +9,7 @@ from prefect import flow
 from pydantic import BaseModel, Field
 
 from flows.engine.command_line import run_command
+from tasks.addresses import Place
 from tasks.errors import SettingsError
 from tasks.publishing import published as publishing
 from tasks.settings import Settings
@@ -18,13 +19,13 @@ class PublishFlags(BaseModel):
     """Shows which run is published; --run-dir names the folder of runs (s3://bucket/runs/) or any run in it."""
 
     roll_back: bool = Field(False, description="Publish again what was published before.")
-    to: str | None = Field(
+    to: Place | None = Field(
         None, min_length=1, description="Publish this finished run of the folder, by the rules of publishing."
     )
 
 
 @flow(name="publish", log_prints=True, validate_parameters=True)
-def publish(settings: Settings = Settings(), roll_back: bool = False, to: str | None = None) -> str:
+def publish(settings: Settings = Settings(), roll_back: bool = False, to: Place | None = None) -> str:
     """Shows or changes the published run among the runs of ``settings.run_dir``; returns its address.
 
     Raises:

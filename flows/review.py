@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 from flows.engine.command_line import run_command
 from flows.engine.labels import label_run
 from flows.engine.run_folders import bring_run
+from tasks.addresses import Place
 from tasks.devices.answers import (
     Answer,
     answers_folder,
@@ -34,14 +35,14 @@ from tasks.settings import Settings
 class ReviewFlags(BaseModel):
     """Takes a person's answers about the doubtful images of a prepared run, for all runs."""
 
-    answers: str | None = Field(None, description="CSV saved from the sheet, or any with the columns path,device.")
+    answers: Place | None = Field(None, description="CSV saved from the sheet, or any with the columns path,device.")
     reviewer: str = Field("", description="Who answered, if the CSV does not say; default: the user's name.")
 
 
 class ReviewForm(RunInput):
     """The form of a waiting run in the web page."""
 
-    answers: str = Field("", description="Address of the CSV saved from the sheet, on the machine of the worker.")
+    answers: Place = Field("", description="Address of the CSV saved from the sheet, on the machine of the worker.")
     with_device: str = Field(
         "", description="Or: image ids that show a device, separated by commas or blanks, as the sheet shows them."
     )
@@ -53,7 +54,7 @@ class ReviewForm(RunInput):
 
 
 @flow(name="review", flow_run_name=label_run, log_prints=True, validate_parameters=True)
-def review(settings: Settings = Settings(), answers: str | None = None, reviewer: str = "") -> str:
+def review(settings: Settings = Settings(), answers: Place | None = None, reviewer: str = "") -> str:
     """Takes answers about the images of a run; returns the folder where answers are kept.
 
     Raises:
@@ -116,7 +117,7 @@ def take_form(form: ReviewForm, run: Run, now: datetime) -> None:
     if file and named:
         raise TableError("answers: the form names a CSV and image ids; give one of them")
     if file or named:
-        take_answers(Path(file).expanduser() if file else named, run, form.reviewer, now)
+        take_answers(Path(file) if file else named, run, form.reviewer, now)
     elif not form.go_on:
         raise TableError("answers: the form has none; name the CSV, list image ids, or tick go_on")
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from flows.engine.command_line import run_command
 from flows.engine.labels import label_run
 from flows.engine.run_folders import bring_run
+from tasks.addresses import Place
 from tasks.runs.run import Run
 from tasks.scoring.batches import TableFlags, demand_all
 from tasks.scoring.scores import find_scored_images, score_images
@@ -20,12 +21,12 @@ from tasks.settings import Settings
 class ScoreFlags(TableFlags):
     """Scores X-rays with the network of the run folder --run-dir, and refuses images unlike its training images."""
 
-    out: str = Field(min_length=1, description="CSV file to write: path,probability,decision,device_score,refused.")
+    out: Place = Field(min_length=1, description="CSV file to write: path,probability,decision,device_score,refused.")
 
 
 @flow(name="score", flow_run_name=label_run, log_prints=True, validate_parameters=True)
-def score(images: str, out: str, strict: bool = False, settings: Settings = Settings()) -> str:
-    """Scores a folder or zip with the network of ``settings.run_dir``; returns the address of the table."""
+def score(images: Place, out: Place, strict: bool = False, settings: Settings = Settings()) -> str:
+    """Scores a folder or archive with the network of ``settings.run_dir``; returns the address of the table."""
     if settings.run_dir is not None:
         bring_run(Run(settings))
     find_scored_images(images, out, settings)

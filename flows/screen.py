@@ -1,4 +1,4 @@
-"""Screen: finds the X-rays of a folder or zip that show a medical device. Needs no run folder.
+"""Screen: finds the X-rays of a folder or archive that show a medical device. Needs no run folder.
 
 ``python -m flows.screen --images DIR_OR_ZIP --out devices.csv`` (``--help`` lists all flags).
 """
@@ -10,6 +10,7 @@ from pydantic import Field
 
 from flows.engine.command_line import run_command
 from flows.engine.labels import label_run
+from tasks.addresses import Place
 from tasks.scoring.batches import TableFlags, demand_all
 from tasks.scoring.device_scores import find_images, screen_images
 from tasks.settings import Settings
@@ -18,17 +19,17 @@ from tasks.settings import Settings
 class ScreenFlags(TableFlags):
     """Screens X-rays for medical devices: a score and a decision for each image, and masks of where devices are."""
 
-    out: str = Field(min_length=1, description="CSV file to write: path,device_score,has_device,refused.")
-    masks: str | None = Field(
+    out: Place = Field(min_length=1, description="CSV file to write: path,device_score,has_device,refused.")
+    masks: Place | None = Field(
         None, min_length=1, description="Folder for a mask <image_id>.png of each image; default: no masks."
     )
 
 
 @flow(name="screen", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def screen(
-    images: str, out: str, masks: str | None = None, strict: bool = False, settings: Settings = Settings()
+    images: Place, out: Place, masks: Place | None = None, strict: bool = False, settings: Settings = Settings()
 ) -> str:
-    """Scores a folder or zip of X-rays for medical devices; returns the address of the table."""
+    """Scores a folder or archive of X-rays for medical devices; returns the address of the table."""
     find_images(images, out, masks, settings)
     counts = screen_images(images, out, masks, settings)
     if strict:

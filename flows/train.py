@@ -1,7 +1,13 @@
-"""Train: fits, calibrates and evaluates the network on a prepared run folder. Runs on the GPU pool."""
+"""Train: fits, calibrates and evaluates the network on a prepared run folder. Runs on the GPU pool.
+
+``python -m flows.train --run-dir RUN`` does it alone, and prints the run folder.
+"""
+
+import sys
 
 from prefect import flow
 
+from flows.engine.command_line import run_command
 from flows.engine.gpu_slot import gpu_slot
 from flows.engine.labels import label_run
 from flows.engine.run_folders import bring_run, own_run_folder
@@ -13,8 +19,11 @@ from tasks.training.fitting import fit
 
 
 @flow(name="train", flow_run_name=label_run, log_prints=True, validate_parameters=True)
-def train(settings: Settings) -> None:
-    """Fits and calibrates the model, and its twin if the audit compares the two; evaluates the model."""
+def train(settings: Settings) -> str:
+    """Fits and calibrates the model, and its twin if the audit compares the two; evaluates the model.
+
+    Returns the run folder's address.
+    """
     run = Run(settings)
     with own_run_folder(run), gpu_slot():
         bring_run(run)
@@ -22,3 +31,8 @@ def train(settings: Settings) -> None:
             fit(run, name)
             calibrate(run, name)
         evaluate(run)
+    return run.address()
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(train, sys.argv[1:], "python -m flows.train"))

@@ -11,6 +11,7 @@ from flows.engine.labels import label_run
 from flows.engine.run_folders import bring_run, own_run_folder, with_run_folder
 from flows.engine.runners import open_runner
 from flows.prepare import pack_images
+from tasks.addresses import Place
 from tasks.preparing.ingestion import ingest
 from tasks.preparing.quality import check
 from tasks.preparing.splitting import split
@@ -23,13 +24,13 @@ from tasks.training.screener import ScreenerRecipe, fit_screener
 class TrainScreenerFlags(BaseModel):
     """Train a screener that finds medical devices, from drawn devices and people's readings."""
 
-    review: str | None = Field(None, description="CSV of readings (path,device,…); short for --screening.review.")
+    review: Place | None = Field(None, description="CSV of readings (path,device,…); short for --screening.review.")
     recipe: ScreenerRecipe = Field(ScreenerRecipe(), description=ScreenerRecipe.__doc__)
 
 
 @flow(name="train-screener", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def train_screener(
-    settings: Settings = Settings(), review: str | None = None, recipe: ScreenerRecipe = ScreenerRecipe()
+    settings: Settings = Settings(), review: Place | None = None, recipe: ScreenerRecipe = ScreenerRecipe()
 ) -> str:
     """Trains a screener on a data set with readings; returns its folder, for ``screening.screener``."""
     if review is not None:

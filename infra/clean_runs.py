@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 
 from flows.engine.command_line import run_command
+from tasks.addresses import Place
 from tasks.errors import SettingsError
 from tasks.files import is_held, read_json
 from tasks.publishing.published import read_published
@@ -33,7 +34,7 @@ class CleanFlags(BaseModel):
     """Removes all but the newest finished runs, and entries of the cache (--storage.cache) that no kept run uses."""
 
     keep: int = Field(ge=1, description="Number of newest finished runs to keep.")
-    runs: str = Field("data/runs", min_length=1, description="Folder of the runs, on this machine.")
+    runs: Place = Field("data/runs", min_length=1, description="Folder of the runs, on this machine.")
     dry_run: bool = Field(False, description="Only list what would be removed.")
 
 

@@ -9,7 +9,7 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
-from tasks import SURROUNDINGS
+from tasks import DEFAULTS, OVERRIDDEN
 from tasks.errors import SettingsError
 
 PoolType = Literal["process", "kubernetes"]
@@ -32,7 +32,10 @@ def job_template(name: str, kind: PoolType, heartbeat_s: int) -> dict[str, Any]:
     environment = template["variables"]["properties"]["env"]
     environment["default"] = environment.get("default", {}) | {
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(heartbeat_s),
-        **{name: SURROUNDINGS[name] for name in ("PREFECT_CLIENT_MAX_RETRIES", "PREFECT_RESULTS_DEFAULT_SERIALIZER")},
+        **{
+            name: (DEFAULTS | OVERRIDDEN)[name]
+            for name in ("PREFECT_CLIENT_MAX_RETRIES", "PREFECT_RESULTS_DEFAULT_SERIALIZER")
+        },
     }
     return template
 

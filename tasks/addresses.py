@@ -1,6 +1,8 @@
 """Addresses: of sources, without their secrets (a share link is a key, as is a password), and of folders."""
 
 import re
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -38,11 +40,32 @@ def holds_keys(address: str) -> bool:
     return "@" in address.partition("://")[2].split("/")[0] or "?" in address
 
 
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+
+
+def is_archive(address: str) -> bool:
+    """Whether an address or name ends like an archive that can be read."""
+    return address.lower().endswith(ARCHIVES)
+
+
+def without_ending(name: str) -> str:
+    """A file name without the ending of an archive."""
+    return next((name[: -len(ending)] for ending in ARCHIVES if name.lower().endswith(ending)), name)
+
+
 def source_name(source: str) -> str:
     """A short name for run folders: the last part of the address without its ending, in letters, digits, - and _."""
-    last = source.rstrip("/").split("/")[-1].removesuffix(".zip")
+    last = without_ending(source.rstrip("/").split("/")[-1])
     name = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in last).strip("-")
     return name[:60] or "source"
+
+
+def _expand_home(value: str) -> str:
+    """``~/x`` and ``~name/x`` as a shell expands them: it does not in ``--flag=~/x``, a deployment, or a form."""
+    first, slash, rest = value.partition("/")
+    with suppress(RuntimeError):  # no such user: a file may begin with ~ too
+        return f"{Path(first).expanduser()}{slash}{rest}" if first.startswith("~") else value
+    return value
 
 
 def _refuse_address(value: str) -> str:
@@ -58,7 +81,9 @@ def _refuse_other_buckets(value: str) -> str:
     return value
 
 
-Folder = Annotated[str, AfterValidator(_refuse_address)]
+Place = Annotated[str, AfterValidator(_expand_home)]
+"""A path on this machine, or an address; every setting and argument that may be a path has this type or one below."""
+Folder = Annotated[Place, AfterValidator(_refuse_address)]
 """A path on this machine."""
-RunFolder = Annotated[str, AfterValidator(_refuse_other_buckets)]
+RunFolder = Annotated[Place, AfterValidator(_refuse_other_buckets)]
 """A path on this machine, or ``s3://bucket/prefix/run``."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
-from tasks.addresses import Folder, RunFolder, hide_keys
+from tasks.addresses import Folder, Place, RunFolder, hide_keys
 from tasks.records import MODEL, TWIN
 
 Split = Literal["val", "test"]
@@ -74,7 +74,7 @@ class IngestionSettings(Section):
         min_length=1,
         description="Hosts that a https source and its redirects may name; '*.' stands for any subdomain.",
     )
-    ca_file: str | None = Field(
+    ca_file: Place | None = Field(
         None,
         description="PEM file of the certificate authority to trust for https sources; Python 3.13 wants the "
         "certificates to follow RFC 5280, with key usage and key identifiers.",
@@ -170,17 +170,17 @@ class PackingSettings(Section):
 class ScreeningSettings(Section):
     """Which images count as showing a medical device, and which a person is asked about."""
 
-    review: str | None = Field(
+    review: Place | None = Field(
         None,
         description="CSV of readings (path,device,…). Default: device_review.csv at the root of the source, else the "
         "shipped table of the public data set when at least 95 % of its paths are in the source.",
     )
-    answers: str | None = Field(
+    answers: Place | None = Field(
         None,
         description="Folder of people's answers about doubtful images, for all runs, one CSV per submission; a CSV "
         "of the same name beside it is read too. Default: device_answers beside the run folder.",
     )
-    screener: str | None = Field(
+    screener: Place | None = Field(
         None,
         description="Folder of another screener: model.keras, model.sha256 and readings.csv, which lists what it "
         "learnt from; without that list the report does not measure it. Default: the shipped one.",
@@ -239,7 +239,7 @@ class TrainingSettings(Section):
     backbone: str | None = Field(
         None, description="A Keras Applications network to start from (MobileNetV3Small, …); default: from scratch."
     )
-    weights: str | None = Field(
+    weights: Place | None = Field(
         None,
         description="Weights of the backbone: 'imagenet' (fetched, needs network access) or a .weights.h5 file of the "
         "same network; by default random ones, with which a backbone learns poorly.",
@@ -349,10 +349,10 @@ class PublishingSettings(Section):
 class Settings(Section):
     """All settings of a run."""
 
-    source: str = Field(
+    source: Place = Field(
         "sample",
         min_length=1,
-        description="'sample', a folder, a .zip file, s3://bucket/prefix, a Dropbox link or dropbox:/folder.",
+        description="'sample', a folder, .zip or .tar.gz file, s3://bucket/prefix, a Dropbox link or dropbox:/folder.",
     )
     run_dir: RunFolder | None = Field(
         None,

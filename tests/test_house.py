@@ -79,7 +79,6 @@ def test_a_file_is_neither_too_long_nor_too_short_to_be_one(module: str) -> None
 SHORT = {
     "tasks.records": "the words that all rooms share",
     "tasks.pixels.window": "four rooms ask where the lung window is",
-    "flows.train": "a flow is as short as its stages are few",
 }
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as CommandLineError
 
 from tasks.errors import PipelineError, SettingsError
 from tasks.files import free_bytes, is_full, say_full
+from tasks.runs.provenance import find_backend
 from tasks.runs.retries import DISK_ERRORS
 from tasks.settings import Settings
 
@@ -129,7 +130,7 @@ def run_command(
         sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show is not a failure
     try:
         settings, own = read_own_flags(arguments, program, extra)
-        _refuse_useless_home()
+        _refuse_surroundings()
         with _sigterm_raised():
             result = flow(settings=settings, **own)
     except PipelineError as error:
@@ -160,15 +161,32 @@ def run_command(
     return 0
 
 
-def _refuse_useless_home() -> None:
-    """Refuses to start if Prefect's temporary server, which a command without a server starts, cannot write its files.
+def _refuse_surroundings() -> None:
+    """Refuses at once what would fail later, after minutes or in somebody else's words.
 
     Raises:
-        SettingsError: If ``PREFECT_HOME`` cannot be written to.
+        SettingsError: If ``KERAS_BACKEND`` is not installed; if no client for HTTP can be made with the proxies and
+            certificates that are set; without a server of Prefect, if its temporary one may not start or cannot write.
     """
+    find_backend()
+    try:
+        httpx.Client().close()  # Prefect makes the same one
+    except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
+        reason = str(error).split("\n")[0][:200]
+        raise SettingsError(
+            f"HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or SSL_CERT_FILE: cannot be used ({reason}); give http://host:port or "
+            "socks5://host:port, and a file of certificates that exists, or unset them"
+        ) from None
+    if PREFECT_API_URL.value():
+        return
+    if not PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
+        raise SettingsError(
+            "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: is false, and no server is named; set PREFECT_API_URL (make ui "
+            "starts a server), or unset it"
+        )
     home = Path(PREFECT_HOME.value()).absolute()
     there = next(part for part in (home, *home.parents) if part.exists())
-    if not PREFECT_API_URL.value() and not (there.is_dir() and os.access(there, os.W_OK)):
+    if not (there.is_dir() and os.access(there, os.W_OK)):
         raise SettingsError(
             f"PREFECT_HOME: {home} cannot be written to; name a folder that can, or set PREFECT_API_URL"
         )

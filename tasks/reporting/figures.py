@@ -50,6 +50,7 @@ STYLE = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
+mpl.rcdefaults()  # whatever a matplotlibrc says, a report looks the same
 
 
 def draw_training(epochs: Sequence[int], losses: NDArray[np.float64], aucs: NDArray[np.float64]) -> Figure:

@@ -12,7 +12,7 @@ from tasks.runs.stages import read_stage
 
 NOTICE = "Research software. Not a medical device, not for clinical use."
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
-KINDS = {"sample": "drawn sample", "zip": "zip archive"}
+KINDS = {"sample": "drawn sample", "zip": "zip archive", "tar": "tar archive"}
 REASONS = {
     "duplicate": "Identical copy of an image that is kept",
     "conflict": "Identical files with opposite labels: none is kept",

@@ -4,6 +4,7 @@ As JSON for the seal (``describe_…``) and in words for the report (``say_…``
 """
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import subprocess
@@ -59,11 +60,13 @@ def find_backend() -> str:
     """The Keras backend that networks run on: ``KERAS_BACKEND``, else TensorFlow.
 
     Raises:
-        SettingsError: If Keras has no such backend.
+        SettingsError: If Keras has no such backend, or it is not installed.
     """
-    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
     if backend not in BACKENDS:
         raise SettingsError(f"KERAS_BACKEND: {backend!r} is not known; set one of {', '.join(BACKENDS)}, or nothing")
+    if importlib.util.find_spec(backend) is None:
+        raise SettingsError(f"KERAS_BACKEND: {backend} is not installed here; install it, or unset the variable")
     return backend
 
 

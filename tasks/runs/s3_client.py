@@ -78,10 +78,11 @@ def s3_explained(place: str, error_type: type[Exception]) -> Iterator[None]:
         way_out = WAYS_OUT.get(code, f"the server refuses ({code}); check the address and credentials")
         raise error_type(f"{place}: {way_out}") from None
     except (boto.BotoCoreError, *BROKEN_OFF) as error:
-        kind = type(error).__name__
+        kind, what = type(error).__name__, "the network, the AWS_… variables and the endpoint (AWS_ENDPOINT_URL)"
+        if isinstance(error, boto.ProxyConnectionError):
+            what = "HTTPS_PROXY, which for S3 has to be http://host:port"
         raise OutsideError(
-            f"{place} cannot be reached ({kind}); check the network, the AWS_… variables and the endpoint "
-            "(AWS_ENDPOINT_URL), and run again; what is finished is kept"
+            f"{place} cannot be reached ({kind}); check {what}, and run again; what is finished is kept"
         ) from None
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
+from tasks.addresses import Place, is_archive
 from tasks.errors import SettingsError, SourceError
 from tasks.files import open_whole
 from tasks.pixels.content import promises_picture
@@ -31,8 +32,9 @@ SECONDS_BETWEEN_SHOWS = 2.0
 class TableFlags(BaseModel):
     """Flags of each flow about loose images."""
 
-    images: str = Field(
-        min_length=1, description="Folder or .zip file of X-rays (JPEG, PNG, TIFF, BMP, WebP), in any structure."
+    images: Place = Field(
+        min_length=1,
+        description="Folder, .zip or .tar.gz file of X-rays (JPEG, PNG, TIFF, BMP, WebP), in any structure.",
     )
     strict: bool = Field(
         False, description="End with exit code 2 when an image was refused; the CSV is written anyway."
@@ -61,11 +63,7 @@ def refuse_places(images: str, out: str, masks: str | None) -> None:
     try:
         if table.is_dir():
             raise SettingsError(f"out: {out} is a folder; name a .csv file in it")
-        if (
-            promises_picture(out)
-            or table.suffix.lower() == ".zip"
-            or (table.exists() and source.exists() and table.samefile(source))
-        ):
+        if promises_picture(out) or is_archive(out) or (table.exists() and source.exists() and table.samefile(source)):
             raise SettingsError(f"out: {out} is named like an image or archive; name a .csv file")
         folders = [("out", table.parent)] + ([("masks", Path(masks))] if masks is not None else [])
         for name, folder in folders:

@@ -1,4 +1,4 @@
-"""Loose images: a folder or zip of X-rays of any structure, listed and read in batches; nothing is written to disk.
+"""Loose images: a folder or archive of X-rays of any structure, listed and read in batches; nothing is written to disk.
 
 The same rules apply as for a data set: content decides what a file is, clutter is left out and counted, an archive is
 checked before it is read, and ``tasks.pixels`` decodes every file. A file that does not decode is not an error here:
@@ -6,8 +6,6 @@ its row gets the reason.
 """
 
 import stat
-import threading
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,7 +28,7 @@ from tasks.pixels.decoding import (
     measure_bits,
 )
 from tasks.settings import Settings
-from tasks.sources.archives import list_members, open_archive, read_member
+from tasks.sources.archives import open_archive
 from tasks.sources.folders import list_folder
 from tasks.sources.layout import plan_loose_images
 
@@ -54,7 +52,7 @@ class LooseBatch:
 
 
 class LooseImages:
-    """The images of a folder or zip, sorted by path.
+    """The images of a folder or archive, sorted by path.
 
     Attributes:
         paths: Paths as in the source, relative, with ``/``.
@@ -128,10 +126,10 @@ class LooseImages:
 
 @contextmanager
 def open_loose_images(images: str, settings: Settings) -> Iterator[LooseImages]:
-    """Opens a folder or zip of images.
+    """Opens a folder or archive of images.
 
     Args:
-        images: The folder or zip, as the user named it.
+        images: The folder or archive, as the user named it.
         settings: Limits of archives (``ingestion``), and how files become pixels (``packing.padding``).
 
     Raises:
@@ -144,13 +142,17 @@ def open_loose_images(images: str, settings: Settings) -> Iterator[LooseImages]:
         reason = getattr(error, "strerror", None) or error
         raise SourceError(f"images: {images!r} cannot be read ({reason}); give another path") from None
     if "://" in images or not images or not exists:
-        raise SourceError(f"images: {images!r} does not exist; give a folder or a .zip file on this machine")
+        raise SourceError(f"images: {images!r} does not exist; give a folder, .zip or .tar.gz file on this machine")
     if not is_folder and (not is_file or promises_picture(images)):
-        raise SourceError(f"images: {images} is neither a folder nor a zip; name the folder that the images are in")
-    with _open_folder(path, settings) if is_folder else _open_zip(path, settings) as found:
+        raise SourceError(
+            f"images: {images} is neither a folder nor an archive; name the folder that the images are in"
+        )
+    with _open_folder(path, settings) if is_folder else _open_archive(path, settings) as found:
         if not found.paths:
             others = f" (left out: {found.n_left_out:,} other files or links)" if found.n_left_out else ""
-            raise SourceError(f"images: {images} holds no image{others}; name a folder or zip with JPEG or PNG files")
+            raise SourceError(
+                f"images: {images} holds no image{others}; name a folder or archive with JPEG or PNG files"
+            )
         yield found
 
 
@@ -172,27 +174,14 @@ def _open_folder(folder: Path, settings: Settings) -> Iterator[LooseImages]:
 
 
 @contextmanager
-def _open_zip(path: Path, settings: Settings) -> Iterator[LooseImages]:
+def _open_archive(path: Path, settings: Settings) -> Iterator[LooseImages]:
     try:
-        with open_archive(path) as archive:
-            paths, n_left_out = plan_loose_images(list_members(archive, path, settings.ingestion))
+        with open_archive(path, settings.ingestion, Path(settings.storage.raw)) as archive:
+            paths, n_left_out = plan_loose_images(archive.names)
 
-            def count_bytes(name: str) -> int:
-                return archive.getinfo(name).file_size
-
-            yield LooseImages(paths, n_left_out, _reader(archive), count_bytes, settings)
+            yield LooseImages(paths, n_left_out, archive.read, archive.count_bytes, settings)
     except ArchiveError as error:
         raise ArchiveError(f"images: {str(error).removeprefix('source: ')}") from None
-
-
-def _reader(archive: zipfile.ZipFile) -> Callable[[str, int], bytes]:
-    one_at_a_time = threading.Lock()  # a ZipFile counts its open members without a lock
-
-    def read(name: str, n_bytes: int) -> bytes:
-        with one_at_a_time:
-            return read_member(archive, name, n_bytes)
-
-    return read
 
 
 def _read_file(path: Path, n_bytes: int) -> bytes:

@@ -20,6 +20,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore import exceptions as boto
 from s3transfer.exceptions import S3DownloadFailedError  # type: ignore[import-untyped]
 
+from tasks.addresses import is_archive
 from tasks.errors import SourceError
 from tasks.files import locked, room_in, write_whole
 from tasks.runs.s3_client import code_of, make_client, s3_explained
@@ -53,7 +54,7 @@ def fetch_bucket(
     """Mirrors selected objects of ``s3://bucket/prefix`` in ``folder/files``; fetches only new and changed ones.
 
     Args:
-        address: The bucket and the folder in it, ``data`` does not stand for ``data2/…``; or one object, ``….zip``.
+        address: The bucket and the folder in it, ``data`` does not stand for ``data2/…``; or one archive, ``….zip``.
         folder: Holds mirror and index; one run at a time writes it, and a killed fetch is resumed here.
         settings: Connections, timeouts, tries, limits and credentials.
         select: Given all names below the prefix, returns those to keep; may raise ``SourceError``.
@@ -117,7 +118,7 @@ def split_address(address: str) -> tuple[str, str, str]:
     if found is None:  # not quoted: the part before an @ may be a secret
         raise SourceError("source: an S3 address is s3://bucket/prefix, the bucket in letters, digits, dots and dashes")
     bucket, key = found[1], found[2] or ""
-    if key.endswith(".zip"):
+    if is_archive(key):
         folder, slash, name = key.rpartition("/")
         return bucket, folder + slash, name
     return bucket, f"{key.rstrip('/')}/" if key.strip("/") else "", ""

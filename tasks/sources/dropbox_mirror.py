@@ -23,6 +23,7 @@ from dropbox.files import FileMetadata  # type: ignore[import-untyped]
 from dropbox.stone_validators import ValidationError  # type: ignore[import-untyped]
 from urllib3.util import Retry
 
+from tasks.addresses import is_archive
 from tasks.errors import OutsideError, RunError, SourceError
 from tasks.files import locked, read_json, room_in, write_json
 from tasks.runs.artifacts import show_bytes
@@ -53,7 +54,7 @@ def fetch_dropbox_folder(address: str, folder: Path, settings: IngestionSettings
     """Mirrors ``dropbox:/path/in/dropbox`` on this machine; fetches only what is new or changed.
 
     Args:
-        address: A folder, or a single ``.zip`` file.
+        address: A folder, or a single archive.
         folder: Holds a folder for the mirror, named by the hash of the address.
         settings: ``dropbox_block``, ``n_connections``, timeout, tries of a request, and limits. Without a block the
             token is read from the environment variable ``DROPBOX_TOKEN``.
@@ -227,7 +228,8 @@ def _open_client(settings: IngestionSettings) -> Any:
     """
     tls_context(settings)  # raises our own error for a bad ca_file
     session = dropbox.create_session(max_connections=settings.n_connections, ca_certs=settings.ca_file)
-    session.trust_env = False  # ignores .netrc and proxy variables
+    session.trust_env = False  # ignores .netrc; with it, requests would ignore the proxies too
+    session.proxies = requests.utils.get_environ_proxies("https://api.dropboxapi.com")
     session.max_redirects = 0
     session.get_adapter("https://").max_retries = Retry(
         settings.tries - 1,
@@ -249,8 +251,8 @@ def _list_files(client: Any, root: str, shown: str, settings: IngestionSettings)
     if root:
         found = _ask(shown, client.files_get_metadata, root)
         if isinstance(found, FileMetadata):
-            if not found.name.lower().endswith(".zip"):
-                raise SourceError(f"source: {shown} is a file, but not a .zip; name a folder or a .zip file")
+            if not is_archive(found.name):
+                raise SourceError(f"source: {shown} is a file, but not a .zip or .tar.gz; name a folder or such a file")
             _refuse_name(found.name, shown)
             return True, {found.name: _remote_file(found)}
         base = found.path_lower or root.lower()

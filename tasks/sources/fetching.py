@@ -12,19 +12,19 @@ from pathlib import Path
 from prefect import task
 from prefect.context import TaskRunContext
 
-from tasks.addresses import holds_keys, source_name
+from tasks.addresses import holds_keys, is_archive, source_name
 from tasks.errors import OutsideError, SourceError
 from tasks.files import digest, make_once, read_json, room_in, write_json
 from tasks.runs.artifacts import show_bytes
 from tasks.runs.keys import code_version
 from tasks.runs.retries import retries_of
 from tasks.settings import Settings
-from tasks.sources.archives import list_members, open_archive, unpack_members
+from tasks.sources.archives import open_archive
 from tasks.sources.checksums import keep_sums, read_sums, sum_file, sum_files, sum_stream
 from tasks.sources.folders import list_folder
 from tasks.sources.layout import Fetched, Layout, plan_layout
 
-KINDS = "give 'sample', a folder, a .zip file, an https link, s3://bucket/prefix or dropbox:/folder"
+KINDS = "give 'sample', a folder, a .zip or .tar.gz file, an https link, s3://bucket/prefix or dropbox:/folder"
 
 
 def fetch(settings: Settings) -> Fetched:
@@ -66,7 +66,7 @@ def _fetch_source(settings: Settings) -> Fetched:
             f"source: {settings.public_source} was given with credentials or a query; name s3://bucket/prefix and set "
             "AWS_PROFILE or the other AWS variables"
         )
-    if settings.ingestion.sha256 and not (source.endswith(".zip") or source.startswith("https://")):
+    if settings.ingestion.sha256 and not (is_archive(source) or source.startswith("https://")):
         raise SourceError(
             f"ingestion.sha256: {settings.public_source} is not an archive, so it has no checksum; leave the setting "
             "out"
@@ -120,13 +120,13 @@ def _fetch_bucket(settings: Settings) -> Fetched:
     local = Path(settings.storage.raw) / f"bucket-{digest(source)[:16]}"
 
     def select(names: list[str]) -> list[str]:
-        if source.endswith(".zip"):
+        if is_archive(source):
             return names
         layout = plan_layout(names, source, settings.ingestion.ignore)
         return [layout.root + kept for kept in (*layout.images, *layout.tables)]
 
     copy = fetch_bucket(source, local, settings.ingestion, select, show_bytes("fetched"))
-    if source.endswith(".zip"):
+    if is_archive(source):
         return replace(_fetch_archive(copy.folder / copy.names[0], settings), kind="bucket", name=name)
     return replace(
         _describe_folder(copy.folder, plan_layout(copy.names, source, settings.ingestion.ignore), settings),
@@ -187,13 +187,11 @@ def _record_of(source: Path, settings: Settings) -> Path:
 
 def _fetch_archive(path: Path, settings: Settings) -> Fetched:
     limits, record = settings.ingestion, _record_of(path, settings)
-    with open_archive(path) as archive:
-        names = list_members(archive, path, limits)
-        layout = plan_layout(names, str(path), limits.ignore)
-        assert archive.fp is not None
+    with open_archive(path, limits, Path(settings.storage.raw)) as archive:
+        layout = plan_layout(archive.names, str(path), limits.ignore)
         known = read_sums(record)
         found = sum_stream(
-            archive.fp, known.get(path.name)
+            archive.stream, known.get(path.name)
         )  # of the file that is open, even if its name now means another one
         checksum = str(found[0])
         if limits.sha256 and checksum != limits.sha256:
@@ -206,9 +204,9 @@ def _fetch_archive(path: Path, settings: Settings) -> Fetched:
         def unpack(beside: Path) -> None:
             kept = [*layout.images, *layout.tables]
             print(f"unpacking {len(kept):,} files of {path} into {folder}")
-            n_bytes = sum(archive.getinfo(layout.root + name).file_size for name in kept)
+            n_bytes = sum(archive.count_bytes(layout.root + name) for name in kept)
             with room_in(Path(settings.storage.raw), n_bytes):
-                unpack_members(archive, kept, layout.root, beside / "files", show_bytes("unpacked"))
+                archive.unpack(kept, layout.root, beside / "files", show_bytes("unpacked"))
             write_json(beside / "layout.json", asdict(layout))
             if sum_file(path, found)[0] != checksum:
                 raise SourceError(f"source: {path} changed while it was read; run again")
@@ -216,7 +214,8 @@ def _fetch_archive(path: Path, settings: Settings) -> Fetched:
         if make_once(folder, unpack, is_valid=lambda folder: _is_whole(folder, layout)):
             print(f"{path} is already unpacked in {folder}")
     keep_sums(record, {path.name: found}, known)
-    return Fetched("zip", source_name(path.name), str(folder / "files"), layout, checksum, checksum)
+    kind = "zip" if path.name.lower().endswith(".zip") else "tar"
+    return Fetched(kind, source_name(path.name), str(folder / "files"), layout, checksum, checksum)
 
 
 def _is_whole(folder: Path, layout: Layout) -> bool:

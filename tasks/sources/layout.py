@@ -65,7 +65,7 @@ class Fetched:
     """A source that was fetched to this machine.
 
     Attributes:
-        kind: ``sample``, ``folder``, ``zip``, ``link``, ``bucket`` or ``dropbox``.
+        kind: ``sample``, ``folder``, ``zip``, ``tar``, ``link``, ``bucket`` or ``dropbox``.
         name: Short name for the run folder and the report.
         folder: Local folder that holds the data set's root directly.
         layout: Which of its files are used.

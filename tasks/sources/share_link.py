@@ -10,7 +10,6 @@ import os
 import re
 import ssl
 import time
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
@@ -21,11 +20,12 @@ from typing import Any
 import certifi
 import httpx
 
-from tasks.addresses import hide_keys
+from tasks.addresses import hide_keys, without_ending
 from tasks.errors import OutsideError, SourceError
 from tasks.files import is_full, locked, room_in, sha256_of_file, write_json
 from tasks.runs.artifacts import show_bytes
 from tasks.settings import IngestionSettings
+from tasks.sources.archives import looks_like_archive
 
 PROGRESS = 1_000_000
 """Bytes. A connection that brought as many before it was cut does not count as a failed try."""
@@ -50,12 +50,12 @@ def fetch_link(url: str, folder: Path, settings: IngestionSettings) -> Path:
         settings: Hosts, certificate authority, timeout, and the expected sha256.
 
     Returns:
-        The whole file, its name ending in ``.zip``. It is not fetched again if the server says that it is unchanged, or
-        if it has the expected sha256.
+        The whole file, its name ending like an archive's. It is not fetched again if the server says that it is
+        unchanged, or if it has the expected sha256.
 
     Raises:
-        SourceError: If the link or a redirect is refused, the server refuses, the file is not a zip or not the expected
-            one, or it cannot be kept.
+        SourceError: If the link or a redirect is refused, the server refuses, the file is no archive or not the
+            expected one, or it cannot be kept.
         DiskError: If there is no room for it.
         OutsideError: If a retry may help.
     """
@@ -147,7 +147,6 @@ class _Fetch:
             return self._reuse("has the expected checksum")
         with httpx.Client(
             verify=tls_context(self._settings),
-            trust_env=False,
             timeout=self._settings.timeout_s,
             follow_redirects=True,
             max_redirects=10,
@@ -218,8 +217,8 @@ class _Fetch:
     def _keep(self) -> Path:
         """Makes the part the whole file, if it is a zip with the expected checksum."""
         expected, refused = self._settings.sha256, None
-        if not zipfile.is_zipfile(self._part):
-            refused = f"source: {self._shown} holds no zip archive, or one cut short; check the link"
+        if not looks_like_archive(self._part):
+            refused = f"source: {self._shown} holds no zip or tar archive, or one cut short; check the link"
         elif expected and (found := sha256_of_file(self._part)) != expected:
             refused = (
                 f"ingestion.sha256: {self._shown} has {found}, not the expected {expected}; "
@@ -299,6 +298,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _file_name(path: str) -> str:
-    last = path.rstrip("/").split("/")[-1].removesuffix(".zip")
-    name = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in last).strip("-.")[:80]
-    return (name or "archive") + ".zip"
+    last = path.rstrip("/").split("/")[-1]
+    ending = last[len(without_ending(last)) :] or ".zip"
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in without_ending(last)).strip("-.")
+    return (name[:80] or "archive") + ending

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from tasks.addresses import Place
 from tasks.devices.files import find_screener
 from tasks.devices.quality import judge_screener
 from tasks.devices.readings import Reading, find_review_of
@@ -54,7 +55,7 @@ class ScreenerRecipe(Section):
         max_length=5,  # below 7 px, halving and doubling no longer meet
         description="Channels of the network at 112 px, 56 px and so on, halving.",
     )
-    start_from: str | None = Field(
+    start_from: Place | None = Field(
         None, description="Folder of a screener of the same widths whose weights training starts from."
     )
     n_composites: int = Field(1_300, ge=10, le=10**6, description="Device-free images drawn on afresh in each epoch.")

@@ -1,10 +1,12 @@
 """Whatever an archive, an image or a name brings: a right result or a named refusal, and nothing outside its folder."""
 
+import gzip
 import io
 import math
 import os
 import random
 import struct
+import tarfile
 import tempfile
 import tracemalloc
 import zipfile
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fault_table import FaultTable
-from hostile import bounded_memory, ends_well, hostile  # noqa: F401
+from hostile import DAMAGES, bounded_memory, damage, ends_well, hostile  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -109,6 +111,68 @@ def read_loose(archive: Path, settings: Settings) -> None:
         for batch in images.read_batches():
             assert len(batch.paths) == len(batch.refused)
             assert batch.pixels.shape == (batch.refused.count(""), SIDE_PX, SIDE_PX)
+
+
+def pack_tar(names: list[str], mode: str, kinds: tuple[bytes, ...] = ()) -> bytes:
+    """A tar with pictures of these names, then links and other members of these kinds."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode=mode, format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
+        for name in names:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(PICTURE)
+            archive.addfile(entry, io.BytesIO(PICTURE))
+        for i, kind in enumerate(kinds):
+            entry = tarfile.TarInfo(f"train/NORMAL/odd{i}.png")
+            entry.type, entry.linkname = kind, "/etc/passwd"
+            archive.addfile(entry)
+    return stream.getvalue()
+
+
+KINDS = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.CONTTYPE, b"S")
+
+
+@given(
+    root=st.sampled_from(["", "./", "a/b/"]),
+    extra=st.lists(NAMES, max_size=4),
+    mode=st.sampled_from(["w", "w:gz"]),
+    kinds=st.lists(st.sampled_from(KINDS), max_size=1),
+)
+@hostile
+def test_a_tar_with_strange_names_and_members_is_taken_in_or_refused_in_one_line(
+    faults: FaultTable, root: str, extra: list[str], mode: str, kinds: list[bytes]
+) -> None:
+    take_in(pack_tar([root + name for name in [*WHOLE, *extra]], mode, tuple(kinds)), faults)
+
+
+@given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from([*DAMAGES, "headers"]), mode=st.sampled_from(["w", "w:gz"]))
+@hostile
+def test_a_damaged_tar_is_taken_in_or_refused_in_one_line(faults: FaultTable, seed: int, kind: str, mode: str) -> None:
+    data = pack_tar(WHOLE, "w")
+    if kind == "headers":  # sizes, kinds and checksums that fit a header which lies
+        dice, lying = random.Random(seed), bytearray(data)
+        at = dice.randrange(len(WHOLE)) * 1024 if len(PICTURE) <= 512 else 0
+        lying[at + dice.choice([100, 124, 156, 257, 345])] = dice.randrange(256)
+        lying[at + 124 : at + 136] = dice.choice(
+            [b"77777777777\0", b"\xff" * 12, b"\x80" + b"\xff" * 11, b"00000000010\0"]
+        )
+        lying[at + 148 : at + 156] = b" " * 8
+        lying[at + 148 : at + 156] = b"%06o\0 " % sum(lying[at : at + 512])
+        data = bytes(lying)
+    else:
+        data = damage(data, kind, seed)
+    take_in(gzip.compress(data) if mode == "w:gz" else data, faults)
+
+
+@given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(DAMAGES), inner=st.sampled_from(["in.zip", "in.tar.gz"]))
+@hostile
+def test_an_archive_in_an_archive_that_is_damaged_is_taken_in_or_refused_in_one_line(
+    faults: FaultTable, seed: int, kind: str, inner: str
+) -> None:
+    whole = pack(WHOLE) if inner == "in.zip" else pack_tar(WHOLE, "w:gz")
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr(inner, damage(whole, kind, seed))
+    take_in(stream.getvalue(), faults)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -279,6 +343,8 @@ def test_what_is_whole_is_taken_in(faults: FaultTable) -> None:
     assert take_in(pack(WHOLE), faults)
     assert take_in(pack(WHOLE, zipfile.ZIP_STORED), faults)
     assert take_in(pack([f"set/{name}" for name in WHOLE]), faults)
+    assert take_in(pack_tar(WHOLE, "w"), faults)
+    assert take_in(pack_tar([f"./set/{name}" for name in WHOLE], "w:gz"), faults)
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,25 @@
 import csv
 import hashlib
 import io
+import itertools
 import os
+import random
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import openpyxl
 import pandas as pd
 import pytest
 from fault_table import FaultTable
 from hostile import DAMAGES, bounded_memory, damage, ends_well, hostile  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
+from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
 from tasks.devices.answers import FORMULA, keep_answers, read_answers, read_kept
 from tasks.devices.readings import find_review, read_review
@@ -124,6 +130,73 @@ def test_a_damaged_table_is_read_right_or_refused_in_one_line(faults: FaultTable
             ends_well(faults, lambda read=read: read(path))  # type: ignore[misc]
 
 
+def sheet_of(rows: list[list[Any]], titles: int = 1) -> bytes:
+    """A workbook; texts that XML cannot hold are left out, and only ``=1+1`` is a formula."""
+    book, stream = openpyxl.Workbook(), io.BytesIO()
+    for page in [book.active, *(book.create_sheet() for _ in range(titles - 1))]:
+        for row in rows:
+            page.append([ILLEGAL_CHARACTERS_RE.sub("", x)[:30_000] if isinstance(x, str) else x for x in row])
+        for cell in itertools.chain.from_iterable(page.iter_rows()):
+            if cell.data_type == "f" and cell.value != "=1+1":
+                cell.data_type = "s"
+    book.save(stream)
+    return stream.getvalue()
+
+
+VALUES = st.one_of(
+    CELLS,
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.booleans(),
+    st.none(),
+    st.datetimes(datetime(1901, 1, 1), datetime(2100, 1, 1)),
+    st.sampled_from(["#REF!", "=1+1"]),
+)
+
+
+@pytest.mark.parametrize("read", [read_as_review, read_as_index, take_as_answers])
+@given(header=HEADED, rows=st.lists(st.lists(VALUES, max_size=6), max_size=5), titles=st.sampled_from([1, 1, 2]))
+@hostile
+def test_any_sheet_of_excel_is_read_right_or_refused_in_one_line(
+    faults: FaultTable, read: Callable[[Path], None], header: list[str], rows: list[list[Any]], titles: int
+) -> None:
+    with table_of(sheet_of([header, *rows], titles)) as path:
+        ends_well(faults, lambda: read(path))
+
+
+@given(kind=st.sampled_from(DAMAGES), seed=st.integers(0, 2**32 - 1), part=st.booleans())
+@hostile
+def test_a_damaged_sheet_is_read_right_or_refused_in_one_line(
+    faults: FaultTable, kind: str, seed: int, part: bool
+) -> None:
+    content = sheet_of(list(csv.reader(io.StringIO(WHOLE))))
+    if part:  # one of its parts, inside a zip that is whole
+        stream = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(stream, "w") as new:
+            chosen = random.Random(seed).choice(old.namelist())
+            for name in old.namelist():
+                new.writestr(name, damage(old.read(name), kind, seed) if name == chosen else old.read(name))
+        content = stream.getvalue()
+    else:
+        content = damage(content, kind, seed)
+    with table_of(content) as path:
+        for read in (read_as_review, read_as_index, take_as_answers):
+            ends_well(faults, lambda read=read: read(path))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+@given(rows=TABLES, encoding=ENCODINGS, marked=st.booleans())
+@hostile
+def test_any_table_with_another_separator_is_read_right_or_refused_in_one_line(
+    faults: FaultTable, separator: str, rows: list[list[str]], encoding: str, marked: bool
+) -> None:
+    text = io.StringIO()
+    csv.writer(text, delimiter=separator).writerows(rows)
+    content = (f"sep={separator}\n" if marked else "") + text.getvalue()
+    with table_of(content.encode(encoding, "replace")) as path:
+        ends_well(faults, lambda: read_as_index(path))
+
+
 @given(content=st.binary(max_size=400))
 @hostile
 def test_bytes_that_are_no_table_are_refused_in_one_line(faults: FaultTable, content: bytes) -> None:
@@ -132,10 +205,25 @@ def test_bytes_that_are_no_table_are_refused_in_one_line(faults: FaultTable, con
 
 
 def test_a_whole_table_is_read_in_each_of_its_roles(faults: FaultTable) -> None:
-    with table_of(WHOLE.encode()) as path:
-        assert ends_well(faults, lambda: read_as_review(path))
-        assert ends_well(faults, lambda: read_as_index(path))
-        assert ends_well(faults, lambda: take_as_answers(path))
+    for content in (WHOLE.encode(), WHOLE.encode("utf-16"), sheet_of(list(csv.reader(io.StringIO(WHOLE))))):
+        with table_of(content) as path:
+            assert ends_well(faults, lambda path=path: read_as_review(path))  # type: ignore[misc]
+            assert ends_well(faults, lambda path=path: read_as_index(path))  # type: ignore[misc]
+            assert ends_well(faults, lambda path=path: take_as_answers(path))  # type: ignore[misc]
+
+
+@pytest.mark.slow
+def test_a_sheet_whose_rows_end_in_the_last_column_is_read_within_the_memory_limit(
+    faults: FaultTable, tmp_path: Path
+) -> None:
+    rows = "".join(f'<row r="{n}"><c r="XFD{n}"><v>1</v></c></row>' for n in range(3, 100_000))
+    with (
+        zipfile.ZipFile(io.BytesIO(sheet_of([["path", "device"], ["a.png", 1]]))) as old,
+        zipfile.ZipFile(tmp_path / "t.xlsx", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name).decode().replace("</sheetData>", rows + "</sheetData>"))
+    assert ends_well(faults, lambda: read_review(tmp_path / "t.xlsx", "screening.review"))
 
 
 WIDE_ROWS = "path,device\n" + ("a.png,1" + "," * 999_900 + "\n") * 60

@@ -1,6 +1,8 @@
 """Flags, errors in one sentence, and exit codes."""
 
 import http.server
+import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +14,9 @@ from pydantic import BaseModel, Field
 
 from flows.engine.command_line import read_flags, read_own_flags, run_command
 from flows.engine.run_folders import with_run_folder
+from flows.score import ScoreFlags
+from flows.screen import ScreenFlags
+from tasks.addresses import Folder, Place, RunFolder
 from tasks.errors import SettingsError
 from tasks.files import REPOSITORY
 from tasks.settings import Section, Settings
@@ -264,3 +269,163 @@ def test_a_result_that_the_terminal_cannot_show_is_shown_in_ascii(tmp_path: Path
         check=False,
     )
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, b"lung-\\xfc"), done.stderr
+
+
+# -- other people's machines -------------------------------------------------------------------------------------------
+
+
+def test_a_prefect_that_may_start_no_server_is_said_at_once(tmp_path: Path) -> None:
+    line = say_of_server(PREFECT_SERVER_ALLOW_EPHEMERAL_MODE="false", PREFECT_HOME=str(tmp_path))
+    assert line.startswith("error: PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: is false, and no server is named")
+
+
+@pytest.mark.parametrize(
+    ("backend", "said"), [("jax", "KERAS_BACKEND: jax is not installed here"), ("theano", "'theano' is not known")]
+)
+def test_a_backend_that_is_not_there_is_said_at_once(
+    backend: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if importlib.util.find_spec(backend):
+        pytest.skip(f"{backend} is installed")
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+    assert run_command(lambda settings: "never", [], "x") == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks4://proxy.example:1080"),
+        ("https_proxy", "http://user:SECRET@proxy.example:port"),
+        ("SSL_CERT_FILE", "/no/such/file.pem"),
+    ],
+)
+def test_proxies_and_certificates_that_cannot_be_used_are_said_at_once(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert run_command(lambda settings: "never", [], "x") == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or SSL_CERT_FILE: cannot be used (")
+    assert shown.count("\n") == 1 and "SECRET" not in shown
+
+
+SURROUNDINGS = {
+    "HTTP_PROXY": "http://127.0.0.1:9",
+    "ALL_PROXY": "socks5://127.0.0.1:9",
+    "KERAS_MAX_EPOCHS": "1",
+    "MPLBACKEND": "nonsense",
+    "PREFECT_TASKS_DEFAULT_RETRIES": "5",
+    "PREFECT_TASKS_DEFAULT_NO_CACHE": "false",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "pickle",
+}
+"""Of a machine that is not ours."""
+LOOK = """
+import json, flows
+from tasks.networks.keras_backend import keras
+from tasks.reporting.figures import mpl
+from prefect.settings import get_current_settings
+found = get_current_settings()
+print(json.dumps({
+    "backend": keras.backend.backend(), "floatx": keras.config.floatx(), "epsilon": keras.config.epsilon(),
+    "format": keras.config.image_data_format(), "policy": keras.config.dtype_policy().name,
+    "epochs": keras.config.max_epochs(), "mpl": mpl.get_backend(), "font": mpl.rcParams["font.size"],
+    "retries": found.tasks.default_retries, "no_cache": found.tasks.default_no_cache,
+    "serializer": found.results.default_serializer,
+}))
+"""
+
+
+def test_what_a_result_rests_on_is_not_the_user_s_to_set_by_accident(tmp_path: Path) -> None:
+    (tmp_path / ".keras").mkdir()
+    theirs = {"backend": "torch", "floatx": "float16", "epsilon": 0.1, "image_data_format": "channels_first"}
+    (tmp_path / ".keras" / "keras.json").write_text(json.dumps(theirs))
+    (tmp_path / ".config" / "matplotlib").mkdir(parents=True)
+    (tmp_path / ".config" / "matplotlib" / "matplotlibrc").write_text("font.size: 50\nbackend: nonsense\n")
+    environment = {**os.environ, **SURROUNDINGS, "HOME": str(tmp_path)}
+    for name in ("KERAS_BACKEND", "KERAS_HOME", "MPLCONFIGDIR", "XDG_CONFIG_HOME"):
+        environment.pop(name, None)
+    command = [sys.executable, "-c", LOOK]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "backend": "tensorflow",
+        "floatx": "float32",
+        "epsilon": 1e-7,
+        "format": "channels_last",
+        "policy": "float32",
+        "epochs": None,
+        "mpl": "agg",
+        "font": 10.0,
+        "retries": 0,
+        "no_cache": True,
+        "serializer": "json",
+    }
+
+
+def test_a_keras_json_that_keras_does_not_start_with_is_named(tmp_path: Path) -> None:
+    (tmp_path / "keras.json").write_text('{"floatx": "float8"}')
+    code = "from flows.engine.command_line import run_command\ndef load(settings):\n"
+    code += " from tasks.networks.keras_backend import keras\nraise SystemExit(run_command(load, [], 'x'))"
+    environment = {**os.environ, "KERAS_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert (
+        "error: keras.json: Keras does not start with the one in ~/.keras or KERAS_HOME (Invalid `floatx`"
+        in done.stderr
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_a_home_folder_is_expanded_in_every_setting_and_argument_that_is_a_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    places = (Place, Folder, RunFolder, Place | None, Folder | None, RunFolder | None)
+    n_expanded = 0
+    for flag in all_flags():
+        section, _, name = flag.removeprefix("--").rpartition(".")
+        model = Settings.model_fields[section].annotation if section else Settings
+        kind = model.model_fields[name]  # type: ignore[union-attr]
+        if not {"AfterValidator"} & {type(part).__name__ for part in kind.metadata} and kind.annotation not in places:
+            continue
+        n_expanded += 1
+        more = ["--training.backbone", "MobileNetV3Small"] if name == "weights" else []
+        found = read_flags([f"{flag}=~/a b", *more], "x")
+        assert getattr(getattr(found, section) if section else found, name) == f"{tmp_path}/a b", flag
+    assert n_expanded == 9
+    for own in (ScoreFlags, ScreenFlags):
+        names = [name for name, field in own.model_fields.items() if field.annotation is not bool]
+        line = [f"--{name.replace('_', '-')}=~/x" for name in names]
+        assert set(read_own_flags(line, "x", own)[1].values()) == {f"{tmp_path}/x", False}
+
+
+def test_what_only_begins_like_a_home_folder_stays_as_it_is() -> None:
+    for source in ("~nobody-of-this-name/x", "~$set.xlsx", "a/~/b", "s3://bucket/~"):
+        assert Settings(source=source).source == source
+
+
+@pytest.mark.parametrize("flow", ["prepare", "train", "explain"])
+def test_a_part_of_the_pipeline_can_be_called_alone_and_says_what_it_needs(flow: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", f"flows.{flow}", "--training.epochs", "0"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: training.epochs:")
+
+
+@pytest.mark.parametrize("source", ['/a b/$HOME/it\'s "x" #1 `id` $(id) $$.zip', "~/x", "sample"])
+@pytest.mark.parametrize("by", ["argument", "variable"])
+def test_make_passes_the_source_as_it_was_typed(source: str, by: str, tmp_path: Path) -> None:
+    fake = tmp_path / ".venv" / "bin" / "python"
+    fake.parent.mkdir(parents=True)
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    fake.chmod(0o755)
+    for name in ("Makefile", "requirements.txt", "constraints.txt"):
+        (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
+    (tmp_path / ".venv" / ".run").touch()
+    words = ["make", "run", "ARGS=--splitting.salt 'a$b c'", *([f"SOURCE={source}"] if by == "argument" else [])]
+    kept = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "SOURCE")}
+    environment = kept | ({"SOURCE": source} if by == "variable" else {})
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["-m", "flows.pipeline", "--source", source, "--splitting.salt", "a$b c"]

@@ -325,7 +325,7 @@ def test_a_run_folder_or_a_place_that_cannot_be_used_is_one_sentence_with_code_2
         ({"--run-dir": tmp_path / "nowhere"}, "nowhere does not exist; name the folder of a finished run"),
         ({"--run-dir": tmp_path / "file"}, "file is a file; name a folder"),
         ({"--run-dir": tmp_path / "empty"}, "is missing: run the train flow on this run folder first"),
-        ({"--images": tmp_path / "nowhere"}, "does not exist; give a folder or a .zip file on this machine"),
+        ({"--images": tmp_path / "nowhere"}, "does not exist; give a folder, .zip or .tar.gz file on this machine"),
         ({"--images": tmp_path / "empty"}, "holds no image"),
         ({"--out": tmp_path}, "is a folder; name a .csv file in it"),
         ({"--out": images / "a.jpeg"}, "is named like an image or archive"),

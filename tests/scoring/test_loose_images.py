@@ -336,7 +336,7 @@ def test_reading_a_zip_leaves_nothing_beside_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_no_folder_or_zip_is_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_what_is_no_folder_or_archive_is_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write_files(tmp_path, {"clutter/.DS_Store": b"x", "x.jpeg": picture(), "text.zip": b"words", "nothing": b""})
     os.mkfifo(tmp_path / "pipe")
@@ -344,8 +344,8 @@ def test_what_is_no_folder_or_zip_is_refused_in_one_sentence(tmp_path: Path) -> 
         "nowhere": "does not exist",
         "empty": "holds no image; ",
         "clutter": "holds no image (left out: 1 other",
-        "x.jpeg": "is neither a folder nor a zip",
-        "pipe": "is neither a folder nor a zip",
+        "x.jpeg": "is neither a folder nor an archive",
+        "pipe": "is neither a folder nor an archive",
         "text.zip": "is not a zip archive",
         "nothing": "is not a zip archive",
         "x" * 300: "cannot be read (File name too long)",

@@ -12,7 +12,7 @@ import pytest
 
 from tasks.errors import ArchiveError
 from tasks.settings import IngestionSettings
-from tasks.sources.archives import list_members, open_archive, unpack_members
+from tasks.sources.archives import open_archive
 
 CENTRAL = b"PK\x01\x02"
 
@@ -41,11 +41,9 @@ def patch_central(path: Path, name: str, offset: int, layout: str, value: int) -
 
 
 def unpack(path: Path, out: Path, limits: IngestionSettings | None = None) -> list[str]:
-    limits = limits or IngestionSettings()
-    with open_archive(path) as archive:
-        names = list_members(archive, path, limits)
-        unpack_members(archive, names, "", out, lambda done, total: None)
-    return names
+    with open_archive(path, limits or IngestionSettings(), path.parent) as archive:
+        archive.unpack(archive.names, "", out, lambda done, total: None)
+    return archive.names
 
 
 def refusal(path: Path, out: Path, limits: IngestionSettings | None = None) -> str:
@@ -59,10 +57,9 @@ def refusal(path: Path, out: Path, limits: IngestionSettings | None = None) -> s
 def test_a_sound_archive_comes_out_as_it_went_in(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "x.zip", ("b/c.txt", b"c" * 3_000_000), ("a.txt", b""), ("b/", b""))
     told: list[tuple[int, int]] = []
-    with open_archive(path) as archive:
-        names = list_members(archive, path, IngestionSettings(max_ratio=10_000))
-        unpack_members(archive, names, "", tmp_path, lambda *s: told.append(s))
-    assert names == ["a.txt", "b/c.txt"]
+    with open_archive(path, IngestionSettings(max_ratio=10_000), tmp_path) as archive:
+        archive.unpack(archive.names, "", tmp_path, lambda *s: told.append(s))
+    assert archive.names == ["a.txt", "b/c.txt"]
     assert (tmp_path / "a.txt").read_bytes() == b""
     assert (tmp_path / "b/c.txt").read_bytes() == b"c" * 3_000_000
     assert told[-1] == (3_000_000, 3_000_000)
@@ -70,14 +67,24 @@ def test_a_sound_archive_comes_out_as_it_went_in(tmp_path: Path) -> None:
 
 def test_only_the_members_asked_for_are_written_without_the_prefix(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "x.zip", ("set/a.txt", b"a"), ("set/b.txt", b"b"), ("a.txt", b"other"))
-    with open_archive(path) as archive:
-        unpack_members(archive, ["a.txt"], "set/", tmp_path / "out", lambda *s: None)
+    with open_archive(path, IngestionSettings(), tmp_path) as archive:
+        archive.unpack(["a.txt"], "set/", tmp_path / "out", lambda *s: None)
     assert [(p.name, p.read_bytes()) for p in (tmp_path / "out").iterdir()] == [("a.txt", b"a")]
 
 
 @pytest.mark.parametrize(
     "name",
-    ["/etc/passwd", "../x.jpeg", "a/../../x.jpeg", "a/..", "..", "C:/x.jpeg", "C:x.jpeg", "a\\b.jpeg", "..\\x.jpeg"],
+    [
+        "/etc/passwd",
+        "../x.jpeg",
+        "a/../../x.jpeg",
+        "a/..",
+        "..",
+        "C:/x.jpeg",
+        "C:x.jpeg",
+        "..\\x.jpeg",
+        "a\\..\\..\\x.jpeg",
+    ],
 )
 def test_a_name_that_leads_out_of_the_folder_is_refused_before_anything_is_written(name: str, tmp_path: Path) -> None:
     path = make_zip(tmp_path / "x.zip", ("a.jpeg", b"1"), (name, b"2"))
@@ -178,7 +185,7 @@ def cut(raw: bytes) -> bytes:
 def test_a_file_that_is_no_zip_or_cut_short_is_refused(spoil: Callable[[bytes], bytes], tmp_path: Path) -> None:
     path = make_zip(tmp_path / "x.zip", *((f"{i}.jpeg", bytes(500)) for i in range(20)))
     path.write_bytes(spoil(path.read_bytes()))
-    assert "not a zip archive or is cut short" in refusal(path, tmp_path / "out")
+    assert "not a zip archive or tar, or is cut short" in refusal(path, tmp_path / "out")
 
 
 def test_an_empty_archive_has_no_members(tmp_path: Path) -> None:

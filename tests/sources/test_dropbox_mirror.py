@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from dropbox_server import TOKEN, DropboxServer, Fault, dropbox_hash, zip_bytes
 from pipeline_runs import wait_until
+from tunnel_proxy import running_proxy
 
 from tasks.errors import OutsideError, SourceError
 from tasks.files import REPOSITORY
@@ -306,3 +307,15 @@ def test_the_content_hash_is_that_of_dropbox(tmp_path: Path) -> None:
     for size in (0, 1, 4 << 20, (8 << 20) + 5):
         (tmp_path / "file").write_bytes(b"x" * size)
         assert content_hash(tmp_path / "file") == dropbox_hash(b"x" * size)
+
+
+@pytest.mark.parametrize(("name", "scheme"), [("HTTPS_PROXY", "http"), ("all_proxy", "socks5h")])
+def test_it_is_fetched_through_the_proxy_that_is_set(
+    name: str, scheme: str, server: DropboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_proxy() as (address, asked):
+        monkeypatch.setenv("NO_PROXY", "none.example")
+        monkeypatch.setenv(name, f"{scheme}://{address}")
+        folder = fetch(server, tmp_path)
+    assert asked and files_in(folder)
+    assert {place.partition(":")[0] for place in asked} <= {"localhost", "127.0.0.1"}

@@ -483,13 +483,6 @@ def test_a_certificate_file_that_cannot_be_read_is_named(server: DropboxServer, 
         assert f"ingestion.ca_file: {tmp_path / name}" in message
 
 
-def test_proxy_variables_are_not_followed(
-    server: DropboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-    assert fetch(server.put("chest.zip", CONTENT), tmp_path, settings(server)).read_bytes() == CONTENT
-
-
 def test_a_folder_that_cannot_be_written_is_said(server: DropboxServer, tmp_path: Path) -> None:
     (tmp_path / "raw").write_text("a file")
     assert "storage.raw" in refused(server, server.put("chest.zip", CONTENT), tmp_path / "raw")
