@@ -25,7 +25,7 @@ from tasks.sources.fetching import fetch
 
 @flow(name="prepare", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def prepare(settings: Settings) -> str:
-    """Fetches the source, checks it, draws validation, packs pixels and excludes images with devices from training.
+    """Fetches the source, checks it, packs pixels, draws validation and excludes images with devices from training.
 
     Returns the run folder's address.
     """
@@ -35,8 +35,8 @@ def prepare(settings: Settings) -> str:
         source = fetch(settings)
         ingest(run, source)
         check(run, "source")
-        split(run)
         pack_images(runner, run, source.folder)
+        split(run)
         screen_images(runner, run, source.folder)
         check(run, "prepared")
     return run.address()

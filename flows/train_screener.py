@@ -44,8 +44,8 @@ def train_screener(
             source = fetch(settings)
             ingest(run, source)
             check(run, "source")
-            split(run)
             pack_images(runner, run, source.folder)
+            split(run)
         with gpu_slot():
             fit_screener(run, source.folder, recipe)
     return str(run.folder / "screener")

@@ -28,16 +28,27 @@ def measure_group(
         return {"n": 0, "reason": "no image is in this group"}
     labels = rows["label"].to_numpy(float)
     probabilities = rows["probability"].to_numpy(float)
-    weights = draw_patients(rows["patient_id"], n_bootstrap, seed)
+    weights = draw_patients(rows["group_id"], n_bootstrap, seed)
     drawn = weighted_measures(labels, probabilities, threshold, weights)
-    n_patients = int(rows["patient_id"].astype(str).nunique())
+    n_patients = int(rows["group_id"].astype(str).nunique())
     group: Facts = {"n": len(rows), "n_patients": n_patients, "confusion": confusion(labels, probabilities, threshold)}
     return group | {name: summarise(drawn[name], "a class is missing in this group") for name in measures}
 
 
-def draw_patients(patients: "pd.Series[str]", n_bootstrap: int, seed: int) -> NDArray[np.float64]:
-    """Weights of rows, ``(1 + n_bootstrap, n)``: first all 1, then how often each row's patient was drawn."""
-    codes, names = pd.factorize(patients.astype(str))
+def draw_patients(group_ids: "pd.Series[str]", n_bootstrap: int, seed: int) -> NDArray[np.float64]:
+    """Weights of rows, ``(1 + n_bootstrap, n)``: first all 1, then how often each row's patient was drawn.
+
+    Args:
+        group_ids: Of each row; the manifest's ``group_id`` stands for the patient where that is unknown.
+        n_bootstrap: Number of draws.
+        seed: Their seed.
+
+    Raises:
+        ValueError: If one is missing: as text, all missing ones would be one patient.
+    """
+    if group_ids.isna().any():
+        raise ValueError("a row has no group_id")
+    codes, names = pd.factorize(group_ids.astype(str))
     if not len(names):
         return np.ones((1 + n_bootstrap, 0))
     draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=n_bootstrap)
@@ -92,7 +103,7 @@ def measure_calibration(rows: pd.DataFrame, n_bootstrap: int, seed: int) -> Fact
     """Expected calibration error with its interval, and the reliability curve (Guo et al. 2017).
 
     Args:
-        rows: ``label, probability, patient_id``.
+        rows: ``label, probability, group_id``.
         n_bootstrap: Draws of patients for the interval.
         seed: Seed of the draws.
 
@@ -104,7 +115,7 @@ def measure_calibration(rows: pd.DataFrame, n_bootstrap: int, seed: int) -> Fact
         return {"n": 0, "reason": "no image is in this group"}
     labels, probabilities = rows["label"].to_numpy(float), rows["probability"].to_numpy(float)
     at = np.minimum((probabilities * N_BINS).astype(int), N_BINS - 1)
-    weights = draw_patients(rows["patient_id"], n_bootstrap, seed)
+    weights = draw_patients(rows["group_id"], n_bootstrap, seed)
     member = np.eye(N_BINS)[at]  # (n, bins)
     gap = np.abs((weights * (labels - probabilities)) @ member).sum(1) / weights.sum(1)
     bins: list[Facts] = []

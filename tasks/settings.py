@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 from tasks.addresses import Folder, Place, RunFolder, hide_keys
+from tasks.expressions import PatientPattern
 from tasks.records import MODEL, TWIN
 
 Split = Literal["val", "test"]
@@ -111,6 +112,12 @@ class IngestionSettings(Section):
         (),
         description="Files and folders of the source to leave out: patterns like 'hospital_b' or '*/masks/*.png'; one "
         "without '/' fits at any depth.",
+    )
+    patients: PatientPattern | None = Field(
+        None,
+        description="How file names tell the patient: public, mendeley, chexpert, mimic, nih, or none; or a regular "
+        "expression for the path of an image, with a group for the patient. Default: one of the first four if 95 % of "
+        "the names fit it, and only where no index.csv lists patients.",
     )
 
 
@@ -343,6 +350,11 @@ class PublishingSettings(Section):
         le=1,
         description="Largest accepted drop of AUC below the published model's, on validation and on validation images "
         "without a device.",
+    )
+    unknown_patients: bool = Field(
+        False,
+        description="Publish also where patients are unknown, so that no check could tell whether one child is in "
+        "training and in validation or test.",
     )
 
 

@@ -43,6 +43,19 @@ Row = TypeVar("Row")
 Lines = Iterator[tuple[int, list[str]]]
 """Number of a line or row in the file, and its cells."""
 
+UNKNOWN = {"-", "--", "?", ".", "na", "n/a", "n.a.", "#n/a", "<na>", "nan", "null", "none", "nil", "unknown"} | {
+    "anon",
+    "anonymous",
+    "anonymized",
+    "anonymised",
+}
+"""Cells, in lower case, with which tables say that something is not known."""
+
+
+def blank_unknown(text: str) -> str:
+    """A cell without spaces around it; empty where it says that nothing is known."""
+    return "" if text.strip().lower() in UNKNOWN else text.strip()
+
 
 def read_rows(path: Path, setting: str, model: Callable[..., Row]) -> Iterator[Row]:
     """Reads a CSV or a sheet of Excel with a header, one row at a time; blank rows are left out.

@@ -72,8 +72,8 @@ def draw_scene(groups: tuple[tuple[int, bool, int], ...], seed: int = 0) -> Scen
                 film, mask = add_devices(film, number)
             packed.append(pack(film))
             masks.append(mask)
-            rows.append({"label": label, "has_device": has_device, "patient_id": f"p{number}"})
-    table = pd.DataFrame(rows).astype({"label": "Int8", "has_device": "boolean", "patient_id": "string"})
+            rows.append({"label": label, "has_device": has_device, "group_id": f"p{number}"})
+    table = pd.DataFrame(rows).astype({"label": "Int8", "has_device": "boolean", "group_id": "string"})
     table["image_id"] = pd.array([f"{seed:08x}{i:08x}" for i in range(len(table))], dtype="string")
     table["split"] = pd.array(["test"] * len(table), dtype="string")
     # The size of the file tells nothing: it goes round within each class.

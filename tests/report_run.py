@@ -158,16 +158,18 @@ def build_run(run: Path) -> None:
                     "sha256": hashlib.sha256(f"{split}{i}".encode()).hexdigest(),
                     "label": i % 2,
                     "subtype": "virus" if i % 2 else "normal",
-                    "patient_id": f"person77{i}{HOSTILE}",
+                    "patient_id": None if i == 7 else f"person77{i}{HOSTILE}",
+                    "group_id": f"person77{i}{HOSTILE}",
                     "source_split": split,
                     "split": split,
                     "excluded": "",
                 }
             )
     for row, reason in zip(
-        rows, ("duplicate of ", "conflict: the same file as ", "undecodable: ", "odd "), strict=False
+        rows, ("duplicate of ", "conflict: the same picture as ", "undecodable: ", "odd "), strict=False
     ):
         row["excluded"] = f"{reason}{HOSTILE}"
+    rows[0]["sha256"] = rows[4]["sha256"]
     write_manifest(run, pd.DataFrame(rows))
     ingest = {
         "source": "sample",
@@ -180,9 +182,8 @@ def build_run(run: Path) -> None:
         "n_nested": 61,
         "n_nested_only": 0,
         "n_clutter": 5,
-        "n_test_copies": 0,
-        "n_patients_unknown": 3,
     }
+    pack = {"n_test_copies": 0, "n_conflicts_test": 1, "n_near": 4, "n_near_test": 2}
     nothing = {"value": None, "low": None, "high": None, "reason": "a class has too few readings"}
     read = {"auc": value(0.9512), "sensitivity": value(0.9034), "specificity": value(0.8978)}
     screen = {
@@ -231,10 +232,24 @@ def build_run(run: Path) -> None:
         "slope": 1.5,
         "offset": -0.25,
     }
-    for stage, facts in (("ingest", ingest), ("screen", screen), ("fit", fit), ("calibrate", calibrate)):
+    for stage, facts in (
+        ("ingest", ingest),
+        ("pack", pack),
+        ("screen", screen),
+        ("fit", fit),
+        ("calibrate", calibrate),
+    ):
         write_json(run / "stages" / f"{stage}.json", {"facts": facts, "seconds": 75.2, "reused": stage == "ingest"})
     checks = [
         {"says": "every label is 0 or 1", "severity": "critical", "success": True, "n": 24, "n_unexpected": 0},
+        {
+            "says": "no patient is in both",
+            "severity": "critical",
+            "success": None,
+            "reason": "the patient of 3 of 24 images is not known",
+            "n": 24,
+            "n_unexpected": 0,
+        },
         {
             "says": "sizes fit",
             "severity": "warning",
@@ -312,7 +327,7 @@ def audit_two_networks() -> str:
         spots = np.where(rng.random(part.shape) < 0.5, 1, -1) * (6 + 12 * size + rng.normal(0, 3, n))[:, None, None]
         part[:] = np.clip(part + spots, 0, 255).astype(np.uint8)
     pixels[masks > 0] = 250
-    table = pd.DataFrame({"label": labels, "split": "test", "patient_id": [f"person77{i // 2}" for i in range(n)]})
+    table = pd.DataFrame({"label": labels, "split": "test", "group_id": [f"person77{i // 2}" for i in range(n)]})
     table = table.assign(has_device=pd.array(device, dtype="boolean"), width_px=9, height_px=7)
 
     def read_lungs(packed: np.ndarray) -> np.ndarray:
@@ -392,7 +407,7 @@ def make_answers(n: int = 60, splits: tuple[str, ...] = ("val", "test"), seed: i
     rows = pd.DataFrame({"split": [split for split in splits for _ in range(n)]})
     rows["path"] = [f"{HOSTILE}{i}.jpeg" for i in range(len(rows))]
     rows["label"] = rng.integers(0, 2, len(rows))
-    rows["patient_id"] = [f"person77{i // 3}" for i in range(len(rows))]
+    rows["group_id"] = [f"person77{i // 3}" for i in range(len(rows))]
     rows["subtype"] = [("normal", ("bacteria", "virus")[i % 2])[label] for i, label in enumerate(rows["label"])]
     rows["has_device"] = pd.array([(True, False, None)[k] for k in rng.integers(0, 3, len(rows))], dtype="boolean")
     rows["probability"] = np.clip(rows["label"] * 0.35 + rng.uniform(0, 0.65, len(rows)), 0, 1)

@@ -73,9 +73,10 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 @pytest.mark.parametrize("module", FILES)
 def test_a_file_is_neither_too_long_nor_too_short_to_be_one(module: str) -> None:
     n_lines = len(FILES[module].read_text().splitlines())
-    assert n_lines <= 400 and (n_lines >= 25 or module in SHORT)
+    assert (n_lines <= 400 or module in LONG) and (n_lines >= 25 or module in SHORT)
 
 
+LONG = {"tasks.settings": "one table, that of --help and of docs/settings.md"}
 SHORT = {
     "tasks.records": "the words that all rooms share",
     "tasks.pixels.window": "four rooms ask where the lung window is",
@@ -91,10 +92,11 @@ CLASSIFIER = f"{KERAS} networks.backbones networks.classifier"
 PROBES = f"{CLASSIFIER} measures networks.twin pixels.window explaining.subjects drawings.transplant"
 SCREENER = f"{KERAS} devices.files devices.quality devices.readings devices.screener matching measures tables"
 KEYS = {
-    "preparing.ingestion": "matching pixels.content pixels.decoding records runs.manifest sources.layout tables",
-    "preparing.quality": "pixels.content pixels.decoding pixels.looks records",
+    "preparing.ingestion": "expressions matching pixels.content pixels.decoding preparing.copies preparing.patients "
+    "records runs.manifest sources.layout tables",
+    "preparing.quality": "pixels.content pixels.decoding pixels.looks records runs.manifest",
     "preparing.splitting": "records runs.manifest",
-    "preparing.packing": "pixels.content pixels.decoding records runs.manifest",
+    "preparing.packing": "pixels.content pixels.decoding preparing.copies records runs.manifest",
     "preparing.screening": f"{SCREENER} runs.manifest",
     "training.fitting": f"{CLASSIFIER} networks.augmentation networks.checkpoints networks.twin training.members "
     "training.labelled_images",

@@ -19,7 +19,7 @@ def judge_screener(
     """Measures the scores against the readings, as if the scores alone decided.
 
     Args:
-        manifest: ``sha256, label, split, patient_id, device_score, device_reading`` (0 or 1; missing if nobody read the
+        manifest: ``sha256, label, split, group_id, device_score, device_reading`` (0 or 1; missing if nobody read the
             image) and ``usable``.
         known: First 16 hex digits of the sha256 of images that the screener was fitted or tuned on; left out here.
         threshold: Score from which an image counts as showing a device.
@@ -38,7 +38,7 @@ def judge_screener(
         {
             "label": read["device_reading"].astype(float),
             "probability": read["device_score"].astype(float),
-            "patient_id": read["patient_id"],
+            "group_id": read["group_id"],
             "class": read["label"].astype(int),
         }
     )[~is_known]
@@ -47,7 +47,7 @@ def judge_screener(
         facts[name] = measure_group(part, threshold, n_bootstrap, seed, SCREENER_MEASURES)
     train = manifest[(manifest["split"] == "train") & manifest["usable"]].drop_duplicates("sha256")
     n_of_class = {c: int((train["label"] == c).sum()) for c in CLASS_NAMES}
-    weights = draw_patients(rows["patient_id"], n_bootstrap, seed)
+    weights = draw_patients(rows["group_id"], n_bootstrap, seed)
     cost, residual = weigh_decision(rows, exclude_from, n_of_class, weights)
     facts["cost"] = {CLASS_NAMES[c]: summarise(values, TOO_FEW) for c, values in cost.items()}
     facts["residual"] = summarise(residual, TOO_FEW)

@@ -71,9 +71,9 @@ def audit(run: Run) -> Facts:
         used = used_rows(manifest)
         train = manifest[manifest["image_id"].isin(used.loc[used["split"] == "train", "image_id"])]
         baselines = ask_baselines(train, images.read(list(train["image_id"])), scene.rows, scene.packed)
-        patients = manifest.set_index("image_id")["patient_id"]
+        patients = manifest.set_index("image_id")["group_id"]
         explained = [read_json(path) for path in sorted((run.folder / "explanations").glob("*.json"))]
-        explained = [{**item, "patient_id": patients[item["image_id"]]} for item in explained]
+        explained = [{**item, "group_id": patients[item["image_id"]]} for item in explained]
         found = audit_networks(scene, subjects, baselines, explained, run.settings)
         write_json(out / "audit.json", Audit(**found).as_json())
         return {"verdict": found["verdict"], "n_images": found["n_images"]}
@@ -140,7 +140,7 @@ def audit_networks(
     found: Facts = {"split": str(scene.rows["split"].iloc[0]), "n_images": len(scene.rows)}
     found |= {part: {} for part in PARTS}
     for subject in subjects:
-        every = draw_patients(scene.rows["patient_id"], n_bootstrap, seed)
+        every = draw_patients(scene.rows["group_id"], n_bootstrap, seed)
         found["baselines"][subject.name] = compare_baselines(scene, subject, baselines, n_bootstrap, seed)
         for part, changes in (("insertion", put_on), ("removal", taken_off)):
             found[part][subject.name] = ask_changes(scene, subject, changes, n_bootstrap, seed)
@@ -164,12 +164,12 @@ def compare_baselines(
         nothing = {"value": None, "low": None, "high": None, "reason": baseline.reason}
         figures: Facts = {"says": baseline.says, "n": int(baseline.at.sum()), "auc": nothing, "gain": nothing}
         if baseline.answer is not None:
-            weights = draw_patients(rows.loc[baseline.at, "patient_id"], n_bootstrap, seed)
+            weights = draw_patients(rows.loc[baseline.at, "group_id"], n_bootstrap, seed)
             auc = measure_auc(rows[baseline.at], baseline.answer, weights)
             own = measure_auc(rows[baseline.at], subject.probability[baseline.at], weights)
             figures |= {key: summarise(v, "a class is missing") for key, v in (("auc", auc), ("gain", own - auc))}
         each[name] = figures
-    weights = draw_patients(rows["patient_id"], n_bootstrap, seed)
+    weights = draw_patients(rows["group_id"], n_bootstrap, seed)
     whole = summarise(measure_auc(rows, subject.probability, weights), "a class is missing")
     return {"n": len(rows), "auc": whole, "each": each}
 
@@ -240,9 +240,7 @@ def weigh_attribution(explained: list[Facts], name: str, n_bootstrap: int, seed:
     ):
         part = table[at]
         if len(part):
-            lifts[key] = mean_lift(
-                part[f"{place}_weight"], part[f"{place}_area"], part["patient_id"], n_bootstrap, seed
-            )
+            lifts[key] = mean_lift(part[f"{place}_weight"], part[f"{place}_area"], part["group_id"], n_bootstrap, seed)
         facts[f"{key}_lift"] = lifts[key] if key in lifts else nothing | {"reason": why}
         facts[f"n_{key}"] = len(part)
     facts["n"] = int(min(facts["n_device"], facts["n_control"]))
@@ -278,7 +276,7 @@ def measure_groups(scene: Scene, subject: Subject, n_bootstrap: int, seed: int) 
         "with_device": measure_group(rows[known & device], subject.threshold, n_bootstrap, seed),
         "device_free": measure_group(rows[known & ~device], subject.threshold, n_bootstrap, seed),
     }
-    weights = draw_patients(rows.loc[known, "patient_id"], n_bootstrap, seed)
+    weights = draw_patients(rows.loc[known, "group_id"], n_bootstrap, seed)
     every = measure_auc(rows[known], subject.probability[known], weights)
     for name, at in (("against", device == (label == 0)), ("along", device == (label == 1))):
         aucs = measure_auc(rows[known], subject.probability[known], weights * at[known])

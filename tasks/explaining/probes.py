@@ -153,7 +153,7 @@ def measure_change(rows: pd.DataFrame, answers: Answers, n_bootstrap: int, seed:
     """How far a change moves a network, for each class.
 
     Args:
-        rows: ``label, patient_id`` of the changed images.
+        rows: ``label, group_id`` of the changed images.
         answers: Of the network.
         n_bootstrap: Draws of patients behind each interval.
         seed: Seed of the draws.
@@ -170,7 +170,7 @@ def measure_change(rows: pd.DataFrame, answers: Answers, n_bootstrap: int, seed:
         if not at.any():
             facts[name] = {"n": 0, "reason": f"no {name} image could be changed"}
             continue
-        weights = draw_patients(rows.loc[at, "patient_id"], n_bootstrap, seed)
+        weights = draw_patients(rows.loc[at, "group_id"], n_bootstrap, seed)
         with np.errstate(invalid="ignore", divide="ignore"):
             drawn = _changes(answers, answers.after, at, label, weights)
             if answers.control is not None:

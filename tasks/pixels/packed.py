@@ -28,7 +28,6 @@ class PackedImages:
         for path in self._paths:
             if not path.exists():
                 raise RunError(f"{path} is gone from the cache: run the prepare flow again")
-        self._shards: dict[int, NDArray[np.uint8]] = {}
 
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._rows
@@ -42,11 +41,12 @@ class PackedImages:
         if missing := [image_id for image_id in image_ids if image_id not in self._rows]:
             raise RunError(f"{self._index} lacks the image {missing[0]}: run the prepare flow on this run folder again")
         pixels = np.empty((len(image_ids), SIDE_PX, SIDE_PX), np.uint8)
+        shards: dict[int, NDArray[np.uint8]] = {}  # not kept: pages of a mapped file count as memory of the process
         for i, image_id in enumerate(image_ids):
             number, row = self._rows[image_id]
-            if number not in self._shards:
-                self._shards[number] = open_shard(self._paths[number])
-            shard = self._shards[number]
+            if number not in shards:
+                shards[number] = open_shard(self._paths[number])
+            shard = shards[number]
             if row >= len(shard):
                 raise RunError(f"{self._paths[number]} is damaged: remove it and run the prepare flow again")
             pixels[i] = shard[row]

@@ -1,1 +1,1 @@
-"""The stages of flows/prepare, in its order: ingestion, quality, splitting, packing, screening."""
+"""The stages of flows/prepare, in its order: ingestion, quality, packing, splitting, screening."""

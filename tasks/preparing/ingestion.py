@@ -5,7 +5,6 @@ rows are excluded so far (identical files, contradictions, files that are not im
 """
 
 import os
-import re
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -21,14 +20,17 @@ from tasks.files import open_source
 from tasks.matching import accept_match, match_paths
 from tasks.pixels.content import HEAD_BYTES, is_picture, suggests_picture
 from tasks.pixels.decoding import MAX_FILE_BYTES, UndecodableError, choose_bits, in_turn, measure_bits, read_size
+from tasks.preparing.copies import exclude_copies
+from tasks.preparing.patients import add_patients, describe_patients
 from tasks.records import Facts
 from tasks.runs.artifacts import show_table
 from tasks.runs.manifest import image_id, write_manifest
 from tasks.runs.run import Run
 from tasks.runs.stages import stage_task
+from tasks.settings import IngestionSettings
 from tasks.sources.checksums import READERS, Sum, sum_file, sum_stream
 from tasks.sources.layout import SPLIT_WORDS, Fetched, find_place, find_splits
-from tasks.tables import read_rows
+from tasks.tables import blank_unknown, read_rows
 
 LEFT_OUT = ("n_nested", "n_clutter", "n_unused", "n_ignored")
 
@@ -41,7 +43,7 @@ def ingest(run: Run, fetched: Fetched) -> Facts:
 
     def make(out: Path) -> Facts:
         warnings: list[str] = []
-        manifest = list_images(fetched, run.settings.ingestion.max_side_px, max_unmatched, warnings.append)
+        manifest, patients = list_images(fetched, run.settings.ingestion, max_unmatched, warnings.append)
         write_manifest(out, manifest)
         if not (manifest["source_split"] == "test").any():
             warnings.append("the source has no test split: nothing will be measured on one, only on validation")
@@ -49,7 +51,7 @@ def ingest(run: Run, fetched: Fetched) -> Facts:
             where = "are in no class folder, or beside the folder of index.csv, and are not used"
             warnings.append(f"{fetched.layout.n_unused:,} pictures {where}, such as {fetched.layout.unused!r}")
         deep = manifest["bits"].dropna()
-        more = {"bits": choose_bits(deep), "n_deep": len(deep), "warnings": warnings}
+        more = {"bits": choose_bits(deep), "n_deep": len(deep), "patients": patients, "warnings": warnings}
         return describe_manifest(manifest, fetched) | {"source": run.settings.public_source} | more
 
     given = {
@@ -59,6 +61,7 @@ def ingest(run: Run, fetched: Fetched) -> Facts:
         "source": run.settings.public_source,
         "max_side_px": run.settings.ingestion.max_side_px,
         "max_unmatched": max_unmatched,
+        "patients": run.settings.ingestion.patients,
     }
     facts = run.stage("ingest", given=given, make=make, packages=("pillow", "pandas"))
     for warning in facts["warnings"]:
@@ -76,23 +79,28 @@ def ingest(run: Run, fetched: Fetched) -> Facts:
     )
     if facts["n_deep"]:
         print(f"{facts['n_deep']:,} files: {facts['bits']} of 16 bits used")
+    for line in describe_patients(facts["patients"], facts["n_patients_unknown"], facts["n_images"]):
+        print(line)
     show_table("source", facts["counts"], f"Images in {run.settings.public_source}")
     return facts
 
 
 def list_images(
-    fetched: Fetched, max_side_px: int, max_unmatched: float = 0.0, warn: Callable[[str], None] = print
-) -> pd.DataFrame:
-    """The manifest of a source: a row per image, columns up to ``excluded``; only headers are decoded.
+    fetched: Fetched, settings: IngestionSettings, max_unmatched: float = 0.0, warn: Callable[[str], None] = print
+) -> tuple[pd.DataFrame, Facts]:
+    """The manifest of a source, and what told its patients.
+
+    A row per image, columns up to ``excluded``; only headers are decoded.
 
     Args:
         fetched: The source.
-        max_side_px: Longest side of an image that is decoded.
+        settings: Longest side of an image that is decoded, and what tells patients.
         max_unmatched: Largest accepted share of the rows of an ``index.csv`` that name no file.
         warn: Called with each sentence to warn of.
 
     Raises:
         TableError: If the source has an ``index.csv`` that does not fit.
+        SettingsError: If ``ingestion.patients`` does not fit.
         SourceError: If a file changed since the checksum of the source was computed.
     """
     folder = Path(fetched.folder)
@@ -102,14 +110,17 @@ def list_images(
     else:
         table = pd.DataFrame([describe_path(path) for path in fetched.layout.images])
     with ThreadPoolExecutor(READERS) as pool:
-        read = pool.map(lambda path: read_file(folder / path, max_side_px, fetched.sums.get(path)), table["path"])
+        read = pool.map(
+            lambda path: read_file(folder / path, settings.max_side_px, fetched.sums.get(path)), table["path"]
+        )
         files = pd.DataFrame(list(read))
     manifest = pd.concat([table.reset_index(drop=True), files], axis=1)
     refuse_changed({**dict(zip(table["path"], files["sha256"], strict=True)), **sum_tables(fetched)}, fetched.sums)
     if "index.csv" not in fetched.layout.tables:
         manifest = leave_out_clutter(manifest, fetched.name)
+    manifest, patients = add_patients(manifest, settings.patients)  # no name of clutter counts
     manifest["image_id"] = [image_id(path) for path in manifest["path"]]
-    return exclude_copies(manifest.sort_values("path", ignore_index=True))
+    return exclude_copies(manifest.sort_values("path", ignore_index=True)), patients
 
 
 def leave_out_clutter(manifest: pd.DataFrame, source: str) -> pd.DataFrame:
@@ -182,33 +193,19 @@ def read_file(path: Path, max_side_px: int, known: Sum | None = None) -> Facts:
 
 
 def describe_path(path: str) -> Facts:
-    """Split, label, subtype and patient from a path such as ``train/NORMAL/IM-0115-0001.jpeg``.
+    """Split, label and subtype from a path such as ``train/NORMAL/IM-0115-0001.jpeg``.
 
     Args:
         path: Its folders name a split and a class (see ``tasks.sources.layout.find_place``).
     """
     place = find_place(path)
     assert place is not None
-    patient, known = patient_of(path)
     return {
         "path": path,
         "source_split": place.split,
         "label": place.label,
         "subtype": subtype_of(path, place.label, place.subtypes),
-        "patient_id": patient,
-        "patient_known": known,
     }
-
-
-def patient_of(path: str) -> tuple[str, bool]:
-    """The patient in a file name, else its stem, and whether the name had a patient.
-
-    ``person12_virus_3`` -> ``person12``; ``IM-0115-0001`` -> ``IM-0115``; ``NORMAL2-IM-0115-0001`` ->
-    ``NORMAL2-IM-0115``: the two series number different children.
-    """
-    stem = PurePosixPath(path).stem
-    match = re.match(r"(person\d+|(?:NORMAL2-)?IM-\d+)(?![0-9])", stem)
-    return (match[1], True) if match else (stem, False)
 
 
 def subtype_of(path: str, label: int, folders: Collection[str] = ()) -> str:
@@ -226,8 +223,11 @@ class IndexRow:
 
     path: str
     label: Annotated[Literal["0", "1", "normal", "pneumonia"], BeforeValidator(str.lower)]
-    patient_id: str
-    subtype: Literal["", "normal", "bacteria", "virus", "unknown"] = ""
+    patient_id: Annotated[str, BeforeValidator(blank_unknown)]
+    subtype: Annotated[
+        Literal["", "normal", "bacteria", "virus", "unknown"],
+        BeforeValidator(lambda text: text and (blank_unknown(text) or "unknown")),
+    ] = ""
     split: Annotated[
         Literal["", "train", "val", "test"], BeforeValidator(lambda word: SPLIT_WORDS.get(word.lower(), word))
     ] = ""
@@ -273,8 +273,7 @@ def read_index_table(
             "source_split": row.split or (splits.pop() if len(splits := find_splits(image)) == 1 else ""),
             "label": label,
             "subtype": row.subtype or subtype_of(image, label),
-            "patient_id": row.patient_id or str(PurePosixPath(image).with_suffix("")),
-            "patient_known": bool(row.patient_id),
+            "patient_id": row.patient_id or pd.NA,
         }
     return fill_splits(pd.DataFrame(list(rows.values())), warn)
 
@@ -288,36 +287,6 @@ def fill_splits(table: pd.DataFrame, warn: Callable[[str], None]) -> pd.DataFram
             f"{table.loc[unknown, 'path'].iloc[0]!r}; they are used for training and validation"
         )
     return table.assign(source_split=table["source_split"].mask(unknown, "train"))
-
-
-def exclude_copies(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Marks identical files, and excludes them from train and val, never from test.
-
-    Of identical files one is kept: one in test if there is one, else the first by path. Identical files with opposite
-    labels are contradictions: none of them is kept in train or val.
-
-    Args:
-        manifest: Rows sorted by path, with ``path, sha256, label, source_split, excluded``.
-
-    Returns:
-        The manifest with ``duplicate_of`` (path or missing) and more reasons in ``excluded``.
-    """
-    manifest = manifest.assign(duplicate_of=pd.array([pd.NA] * len(manifest), dtype="string"))
-    for _, group in manifest.groupby("sha256", sort=False):
-        if len(group) == 1:
-            continue
-        in_test = group["source_split"] == "test"
-        if group["label"].nunique() > 1:
-            for index in group.index[~in_test & (group["excluded"] == "")]:
-                other = group.loc[group["label"] != group["label"][index], "path"].iloc[0]
-                manifest.loc[index, "excluded"] = f"conflict: the same file as {other}, which has the other label"
-            continue
-        kept = group.index[in_test][0] if in_test.any() else group.index[0]
-        for index in group.index.drop(kept):
-            manifest.loc[index, "duplicate_of"] = group["path"][kept]
-            if not in_test[index] and not manifest.loc[index, "excluded"]:
-                manifest.loc[index, "excluded"] = f"duplicate of {group['path'][kept]}"
-    return manifest
 
 
 def describe_manifest(manifest: pd.DataFrame, fetched: Fetched) -> Facts:
@@ -348,7 +317,7 @@ def describe_manifest(manifest: pd.DataFrame, fetched: Fetched) -> Facts:
         "n_test_copies": int((manifest["duplicate_of"].notna() & (manifest["source_split"] == "test")).sum()),
         "n_conflicts": int((labels > 1).sum()),
         "n_undecodable": int(excluded.str.startswith("undecodable").sum()),
-        "n_patients_unknown": int((~manifest["patient_known"].astype(bool)).sum()),
+        "n_patients_unknown": int(manifest["patient_id"].isna().sum()),
         "counts": [
             {"split": split, "class": "pneumonia" if label else "normal", "images": int(n), "patients": int(patients)}
             for (split, label), (n, patients) in counts.iterrows()

@@ -1,8 +1,9 @@
 """Pack: decodes every image once to uint8 at 224 px, in shards that later stages map into memory.
 
 Reads the files of the source; writes shards into the cache and ``arrays/index.json`` with their names into the run
-folder, and marks files that do not decode in ``manifest.parquet``. Shards are found by the checksums of their files,
-so that a later run packs only new images. They are planned, packed in parallel, and gathered.
+folder. In ``manifest.parquet`` it marks files that do not decode and equal pictures, and fills ``group_id``;
+``same_pictures.csv`` names the pairs. Shards are found by the checksums of their files, so that a later run packs only
+new images. They are planned, packed in parallel, and gathered.
 """
 
 import hashlib
@@ -22,7 +23,9 @@ from prefect import task
 from tasks.errors import RunError, SourceError
 from tasks.files import digest, locked, open_source, read_record, write_json, write_whole
 from tasks.pixels.decoding import MAX_FILE_BYTES, SIDE_PX, UndecodableError, decode, in_turn
+from tasks.pixels.packed import PackedImages
 from tasks.pixels.shards import LOST_SHARDS, shards_exist
+from tasks.preparing.copies import compare_pictures, count_pairs, write_pairs
 from tasks.records import Facts
 from tasks.runs.bucket import fetch_files, fetch_lists, keep_files
 from tasks.runs.keys import code_version
@@ -69,14 +72,17 @@ def pack(run: Run, bits: int, n_new: int) -> Facts:
         if missing := wanted - set(known):
             raise RunError(f"scaling.runner: {len(missing):,} of the packed images not found; {LOST_SHARDS}")
         manifest = mark_undecodable(manifest, {sha: reason for sha, (_, _, reason) in known.items() if reason})
-        write_manifest(out, manifest)
         index = index_arrays(manifest, known)
         write_json(out / "arrays" / "index.json", index)
+        manifest, pairs = compare_pictures(manifest, PackedImages(out, run.cache), index["images"])
+        write_manifest(out, manifest)
+        write_whole(out / "same_pictures.csv", write_pairs(pairs))
         return {
             "n_packed": len(index["images"]),
             "n_new": n_new,
             "n_shards": len(index["shards"]),
             "n_undecodable": int(manifest["excluded"].fillna("").str.startswith("undecodable").sum()),
+            **count_pairs(manifest, pairs),
         }
 
     facts = run.stage(
@@ -84,14 +90,38 @@ def pack(run: Run, bits: int, n_new: int) -> Facts:
         reads=["manifest.parquet"],
         given={"shelf": shelf.name, **read_decoding(run, bits)},
         make=make,
-        packages=("pillow", "numpy"),
+        packages=("pillow", "numpy", "scipy"),
         is_valid=lambda entry: shards_exist(entry / "arrays" / "index.json", run.cache),
     )
     print(
         f"packed {facts['n_packed']:,} images in {facts['n_shards']:,} shards, {n_new:,} of them new; "
         f"{facts['n_undecodable']:,} do not decode"
     )
+    for line in describe_copies(facts):
+        print(line)
     return facts
+
+
+def describe_copies(facts: Facts) -> list[str]:
+    """Lines for the log about equal and nearly equal pictures, as far as ``ingest`` could not see them."""
+    lines = []
+    if facts["n_other_files"]:
+        lines.append(
+            f"{facts['n_other_files']:,} files show the picture of a file with other bytes; with these, "
+            f"{facts['n_duplicates_excluded']:,} copies are excluded, {facts['n_test_copies']:,} kept in test"
+        )
+    if facts["n_conflicts"]:
+        named = ", such as image " + ", ".join(facts["conflicts_test"]) if facts["conflicts_test"] else ""
+        lines.append(
+            f"warning: {facts['n_conflicts']:,} images equal one with the other label and are not trained on; "
+            f"{facts['n_conflicts_test']:,} of them stay in test{named}"
+        )
+    if facts["n_near"]:
+        lines.append(
+            f"warning: {facts['n_near']:,} pairs of pictures are nearly equal, {facts['n_near_test']:,} of them in "
+            "test and outside of it; same_pictures.csv in the run folder names them"
+        )
+    return lines
 
 
 def read_decoding(run: Run, bits: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import pandas as pd
@@ -20,6 +21,7 @@ from tasks.files import digest, write_json
 from tasks.pixels.looks import LOOKS, judge_looks
 from tasks.records import SPLITS, SUBTYPES, Facts
 from tasks.runs.artifacts import show_table
+from tasks.runs.manifest import key_pictures
 from tasks.runs.run import Run
 from tasks.runs.stages import STAGES_FOLDER, stage_task
 from tasks.settings import QualitySettings
@@ -37,7 +39,7 @@ def check(run: Run, checkpoint: Checkpoint) -> Facts:
         DataCheckError: If a critical expectation failed; the results are written to the run folder anyway.
     """
     listed = (run.folder / STAGES_FOLDER / "ingest.json").exists()
-    own_patients = listed and "index.csv" in run.facts("ingest")["tables"]
+    own_patients = listed and run.facts("ingest")["patients"]["own"]
 
     def make(out: Path) -> Facts:
         looks = judge_images(run, run.manifest()["image_id"]) if checkpoint == "prepared" else {}
@@ -59,13 +61,20 @@ def check(run: Run, checkpoint: Checkpoint) -> Facts:
         packages=("great-expectations",),
     )
     checks, manifest = facts["checks"], run.manifest()
-    failed = [c for c in checks if not c["success"]]
+    failed = [c for c in checks if c["success"] is False]
+    unjudged = [c for c in checks if c["success"] is None]
     critical = [c for c in failed if c["severity"] == "critical"]
     shown = [{name: value for name, value in item.items() if name != "image_ids"} for item in checks]
     show_table(f"check {checkpoint}", shown, f"Data checks, checkpoint {checkpoint}")
     for item in failed:
         print(f"{item['severity']}: {describe_failure(item, manifest)}")
-    print(f"checked {checkpoint}: {len(checks) - len(failed)} of {len(checks)} expectations hold")
+    for item in unjudged:
+        print(f"not judged: {item['says']}: {item['reason']}")
+    n_held = len(checks) - len(failed) - len(unjudged)
+    print(
+        f"checked {checkpoint}: {n_held} of {len(checks)} expectations hold"
+        + (f", {len(unjudged)} cannot be judged" if unjudged else "")
+    )
     if critical:
         raise DataCheckError(
             f"{run.settings.public_source}: {len(critical)} critical data check(s) failed at checkpoint {checkpoint}: "
@@ -113,7 +122,7 @@ def add_facts(
     table = pd.DataFrame(
         {
             "image_id": manifest["image_id"].astype(object),
-            "patient": name_patients(manifest).astype(object),
+            "patient": name_patients(manifest).astype(object).where(manifest["patient_id"].notna(), None),
             "split": split.astype(object),
             "subtype": manifest["subtype"].astype(object),
             "label": manifest["label"].astype("float64"),
@@ -130,8 +139,9 @@ def add_facts(
         float(quality.min_train_images if s == "train" else quality.min_images) for s in split.fillna("")
     ]
     table["n_classes"] = groups.groupby("split")["label"].transform("nunique").astype("float64").reindex(table.index)
-    n_splits = groups.assign(sha=manifest["sha256"]).groupby("sha")["split"].transform("nunique")
-    table["n_splits_of_file"] = n_splits.astype("float64").reindex(table.index)
+    picture = key_pictures(manifest)
+    n_splits = groups.assign(picture=picture).groupby("picture")["split"].transform("nunique")
+    table["n_splits_of_picture"] = n_splits.astype("float64").reindex(table.index)
     for other in ("val", "test"):
         pair = groups[groups["split"].isin(["train", other])]
         shared = pair.groupby("patient")["split"].transform("nunique")
@@ -142,26 +152,49 @@ def add_facts(
     odd = table["looks"].isin(list(LOOKS))
     table["share_odd"] = odd.astype(float).mean() * odd.astype(float).where(odd)
     # Contradictions in test are not excluded, so reasons alone would miss them.
-    n_labels = manifest[usable].groupby("sha256")["label"].transform("nunique").reindex(table.index)
+    decodable = manifest[~excluded.str.startswith("undecodable")]
+    n_labels = decodable.groupby(picture[decodable.index])["label"].transform("nunique").reindex(table.index)
     table["contradicts"] = (excluded.str.startswith("conflict") | (n_labels > 1)).astype(float)
     device_in_train = usable & (split == "train") & manifest["has_device"].fillna(False).astype(bool)
     table["device_in_training"] = device_in_train.astype(float)
     return table
 
 
-def build_suite(checkpoint: Checkpoint, quality: QualitySettings, own_patients: bool = False) -> list[Any]:
+def describe_unknown(table: pd.DataFrame) -> dict[str, str]:
+    """Why no patient can be missed between train and val, and train and test; no entry where all are known.
+
+    Args:
+        table: As from ``add_facts``.
+    """
+    reasons = {}
+    for other in ("val", "test"):
+        patients = table.loc[table["usable_split"].isin(["train", other]), "patient"]
+        if n_unknown := int(patients.isna().sum()):
+            reasons[other] = f"the patient of {n_unknown:,} of {len(patients):,} images is not known"
+    return reasons
+
+
+def build_suite(
+    checkpoint: Checkpoint,
+    quality: QualitySettings,
+    own_patients: bool = False,
+    unknown: Mapping[str, str] = MappingProxyType({}),
+) -> list[Any]:
     """The expectations of a checkpoint, each with its severity and, in ``meta``, a sentence for people.
+
+    What nothing contradicts, but cannot be judged either, has the reason in ``meta``.
 
     Args:
         checkpoint: Which one.
         quality: The bounds.
-        own_patients: The patients come from an ``index.csv``, so that one in both train and test is a leak; the public
-            set uses the same numbers for different children.
+        own_patients: One patient in both train and test is a leak; the public set uses numbers twice, for different
+            children (see ``patients.Pattern``).
+        unknown: As from ``describe_unknown``.
     """
     import great_expectations.expectations as gxe
 
-    def meant(says: str, severity: str = "critical") -> dict[str, Any]:
-        return {"severity": severity, "meta": {"says": says}}
+    def meant(says: str, severity: str = "critical", reason: str = "") -> dict[str, Any]:
+        return {"severity": severity, "meta": {"says": says, "reason": reason}}
 
     suite = [
         gxe.ExpectColumnValuesToBeInSet(column="label", value_set=[0.0, 1.0], **meant("every label is 0 or 1")),
@@ -174,7 +207,7 @@ def build_suite(checkpoint: Checkpoint, quality: QualitySettings, own_patients: 
         gxe.ExpectColumnValuesToBeInSet(column="subtype_fits", value_set=[1.0], **meant("label agrees with subtype")),
         gxe.ExpectColumnValuesToBeUnique(column="image_id", **meant("image ids are unique")),
         gxe.ExpectColumnValuesToBeBetween(
-            column="n_splits_of_file", max_value=1.0, **meant("no file content is in two splits")
+            column="n_splits_of_picture", max_value=1.0, **meant("no picture is in two splits")
         ),
         gxe.ExpectColumnValuesToBeBetween(
             column="n_classes", min_value=2.0, **meant("each split that exists has both classes")
@@ -195,7 +228,7 @@ def build_suite(checkpoint: Checkpoint, quality: QualitySettings, own_patients: 
             **meant(f"at most {100 * quality.max_undecodable:g} % of the files do not decode"),
         ),
         gxe.ExpectColumnValuesToBeInSet(
-            column="contradicts", value_set=[0.0], **meant("identical files have one label", "warning")
+            column="contradicts", value_set=[0.0], **meant("equal pictures have one label", "warning")
         ),
         *(
             gxe.ExpectColumnValuesToBeBetween(
@@ -213,7 +246,9 @@ def build_suite(checkpoint: Checkpoint, quality: QualitySettings, own_patients: 
                 column="usable_split", value_set=["train", "val"], **meant("train and val have usable images")
             ),
             gxe.ExpectColumnValuesToBeBetween(
-                column="n_splits_train_val", max_value=1.0, **meant("no patient is in both train and val")
+                column="n_splits_train_val",
+                max_value=1.0,
+                **meant("no patient is in both train and val", reason=unknown.get("val", "")),
             ),
             gxe.ExpectColumnValuesToBeBetween(
                 column="n_splits_train_test",
@@ -221,6 +256,7 @@ def build_suite(checkpoint: Checkpoint, quality: QualitySettings, own_patients: 
                 **meant(
                     f"no patient is in both train and test{'' if own_patients else ' (the public set uses ids twice)'}",
                     "critical" if own_patients else "warning",
+                    unknown.get("test", ""),
                 ),
             ),
             *(
@@ -247,7 +283,8 @@ def run_checkpoint(
     """Runs a suite with Great Expectations; writes ``result.json`` and ``data_docs/`` into ``out``.
 
     Returns:
-        A row per expectation: ``says, severity, success, n, n_unexpected, examples`` (up to three), ``image_ids``.
+        A row per expectation: ``says, severity, success, reason, n, n_unexpected, examples`` (up to three),
+        ``image_ids``. Where it cannot be judged, ``success`` is ``None`` and ``reason`` says why.
     """
     import great_expectations as gx
 
@@ -268,7 +305,7 @@ def run_checkpoint(
         },
     )
     asset = context.data_sources.add_pandas("manifest").add_dataframe_asset("images")
-    expectations = build_suite(checkpoint, quality, own_patients)
+    expectations = build_suite(checkpoint, quality, own_patients, describe_unknown(table))
     suite = context.suites.add(gx.ExpectationSuite(name=checkpoint, expectations=expectations))
     definition = context.validation_definitions.add(
         gx.ValidationDefinition(name=checkpoint, data=asset.add_batch_definition_whole_dataframe("all"), suite=suite)
@@ -291,12 +328,16 @@ def summarise_checks(item: Any, n: int) -> Facts:
     """One expectation's result, for people."""
     details = item.result or {}
     rows = details.get("partial_unexpected_index_list") or []
-    examples = [f"image {row.get('image_id')} of {row.get('patient')}" for row in rows]
+    examples = [
+        f"image {row.get('image_id')}" + (f" of {row['patient']}" if row.get("patient") else "") for row in rows
+    ]
+    meta = item.expectation_config.meta
     broken = (item.exception_info or {}).get("raised_exception", False)
     return {
-        "says": item.expectation_config.meta["says"] + (" (could not be evaluated)" if broken else ""),
+        "says": meta["says"] + (" (could not be evaluated)" if broken else ""),
         "severity": str(getattr(item.expectation_config.severity, "value", item.expectation_config.severity)),
-        "success": bool(item.success),
+        "success": None if item.success and meta["reason"] else bool(item.success),
+        "reason": meta["reason"],
         "n": int(details.get("element_count") or n),
         "n_unexpected": 0 if item.success else int(details.get("unexpected_count") or 1),
         "examples": list(dict.fromkeys(examples))[:3],
@@ -305,7 +346,7 @@ def summarise_checks(item: Any, n: int) -> Facts:
 
 
 def name_patients(manifest: pd.DataFrame) -> "pd.Series[str]":
-    """A pseudonym for the patient of each row: ``P-3f9a2c1b``.
+    """A pseudonym for the patient of each row: ``P-3f9a2c1b``; missing where the patient is unknown.
 
     A keyed hash of the patient; its key is made of the checksums of all files. So the same data give the same names,
     there is no secret to keep, and only people who have the data can trace a name back. With a public salt, or none,
@@ -316,5 +357,5 @@ def name_patients(manifest: pd.DataFrame) -> "pd.Series[str]":
     """
     key = digest(["patients", sorted(manifest["sha256"])]).encode()
     return manifest["patient_id"].map(
-        lambda patient: f"P-{hmac.new(key, str(patient).encode(), hashlib.sha256).hexdigest()[:8]}"
+        lambda patient: f"P-{hmac.new(key, str(patient).encode(), hashlib.sha256).hexdigest()[:8]}", na_action="ignore"
     )

@@ -36,36 +36,36 @@ def split(run: Run) -> Facts:
 def draw_splits(manifest: pd.DataFrame, settings: SplittingSettings) -> pd.DataFrame:
     """Fills ``split``.
 
-    A patient is in validation if the hash of its id is below ``val_fraction``. The hash does not depend on other
-    patients, so nobody moves when new ones are added. If a class would have no patient in validation, which happens in
-    tiny sets only, its patient with the lowest hash goes there.
+    A patient (``group_id``: where it is unknown, the image stands for itself) is in validation if its hash is below
+    ``val_fraction``. The hash does not depend on other patients, so nobody moves when new ones are added. If a class
+    would have no patient in validation, which happens in tiny sets only, its patient with the lowest hash goes there.
 
     Args:
-        manifest: Columns ``source_split, patient_id, label, excluded``.
+        manifest: Columns ``source_split, group_id, label, excluded``.
     """
     manifest = manifest.copy()
     test = manifest["source_split"] == "test"
-    ranks = {patient: patient_rank(patient, settings.salt) for patient in manifest.loc[~test, "patient_id"].unique()}
+    ranks = {patient: patient_rank(patient, settings.salt) for patient in manifest.loc[~test, "group_id"].unique()}
     chosen = {patient for patient, rank in ranks.items() if rank < settings.val_fraction}
     usable = manifest[~test & (manifest["excluded"].fillna("") == "")]
     for _, rows in usable.groupby("label"):
-        patients = set(rows["patient_id"])
+        patients = set(rows["group_id"])
         if not patients & chosen:
             chosen.add(min(patients, key=lambda patient: ranks[patient]))
-    in_val = manifest["patient_id"].isin(sorted(chosen))
+    in_val = manifest["group_id"].isin(sorted(chosen))
     manifest["split"] = pd.array(
         ["test" if t else "val" if v else "train" for t, v in zip(test, in_val, strict=True)], dtype="string"
     )
     return manifest
 
 
-def patient_rank(patient_id: str, salt: str) -> float:
+def patient_rank(group_id: str, salt: str) -> float:
     """A number in [0, 1) that depends on the patient and the salt alone, uniform over patients."""
-    return int(hashlib.sha256(f"{salt}:{patient_id}".encode()).hexdigest()[:13], 16) / 16**13
+    return int(hashlib.sha256(f"{salt}:{group_id}".encode()).hexdigest()[:13], 16) / 16**13
 
 
 def count_splits(manifest: pd.DataFrame) -> list[Facts]:
-    """Usable images and patients by split and class."""
+    """Usable images and known patients by split and class."""
     usable = manifest[manifest["excluded"].fillna("") == ""]
     groups = usable.groupby(["split", "label"])
     return [

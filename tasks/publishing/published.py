@@ -1,8 +1,8 @@
 """Publish: ``published.json``, beside the runs, names the run in use; only one that is no worse takes over.
 
-Reads ``audit.json``, ``metrics.json``, ``predictions.csv`` and ``model.keras`` of a run, and what is published; writes
-``publishing.json`` in the run folder, before its report, and ``published.json``, after its seal, in the form of
-``rules.Published``. The test split decides nothing.
+Reads ``audit.json``, ``metrics.json``, ``predictions.csv``, the data checks and ``model.keras`` of a run, and what is
+published; writes ``publishing.json`` in the run folder, before its report, and ``published.json``, after its seal, in
+the form of ``rules.Published``. The test split decides nothing.
 """
 
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from prefect import task
 from pydantic import ValidationError
 
 from tasks.errors import RunError, SettingsError
-from tasks.files import digest, sha256_of_file, write_json
+from tasks.files import digest, read_json, sha256_of_file, write_json
 from tasks.findings import MeasuredGroup, read_audit, read_metrics
 from tasks.publishing.rules import COMPARED_GROUPS, Candidate, Entry, Published, say_decision, succeed, weigh_candidate
 from tasks.records import Facts
@@ -28,7 +28,8 @@ from tasks.settings import Settings
 PUBLISHED = "published.json"
 WEIGHED = "publishing.json"
 MODEL = "model.keras"
-SOURCES = ("audit.json", "metrics.json", "predictions.csv", MODEL)
+CHECKS = "checks/prepared/summary.json"
+SOURCES = ("audit.json", "metrics.json", "predictions.csv", CHECKS, MODEL)
 SAID = {"publish": "to be published once sealed", "keep": "not to be published", "same": "published already"}
 
 
@@ -204,6 +205,7 @@ def describe_candidate(run: Path, address: str) -> Candidate:
             "run_dir": address,
             "model_sha256": sha256_of_file(run / MODEL),
             "audit": verdict.as_json(),
+            "not_judged": [f"{c['says']} ({c['reason']})" for c in read_json(run / CHECKS) if c["success"] is None],
             **{name: _describe_group(groups[name], rows[name]) for name in COMPARED_GROUPS},
         }
         return Candidate.model_validate(facts)

@@ -63,7 +63,7 @@ class NoVerdict(Part):
 
 
 class Candidate(Part):
-    """A run, its model and the figures that decide."""
+    """A run, its model and the figures that decide; and the data checks that could not be judged."""
 
     run: str = Field(pattern="^[^/]*$")
     run_dir: str
@@ -71,6 +71,7 @@ class Candidate(Part):
     audit: Verdict | NoVerdict
     val: Group
     val_device_free: Group
+    not_judged: list[str] = []
 
     def __str__(self) -> str:
         """``20261123T030000Z-sample (AUC on validation 0.962 (0.941 to 0.983), on …)``."""
@@ -135,7 +136,7 @@ def weigh_candidate(
     Args:
         candidate: The run.
         published: What is published; ``None`` for nothing.
-        settings: The largest accepted drop.
+        settings: The largest accepted drop, and whether patients may be unknown.
         lost: Why the run of the published model cannot be used any more; its figures count still.
         by_hand: A person asks for it, so it may have been published or rolled back before.
 
@@ -149,6 +150,12 @@ def weigh_candidate(
         reasons.append(f"the audit came to no verdict ({candidate.audit.reason})")
     elif not candidate.audit.passed:
         reasons.append(f"the audit failed ({', '.join(candidate.audit.failed)})")
+    if candidate.not_judged:
+        sentence = f"not judged: {'; '.join(candidate.not_judged)}"
+        if settings.unknown_patients:
+            notes.append(sentence)
+        else:
+            reasons.append(f"{sentence}; publishing.unknown_patients true publishes it all the same")
     if published is None:
         return {"decision": "keep" if reasons else "publish", "reasons": reasons, "notes": notes}
     if lost:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from tasks.records import CLASS_NAMES, SPLITS, Facts
+from tasks.runs.manifest import key_pictures
 from tasks.runs.stages import read_stage
 
 NOTICE = "Research software. Not a medical device, not for clinical use."
@@ -15,7 +16,7 @@ SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 KINDS = {"sample": "drawn sample", "zip": "zip archive", "tar": "tar archive"}
 REASONS = {
     "duplicate": "Identical copy of an image that is kept",
-    "conflict": "Identical files with opposite labels: none is kept",
+    "conflict": "Equal pictures with opposite labels: none is kept in training",
     "undecodable": "The file cannot be read as an image",
     "shows a medical device (reviewed)": "A person saw a medical device in it (training images only)",
     "shows a medical device (screener)": "The screener sees a medical device in it (training images only)",
@@ -28,21 +29,22 @@ def describe_source(run: Path, manifest: pd.DataFrame) -> Facts:
     """Name, kind, checksum and counts of the source, as it came and as it is used."""
     facts = read_stage(run, "ingest").facts
     usable = manifest[manifest["excluded"].fillna("") == ""]
+    n_distinct = int(key_pictures(manifest).nunique())
     return {
         "name": facts["name"],
         "kind": KINDS.get(facts["kind"], facts["kind"]),
         "sha256": facts["sha256"],
         "sha256_of": "the archive" if facts.get("archive_sha256") else "names and contents of all files",
-        "n_images": facts["n_images"],
-        "n_distinct": facts["n_distinct"],
-        "n_copies": facts["n_images"] - facts["n_distinct"],
+        "n_images": len(manifest),
+        "n_distinct": n_distinct,
+        "n_copies": len(manifest) - n_distinct,
         "came": count_images(manifest, "source_split"),
         "used": count_images(usable, "split"),
     }
 
 
 def count_images(manifest: pd.DataFrame, column: str) -> list[Facts]:
-    """A row per split that exists: images and patients of each class and in all."""
+    """A row per split that exists: of each class and in all, images, known patients, images of unknown ones."""
     rows = []
     for name in SPLITS:
         part = manifest[manifest[column] == name]
@@ -55,14 +57,15 @@ def count_images(manifest: pd.DataFrame, column: str) -> list[Facts]:
 
 
 def _size(rows: pd.DataFrame) -> Facts:
-    return {"images": len(rows), "patients": int(rows["patient_id"].nunique())}
+    unknown = int(rows["patient_id"].isna().sum())
+    return {"images": len(rows), "patients": int(rows["patient_id"].nunique()), "unknown": unknown}
 
 
 def describe_left_out(run: Path, manifest: pd.DataFrame) -> Facts:
     """Images that are excluded, by reason and split, and what else was left out or stays on purpose."""
     reasons = manifest["excluded"].fillna("")
     excluded = manifest[reasons != ""].assign(why=reasons[reasons != ""].map(plain_reason))
-    ingest, screen = read_stage(run, "ingest").facts, read_stage(run, "screen").facts
+    ingest, pack, screen = (read_stage(run, name).facts for name in ("ingest", "pack", "screen"))
     rows = []
     for why in (*REASONS.values(), OTHER_REASON):
         part = excluded[excluded["why"] == why]
@@ -70,8 +73,12 @@ def describe_left_out(run: Path, manifest: pd.DataFrame) -> Facts:
             counts = {name: int((part["split"] == name).sum()) for name in SPLITS}
             rows.append({"reason": why, **counts, "all": len(part)})
     left_out = ("n_vanished", "n_nested", "n_nested_only", "n_clutter", "n_unused", "n_ignored")
-    counted = (*left_out, "n_test_copies", "n_patients_unknown")
-    also = {name: ingest.get(name, 0) for name in counted} | {"n_unscreened_train": screen["n_unscreened_train"]}
+    also = {name: ingest.get(name, 0) for name in left_out}
+    also |= {name: pack[name] for name in ("n_test_copies", "n_conflicts_test", "n_near", "n_near_test")}
+    also |= {
+        "n_patients_unknown": int(manifest["patient_id"].isna().sum()),
+        "n_unscreened_train": screen["n_unscreened_train"],
+    }
     return {"n": len(excluded), "reasons": rows, **also}
 
 

@@ -249,10 +249,10 @@ def find_limits(
     unknown = int(((manifest["label"] == PNEUMONIA) & ~manifest["subtype"].isin(["bacteria", "virus"])).sum())
     if unknown:
         sentences.append(f"Of {unknown:,} pneumonia images it is not known whether bacteria or a virus are the cause.")
-    if ingest["n_patients_unknown"]:
+    if n_unknown := int(manifest["patient_id"].isna().sum()):
         sentences.append(
-            f"Of {ingest['n_patients_unknown']:,} images the patient is not known; each counts as a patient of its own,"
-            " so intervals may be too narrow, and one child may be in training and in validation."
+            f"Of {n_unknown:,} images the patient is not known; each stands for itself, so intervals may be too narrow,"
+            " and one child may be in training and in validation or test."
         )
     if screen["n_unscreened_train"]:
         sentences.append(

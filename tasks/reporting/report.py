@@ -105,16 +105,20 @@ def describe_checks(run: Path) -> list[Facts]:
         folder = run / "checks" / key
         checks = read_json(folder / "summary.json") if (folder / "summary.json").exists() else None
         rows = checks and sorted(
-            ({k: c[k] for k in ("says", "severity", "success", "n", "n_unexpected")} for c in checks),
-            key=lambda row: (row["success"], row["severity"] != "critical"),
+            (
+                {k: c[k] for k in ("says", "severity", "success", "n", "n_unexpected")} | {"reason": c.get("reason")}
+                for c in checks
+            ),
+            key=lambda row: ((False, None, True).index(row["success"]), row["severity"] != "critical"),
         )
         found.append(
             {
                 "key": key,
                 "name": name,
                 "rows": rows,
-                "n_failed": sum(not row["success"] for row in rows or []),
-                "n_critical": sum(not row["success"] and row["severity"] == "critical" for row in rows or []),
+                "n_failed": sum(row["success"] is False for row in rows or []),
+                "n_critical": sum(row["success"] is False and row["severity"] == "critical" for row in rows or []),
+                "n_unjudged": sum(row["success"] is None for row in rows or []),
                 "has_docs": (folder / "data_docs" / "index.html").exists(),
             }
         )

@@ -12,8 +12,8 @@ from tasks.settings import Settings
 STAGES = {
     "ingest": "List the images",
     "check_source": "Check the data set as it came",
-    "split": "Split by patient",
     "pack": "Decode and pack the pixels",
+    "split": "Split by patient",
     "screen": "Screen for devices",
     "check_prepared": "Check what is used",
     "fit": "Train the networks",

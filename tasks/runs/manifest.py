@@ -18,9 +18,10 @@ MANIFEST_DTYPES: dict[str, str] = {
     "label": "Int8",
     "subtype": "string",
     "patient_id": "string",
-    "patient_known": "boolean",
+    "group_id": "string",
     "source_split": "string",
     "split": "string",
+    "pixels_sha256": "string",
     "duplicate_of": "string",
     "device_score": "Float32",
     "has_device": "boolean",
@@ -32,6 +33,12 @@ MANIFEST_DTYPES: dict[str, str] = {
 def image_id(path: str) -> str:
     """The first 16 hex digits of the sha256 of an image's path."""
     return hashlib.sha256(path.encode()).hexdigest()[:16]
+
+
+def key_pictures(manifest: pd.DataFrame) -> "pd.Series[str]":
+    """What tells pictures apart: the checksum of the packed pixels, else, before packing, that of the file."""
+    known = manifest.get("pixels_sha256")
+    return manifest["sha256"] if known is None else known.fillna(manifest["sha256"])
 
 
 # -- the manifest ------------------------------------------------------------------------------------------------------

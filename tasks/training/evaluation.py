@@ -55,7 +55,7 @@ def evaluate(run: Run) -> Facts:
         main = (rows["split"] == ("test" if (rows["split"] == "test").any() else "val")).to_numpy()
         only, removed = (predict(model, change(packed[main])) for change in (keep_border, remove_border))
         shifts = pd.read_csv(run.folder / "shifts.csv")
-        shifts["patient_id"] = shifts["image_id"].map(manifest.set_index("image_id")["patient_id"])
+        shifts["group_id"] = shifts["image_id"].map(manifest.set_index("image_id")["group_id"])
         metrics = measure(table, shifts, run.settings.evaluation, run.settings.seed)
         metrics |= measure_border(table[main], only, removed, run.settings.evaluation, run.settings.seed)
         metrics["members"] = {
@@ -89,8 +89,8 @@ def measure(table: pd.DataFrame, shifts: pd.DataFrame, settings: EvaluationSetti
     """``metrics.json`` but for what needs the network again.
 
     Args:
-        table: ``split, label, subtype, patient_id, has_device`` (missing where unknown), ``probability``, ``bacteria``.
-        shifts: Validation as it is and under shifts: ``shift, label, patient_id, probability``.
+        table: ``split, label, subtype, group_id, has_device`` (missing where unknown), ``probability``, ``bacteria``.
+        shifts: Validation as it is and under shifts: ``shift, label, group_id, probability``.
         settings: The evaluated splits, the draws behind each interval, the least sensitivity.
         seed: Seed of the draws.
     """
@@ -161,7 +161,7 @@ def measure_border(
     """AUC on images of which the border alone is left, or all but the border, and what leaving it out costs.
 
     Args:
-        rows: ``label, patient_id, probability`` of the test images as they are, or of validation where test is unread.
+        rows: ``label, group_id, probability`` of the test images as they are, or of validation where test is unread.
         only: P(label = 1) where only the border is left.
         removed: P(label = 1) where the border is blanked.
         settings: The draws behind each interval.
@@ -174,7 +174,7 @@ def measure_border(
     if not len(rows):
         nothing = {"value": None, "low": None, "high": None, "reason": "no image is in this group"}
         return dict.fromkeys(("border_only", "border_removed", "border_loss"), nothing)
-    weights = draw_patients(rows["patient_id"], settings.n_bootstrap, seed)
+    weights = draw_patients(rows["group_id"], settings.n_bootstrap, seed)
     labels, whole = rows["label"].to_numpy(float), rows["probability"].to_numpy(float)
     aucs = [weighted_measures(labels, values, 0.5, weights)["auc"] for values in (only, removed, whole)]
     values = {"border_only": aucs[0], "border_removed": aucs[1], "border_loss": aucs[2] - aucs[1]}

@@ -146,9 +146,9 @@ def fit_screener(run: Run, folder: str, recipe: ScreenerRecipe) -> Facts:
     return facts
 
 
-def part_of_patient(patient_id: str) -> str:
+def part_of_patient(group_id: str) -> str:
     """``fit``, ``tune`` or ``report``: the same for a patient on every machine and in every year."""
-    place = int(hashlib.sha256(f"{SALT}:{patient_id}".encode()).hexdigest()[:8], 16) / 2**32
+    place = int(hashlib.sha256(f"{SALT}:{group_id}".encode()).hexdigest()[:8], 16) / 2**32
     for part, share in PARTS.items():
         if place < share:
             return part
@@ -160,7 +160,7 @@ def join_readings(manifest: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """Readings with what the manifest knows of their images, a row per distinct file.
 
     Returns:
-        ``image_id, sha256, label, patient_id, device`` (0 or 1), ``confidence`` (2 clear to 0 guess; 2 where the
+        ``image_id, sha256, label, group_id, device`` (0 or 1), ``confidence`` (2 clear to 0 guess; 2 where the
         table has none), ``x0, y0, x1, y1`` (fractions; missing where there is no box) and ``part``.
     """
     read = table[["path"]].copy()
@@ -170,11 +170,11 @@ def join_readings(manifest: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     read["confidence"] = read["confidence"].fillna(2).astype(int)
     known = manifest.loc[
         manifest["excluded"].fillna("").str.startswith("undecodable").ne(True),
-        ["path", "image_id", "sha256", "label", "patient_id", "split"],
+        ["path", "image_id", "sha256", "label", "group_id", "split"],
     ]
     rows = read.merge(known, on="path").sort_values(["device", "path"], ascending=[False, True])
     rows = rows.drop_duplicates("sha256").sort_values("path", ignore_index=True)
-    return rows.assign(part=rows["patient_id"].map(part_of_patient))
+    return rows.assign(part=rows["group_id"].map(part_of_patient))
 
 
 def train_screener(read: ReadImages, recipe: ScreenerRecipe, seed: int, folder: Path) -> Facts:
@@ -387,7 +387,7 @@ def describe_screener(rows: pd.DataFrame, recipe: ScreenerRecipe, seed: int, his
         "seed": seed,
         "recipe": recipe.model_dump(),
         "readings": {part: {str(d): int(counts.get((part, d), 0)) for d in (0, 1)} for part in PARTS},
-        "patients": {part: int(rows.loc[rows["part"] == part, "patient_id"].nunique()) for part in PARTS},
+        "patients": {part: int(rows.loc[rows["part"] == part, "group_id"].nunique()) for part in PARTS},
         "classes": {CLASS_NAMES[c]: int((rows["label"] == c).sum()) for c in CLASS_NAMES},
         "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
         "hardware": describe_hardware(),

@@ -16,7 +16,7 @@ def readings(*rows: tuple[int, int, float], n_unread: int = 0) -> pd.DataFrame:
                 "sha256": digest(i),
                 "label": label,
                 "split": "train",
-                "patient_id": f"p{i}",
+                "group_id": f"p{i}",
                 "device_score": score,
                 "device_reading": device,
                 "usable": True,

@@ -276,7 +276,7 @@ def grown(mask: np.ndarray) -> np.ndarray:
 
 def hand_scene(devices: list[bool | None], labels: list[int]) -> Scene:
     rows = pd.DataFrame({"label": pd.array(labels, dtype="Int8"), "has_device": pd.array(devices, dtype="boolean")})
-    rows["patient_id"] = [f"p{i}" for i in range(len(rows))]
+    rows["group_id"] = [f"p{i}" for i in range(len(rows))]
     nothing = np.zeros((len(rows), 28, 28), np.uint8)
     return Scene(rows, nothing, nothing)
 
@@ -330,7 +330,7 @@ def explained(mask: str | None, on: float, area: float, inside: float, patient: 
     places = {"window_weight": inside, "window_area": 0.5}
     if mask:
         places |= {"device_weight": on, "device_area": area}
-    return {"image_id": patient, "patient_id": patient, "mask": mask, "places": places}
+    return {"image_id": patient, "group_id": patient, "mask": mask, "places": places}
 
 
 MAPS = [

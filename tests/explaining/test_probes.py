@@ -162,7 +162,7 @@ def control_of(change: Change) -> np.ndarray:
 
 def rows_of(*labels: int, patients: list[str] | None = None) -> pd.DataFrame:
     table = pd.DataFrame({"label": pd.array(labels, dtype="Int8")})
-    return table.assign(patient_id=patients or [f"p{i}" for i in range(len(labels))])
+    return table.assign(group_id=patients or [f"p{i}" for i in range(len(labels))])
 
 
 def chances(*logits: float) -> Any:

@@ -97,7 +97,7 @@ def take_in(data: bytes, faults: FaultTable) -> bool:
         where = StorageSettings(raw=str(folder / "raw"), cache=str(folder / "cache"))
         limits = IngestionSettings(max_unpacked_gb=0.01, max_members=100)
         settings = Settings(source=str(folder / "set.zip"), storage=where, ingestion=limits)
-        accepted = ends_well(faults, lambda: list_images(fetch_source(settings), limits.max_side_px))
+        accepted = ends_well(faults, lambda: list_images(fetch_source(settings), limits))
         strays = [p for p in folder.rglob("*") if p.name != "set.zip" and folder / "raw" not in [p, *p.parents]]
         assert strays == []
         assert not list(folder.rglob("*.partial"))
@@ -298,7 +298,8 @@ def test_of_pictures_with_much_before_or_behind_their_pixels_one_is_in_memory_at
     settings = Settings(source=str(tmp_path / "set"))
     found: list[Any] = []
     tracemalloc.start()
-    assert ends_well(faults, lambda: found.append(list_images(fetch_source(settings), 5_000)))
+    limits = IngestionSettings(max_side_px=5_000)
+    assert ends_well(faults, lambda: found.append(list_images(fetch_source(settings), limits)[0]))
     (manifest,) = found
     said = manifest.set_index("path")["excluded"]
     assert [said[name] for name in WHOLE] == [""] * 5 + ["undecodable: has more than 200 MB"] * 3

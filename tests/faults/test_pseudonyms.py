@@ -46,7 +46,7 @@ def test_a_patient_has_one_pseudonym_that_nobody_can_try_out_without_the_data() 
 
 def test_no_cell_of_the_list_of_excluded_images_is_run_by_a_spreadsheet_and_paths_survive_it() -> None:
     paths = ["=cmd|' /C calc'!A0.png", "+1.png", "-2.png", "@x.png", "a\nb.png", "train/NORMAL/a.png"]
-    reasons = ["undecodable: =1+1", "duplicate of =x.png", *["conflict: the same file as -x.png"] * 4]
+    reasons = ["undecodable: =1+1", "duplicate of =x.png", *["conflict: the same picture as -x.png"] * 4]
     text = describe_excluded(pd.DataFrame({"path": paths, "excluded": reasons}))
     read = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     assert not [cell for row in read.itertuples(index=False) for cell in row if str(cell).startswith(FORMULA)]

@@ -12,7 +12,7 @@ from PIL import Image
 from stage_steps import ingest_all
 
 from tasks.errors import SourceError, TableError
-from tasks.preparing.ingestion import describe_path, exclude_copies, patient_of, read_file, read_index_table, subtype_of
+from tasks.preparing.ingestion import describe_path, read_file, read_index_table, subtype_of
 from tasks.runs.manifest import MANIFEST_DTYPES, image_id, read_manifest
 from tasks.settings import Settings
 
@@ -52,24 +52,6 @@ def ingested(tmp_path: Path, source: Path, **others: Any) -> tuple[dict[str, Any
 
 
 @pytest.mark.parametrize(
-    ("path", "patient"),
-    [
-        ("train/PNEUMONIA/person12_virus_3.jpeg", ("person12", True)),
-        ("train/PNEUMONIA/person1_bacteria_1.jpeg", ("person1", True)),
-        ("test/PNEUMONIA/person1000_virus_1681.jpeg", ("person1000", True)),
-        ("train/NORMAL/IM-0115-0001.jpeg", ("IM-0115", True)),
-        ("train/NORMAL/IM-0115-0001-0002.jpeg", ("IM-0115", True)),
-        ("train/NORMAL/NORMAL2-IM-0115-0001.jpeg", ("NORMAL2-IM-0115", True)),
-        ("train/NORMAL/chest 7.jpeg", ("chest 7", False)),
-        ("train/NORMAL/person.jpeg", ("person", False)),
-        ("train/NORMAL/a.b.jpeg", ("a.b", False)),
-    ],
-)
-def test_the_file_name_tells_the_patient_or_stands_for_one_of_its_own(path: str, patient: tuple[str, bool]) -> None:
-    assert patient_of(path) == patient
-
-
-@pytest.mark.parametrize(
     ("name", "label", "subtype"),
     [
         ("person1_bacteria_1.jpeg", 1, "bacteria"),
@@ -83,14 +65,12 @@ def test_the_subtype_of_a_pneumonia_is_in_its_file_name(name: str, label: int, s
     assert subtype_of(f"virus/{name}", label) == subtype
 
 
-def test_a_path_tells_split_label_subtype_and_patient() -> None:
+def test_a_path_tells_split_label_and_subtype() -> None:
     assert describe_path("val/PNEUMONIA/person5_virus_1.png") == {
         "path": "val/PNEUMONIA/person5_virus_1.png",
         "source_split": "val",
         "label": 1,
         "subtype": "virus",
-        "patient_id": "person5",
-        "patient_known": True,
     }
 
 
@@ -115,7 +95,6 @@ def test_an_index_overrides_what_the_names_say(tmp_path: Path) -> None:
         "label": 1,
         "subtype": "virus",
         "patient_id": "p7",
-        "patient_known": True,
     }
 
 
@@ -170,10 +149,17 @@ def test_labels_may_be_words_or_digits_and_only_images_that_are_listed_count(tmp
     assert table["label"].to_dict() == {"a.jpeg": 0, "test/b.jpeg": 1}
 
 
-def test_an_empty_patient_is_unknown_and_stands_for_itself(tmp_path: Path) -> None:
-    table = index(tmp_path, "path,label,patient_id\na.jpeg,0,\ntest/b.jpeg,1, \nval/c.jpeg,1,c\n")
-    assert table["patient_id"].tolist() == ["a", "test/b", "c"], "the path tells p1/a.png from p2/a.png"
-    assert table["patient_known"].tolist() == [False, False, True]
+@pytest.mark.parametrize(
+    "cell", ["", " ", "NA", "n/a", "N/A", "nan", "NaN", "NULL", "none", "-", "unknown", "#N/A", "Anon"]
+)
+def test_a_patient_that_is_no_patient_is_missing(cell: str, tmp_path: Path) -> None:
+    table = index(tmp_path, f"path,label,patient_id\na.jpeg,0,{cell}\nval/c.jpeg,1,c\n")
+    assert table["patient_id"].isna().tolist() == [True, False]
+
+
+def test_a_subtype_in_another_word_for_unknown_is_unknown(tmp_path: Path) -> None:
+    table = index(tmp_path, "path,label,patient_id,subtype\na.jpeg,1,p,NA\nval/c.jpeg,1,c,\n")
+    assert table["subtype"].tolist() == ["unknown", "unknown"]
 
 
 def test_a_byte_order_mark_and_more_columns_do_not_matter(tmp_path: Path) -> None:
@@ -214,64 +200,6 @@ def test_an_index_that_does_not_fit_is_refused_in_a_sentence(text: str, sentence
     assert "\n" not in str(caught.value)
 
 
-# -- copies and contradictions -----------------------------------------------------------------------------------------
-
-
-def judged(*rows: tuple[str, str, int], splits: dict[str, str] | None = None) -> dict[str, tuple[str, str | None]]:
-    """path -> (excluded, duplicate_of) for rows (path, content, label); the split is the path's first part."""
-    table = pd.DataFrame(rows, columns=["path", "sha256", "label"]).assign(excluded="").sort_values("path")
-    table["source_split"] = [(splits or {}).get(path, path.split("/")[0]) for path in table["path"]]
-    out = exclude_copies(table.reset_index(drop=True))
-    return {
-        str(path): (str(reason), None if pd.isna(of) else str(of))
-        for path, reason, of in zip(out["path"], out["excluded"], out["duplicate_of"], strict=True)
-    }
-
-
-def test_files_that_differ_are_left_alone() -> None:
-    assert judged(("train/a", "1", 0), ("train/b", "2", 1)) == {"train/a": ("", None), "train/b": ("", None)}
-
-
-def test_of_copies_in_train_the_first_by_path_stays() -> None:
-    found = judged(("train/c", "1", 0), ("train/a", "1", 0), ("train/b", "1", 0))
-    assert found["train/a"] == ("", None)
-    assert found["train/b"] == found["train/c"] == ("duplicate of train/a", "train/a")
-
-
-def test_of_copies_in_train_and_val_one_stays() -> None:
-    found = judged(("train/a", "1", 1), ("val/a", "1", 1))
-    assert sorted(reason for reason, _ in found.values()) == ["", "duplicate of train/a"]
-
-
-def test_a_copy_of_a_test_image_leaves_train_and_val() -> None:
-    found = judged(("train/a", "1", 0), ("val/a", "1", 0), ("test/z", "1", 0))
-    assert found["test/z"] == ("", None)
-    assert found["train/a"] == found["val/a"] == ("duplicate of test/z", "test/z")
-
-
-def test_a_copy_of_a_test_image_leaves_train_whatever_the_files_are_called() -> None:
-    found = judged(("a.png", "1", 0), ("b.png", "1", 0), splits={"a.png": "train", "b.png": "test"})
-    assert found == {"a.png": ("duplicate of b.png", "b.png"), "b.png": ("", None)}
-
-
-def test_test_keeps_all_its_copies_and_names_them() -> None:
-    found = judged(("test/a", "1", 0), ("test/b", "1", 0), ("test/c", "1", 0))
-    assert [reason for reason, _ in found.values()] == ["", "", ""]
-    assert [of for _, of in found.values()] == [None, "test/a", "test/a"]
-
-
-def test_identical_files_with_opposite_labels_all_leave_train_and_val() -> None:
-    found = judged(("train/a", "1", 0), ("train/b", "1", 1), ("val/c", "1", 1))
-    assert found["train/a"][0] == "conflict: the same file as train/b, which has the other label"
-    assert found["train/b"][0] == found["val/c"][0] == "conflict: the same file as train/a, which has the other label"
-
-
-def test_a_train_file_that_contradicts_a_test_file_leaves_and_the_test_file_stays() -> None:
-    found = judged(("train/a", "1", 0), ("test/a", "1", 1))
-    assert found["test/a"][0] == ""
-    assert found["train/a"][0] == "conflict: the same file as test/a, which has the other label"
-
-
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
@@ -303,15 +231,16 @@ def test_a_folder_becomes_a_manifest_with_a_row_per_image(tmp_path: Path) -> Non
     other = "has the other label"
     assert manifest["excluded"][manifest["excluded"] != ""].to_dict() == {
         "train/NORMAL/copy.jpeg": "duplicate of train/NORMAL/a.jpeg",
-        "train/NORMAL/conflict.jpeg": f"conflict: the same file as train/PNEUMONIA/conflict.jpeg, which {other}",
-        "train/PNEUMONIA/conflict.jpeg": f"conflict: the same file as train/NORMAL/conflict.jpeg, which {other}",
+        "train/NORMAL/conflict.jpeg": f"conflict: the same picture as train/PNEUMONIA/conflict.jpeg, which {other}",
+        "train/PNEUMONIA/conflict.jpeg": f"conflict: the same picture as train/NORMAL/conflict.jpeg, which {other}",
         "train/NORMAL/text.jpeg": "undecodable: is not a JPEG, PNG, TIFF, BMP or WebP (unknown format)",
     }
     counted = {key: facts[key] for key in ("n_distinct", "n_duplicates_excluded", "n_test_copies", "n_conflicts")}
     assert counted == {"n_distinct": 8, "n_duplicates_excluded": 1, "n_test_copies": 1, "n_conflicts": 2}
     assert facts["n_undecodable"] == 1
     row = manifest.loc["val/PNEUMONIA/person8_virus_2.png"]
-    assert (row["width_px"], row["height_px"], row["patient_id"], row["subtype"]) == (90, 70, "person8", "virus")
+    assert (row["width_px"], row["height_px"], row["subtype"]) == (90, 70, "virus")
+    assert manifest["patient_id"].isna().all() and facts["n_patients_unknown"] == 11, "two of eleven names are chance"
     assert manifest[["split", "has_device", "device_score"]].isna().all(axis=None)
 
 

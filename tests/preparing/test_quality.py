@@ -82,13 +82,13 @@ BREAKS: dict[str, Break] = {
     "every subtype is known": changed("val/1/0", subtype="fungus"),
     "label agrees with subtype": changed("val/1/0", subtype="normal"),
     "image ids are unique": changed("val/1/0", image_id="val11"),
-    "no file content is in two splits": changed("val/1/0", sha256="test10"),
+    "no picture is in two splits": changed("val/1/0", sha256="test10"),
     "each split that exists has both classes": without("val/1"),
     "each class has 4 or more usable images in train and 1 in each other split": both(
         changed("train/1/0", excluded="duplicate of x"), changed("train/1/1", excluded="duplicate of y")
     ),
     "at most 1 % of the files do not decode": changed("val/1/0", excluded="undecodable: is not a JPEG or PNG"),
-    "identical files have one label": changed("val/1/0", excluded="conflict: the same file as x"),
+    "equal pictures have one label": changed("val/1/0", excluded="conflict: the same picture as x"),
     "width is 64 to 8,000 px": changed("val/1/0", width_px=63),
     "height is 64 to 8,000 px": changed("val/1/0", height_px=8001),
 }
@@ -107,7 +107,7 @@ PREPARED_BREAKS: dict[str, Break] = {
 }
 WARNINGS = {
     *(sentence for sentence in PREPARED_BREAKS if sentence.startswith("no images are ")),
-    "identical files have one label",
+    "equal pictures have one label",
     "width is 64 to 8,000 px",
     "height is 64 to 8,000 px",
     "no patient is in both train and test (the public set uses ids twice)",
@@ -168,7 +168,7 @@ def test_rows_that_are_not_usable_count_for_no_class_split_or_patient() -> None:
     table = add_facts(changed("train/1/0", excluded="duplicate of x")(sound()), "prepared", BOUNDS, {}).set_index(
         "image_id"
     )
-    assert table.loc["train10", ["n_of_class", "n_classes", "n_splits_of_file", "n_splits_train_val"]].isna().all()
+    assert table.loc["train10", ["n_of_class", "n_classes", "n_splits_of_picture", "n_splits_train_val"]].isna().all()
     assert table.loc["train11", "n_of_class"] == 4
 
 
@@ -209,10 +209,10 @@ def checked(tmp_path: Path, manifest: pd.DataFrame, checkpoint: Checkpoint = "so
 
 
 def test_a_warning_is_shown_and_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    facts = checked(tmp_path, BREAKS["identical files have one label"](sound()))
-    assert [item["says"] for item in facts["checks"] if not item["success"]] == ["identical files have one label"]
+    facts = checked(tmp_path, BREAKS["equal pictures have one label"](sound()))
+    assert [item["says"] for item in facts["checks"] if not item["success"]] == ["equal pictures have one label"]
     shown = capsys.readouterr().out
-    assert "warning: identical files have one label fails in 1 of 30 rows, such as image val10 of P-" in shown
+    assert "warning: equal pictures have one label fails in 1 of 30 rows, such as image val10 of P-" in shown
     assert f"{len(BREAKS) - 1} of {len(BREAKS)} expectations hold" in shown
 
 
@@ -240,7 +240,7 @@ def test_the_two_checkpoints_of_a_run_keep_their_results_apart(tmp_path: Path) -
 
 def test_a_contradiction_within_test_is_warned_of_although_both_files_stay(tmp_path: Path) -> None:
     manifest = changed("test/1/0", sha256="test00")(sound())
-    assert list(failing(manifest, "source", tmp_path)) == ["identical files have one label"]
+    assert list(failing(manifest, "source", tmp_path)) == ["equal pictures have one label"]
 
 
 @pytest.mark.parametrize(("own_patients", "severity"), [(False, "warning"), (True, "critical")])
@@ -278,3 +278,41 @@ def test_pixels_that_cannot_be_an_x_ray_as_it_is_are_named_by_their_files(
     pack_pixels(tmp_path, rows | dict.fromkeys(list(rows)[:3], chest // 16))
     with pytest.raises(DataCheckError, match="at most 5 % of the images are flat, saturated or inverted fails in 4 of"):
         checked(tmp_path, manifest, "prepared")
+
+
+# -- unknown patients --------------------------------------------------------------------------------------------------
+
+TRAIN_VAL, TRAIN_TEST = (says for says in PREPARED_BREAKS if says.startswith("no patient is in both"))
+
+
+def judged(manifest: pd.DataFrame, out: Path) -> dict[str, dict[str, Any]]:
+    rows = run_checkpoint(add_facts(manifest, "prepared", BOUNDS, {}), "prepared", BOUNDS, out)
+    return {row["says"]: row for row in rows if row["says"] in (TRAIN_VAL, TRAIN_TEST)}
+
+
+def test_with_an_unknown_patient_it_is_not_judged_whether_one_is_in_two_splits(tmp_path: Path) -> None:
+    found = judged(changed("train/1/0", patient_id=pd.NA)(sound()), tmp_path)
+    for row in found.values():
+        assert (row["success"], row["reason"]) == (None, "the patient of 1 of 20 images is not known")
+
+
+def test_only_the_splits_with_unknown_patients_are_not_judged_and_excluded_images_do_not_count(tmp_path: Path) -> None:
+    unknown = changed("train/1/0", patient_id=pd.NA, excluded="duplicate of x")
+    found = judged(both(unknown, changed("test/1/0", patient_id=pd.NA))(sound()), tmp_path)
+    assert (found[TRAIN_VAL]["success"], found[TRAIN_TEST]["success"]) == (True, None)
+
+
+def test_a_known_patient_in_two_splits_fails_although_others_are_unknown(tmp_path: Path) -> None:
+    breaks = both(PREPARED_BREAKS[TRAIN_VAL], changed("train/0/0", patient_id=pd.NA))
+    found = judged(breaks(sound()), tmp_path)
+    assert (found[TRAIN_VAL]["success"], found[TRAIN_VAL]["n_unexpected"]) == (False, 2)
+    assert not any("None" in text or "nan" in text for text in found[TRAIN_VAL]["examples"])
+
+
+def test_what_is_not_judged_is_said_and_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest, chest = sound(), np.kron(MEAN_CHEST * 5 + 100, np.ones((32, 32))).astype(np.uint8)
+    pack_pixels(tmp_path, dict.fromkeys(manifest["image_id"], chest))
+    checked(tmp_path, changed("val/1/0", patient_id=pd.NA)(manifest), "prepared")
+    shown = capsys.readouterr().out
+    assert f"not judged: {TRAIN_VAL}: the patient of 1 of 20 images is not known" in shown
+    assert "expectations hold, 1 cannot be judged" in shown

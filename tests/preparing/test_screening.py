@@ -174,7 +174,7 @@ def prepare_run(tmp_path: Path, screener: Path, manifest: pd.DataFrame) -> Setti
 
 def rows_of(*paths: str) -> pd.DataFrame:
     manifest = table(*((path, digest(path)) for path in paths))
-    return manifest.assign(image_id=[digest(path)[:16] for path in paths], patient_id=list(paths))
+    return manifest.assign(image_id=[digest(path)[:16] for path in paths], group_id=list(paths))
 
 
 def test_every_image_with_pixels_gets_a_score_and_a_mask_and_a_verdict(tmp_path: Path, screener: Path) -> None:

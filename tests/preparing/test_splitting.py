@@ -19,7 +19,7 @@ def children(n: int, start: int = 0, n_images: int = 3) -> pd.DataFrame:
         {
             "path": f"{source}/{child}/{k}",
             "source_split": source,
-            "patient_id": f"{'t' if source == 'test' else 'p'}{child}",
+            "group_id": f"{'t' if source == 'test' else 'p'}{child}",
             "label": child % 2,
             "excluded": "",
         }
@@ -37,13 +37,13 @@ def splits_of(manifest: pd.DataFrame, settings: SplittingSettings = DEFAULT) -> 
 
 def val_patients(manifest: pd.DataFrame, settings: SplittingSettings = DEFAULT) -> set[str]:
     out = draw_splits(manifest, settings)
-    return set(out.loc[out["split"] == "val", "patient_id"])
+    return set(out.loc[out["split"] == "val", "group_id"])
 
 
 def test_no_patient_is_in_both_train_and_val() -> None:
     out = draw_splits(children(300), DEFAULT)
     outside = out[out["split"] != "test"]
-    assert (outside.groupby("patient_id")["split"].nunique() == 1).all()
+    assert (outside.groupby("group_id")["split"].nunique() == 1).all()
     assert set(outside["split"]) == {"train", "val"}
 
 
@@ -53,7 +53,7 @@ def test_test_is_exactly_what_the_source_calls_test() -> None:
 
 
 def test_a_patient_number_that_test_uses_too_moves_nothing_in_test() -> None:
-    manifest = children(100).assign(patient_id=lambda t: t["patient_id"].str[1:])
+    manifest = children(100).assign(group_id=lambda t: t["group_id"].str[1:])
     out = draw_splits(manifest, DEFAULT)
     assert ((out["split"] == "test") == (out["source_split"] == "test")).all()
 
@@ -106,7 +106,7 @@ def above(n: int) -> list[str]:
 def test_a_class_with_nobody_in_val_sends_its_patient_with_the_lowest_hash() -> None:
     names = above(8)
     rows = [
-        {"path": name, "source_split": "train", "patient_id": name, "label": i % 2, "excluded": ""}
+        {"path": name, "source_split": "train", "group_id": name, "label": i % 2, "excluded": ""}
         for i, name in enumerate(names)
     ]
     assert val_patients(pd.DataFrame(rows)) == {lowest(names[0::2]), lowest(names[1::2])}
@@ -115,7 +115,7 @@ def test_a_class_with_nobody_in_val_sends_its_patient_with_the_lowest_hash() -> 
 def test_a_patient_whose_images_are_all_excluded_does_not_stand_for_its_class_in_val() -> None:
     a, b, c = sorted(above(3), key=lambda name: patient_rank(name, DEFAULT.salt))
     rows = [
-        {"path": name, "source_split": "train", "patient_id": name, "label": 1, "excluded": reason}
+        {"path": name, "source_split": "train", "group_id": name, "label": 1, "excluded": reason}
         for name, reason in ((a, "duplicate of x"), (b, ""), (c, ""))
     ]
     assert val_patients(pd.DataFrame(rows)) == {b}

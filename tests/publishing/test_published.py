@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from flows.publish import publish as publish_flow
 from tasks.errors import OutsideError, RunError
 from tasks.files import read_json, write_json
 from tasks.publishing import published as publishing
-from tasks.publishing.published import describe_candidate, publish, weigh
+from tasks.publishing.published import CHECKS, describe_candidate, publish, weigh
 from tasks.publishing.rules import Candidate, Published, weigh_candidate
 from tasks.records import Facts
 from tasks.runs import bucket as run_copies
@@ -61,7 +61,15 @@ Make = Callable[..., Settings]
 def make(runs: str, tmp_path: Path) -> Make:
     """Makes a finished run, in as far as publishing looks at it; returns its settings."""
 
-    def make(run: str, val: float = 0.95, free: float = 0.94, *, passed: bool = True, test: float = 0.9) -> Settings:
+    def make(
+        run: str,
+        val: float = 0.95,
+        free: float = 0.94,
+        *,
+        passed: bool = True,
+        test: float = 0.9,
+        unjudged: Sequence[Facts] = (),
+    ) -> Settings:
         settings = settings_of(runs, run, tmp_path)
         folder = Run(settings).folder
         (folder / "stages").mkdir(parents=True, exist_ok=True)
@@ -74,7 +82,8 @@ def make(runs: str, tmp_path: Path) -> Make:
         pd.DataFrame(table).to_csv(folder / "predictions.csv", index=False)
         (folder / "model.keras").write_text(f"the model of {run}")
         write_json(folder / "run.json", {"news": run})
-        send(Run(settings), ["metrics.json", "audit.json", "predictions.csv", "model.keras", "run.json"])
+        write_json(folder / CHECKS, [{"says": "x", "success": True, "reason": ""}, *unjudged])
+        send(Run(settings), [CHECKS, "metrics.json", "audit.json", "predictions.csv", "model.keras", "run.json"])
         return settings
 
     return make
@@ -134,6 +143,22 @@ def test_a_run_whose_audit_failed_or_that_is_not_sealed_is_not_published(runs: s
     change_file(settings, "run.json", None)
     with pytest.raises(RunError, match="is not finished, so it cannot be published"):
         publish.fn(Run(settings))
+
+
+def test_a_run_with_unknown_patients_is_published_only_where_a_setting_says_so(runs: str, make: Make) -> None:
+    unjudged = [
+        {"says": "no patient is in both", "success": None, "reason": "the patient of 3 of 9 images is not known"}
+    ]
+    settings = make("a", unjudged=unjudged)
+    sentence = "not judged: no patient is in both (the patient of 3 of 9 images is not known)"
+    decided = publish.fn(Run(settings))
+    assert decided is not None and decided["decision"] == "keep"
+    assert decided["reasons"] == [f"{sentence}; publishing.unknown_patients true publishes it all the same"]
+    allowed = settings.publishing.model_copy(update={"unknown_patients": True})
+    decided = publish.fn(Run(settings.model_copy(update={"publishing": allowed})))
+    assert decided is not None and (decided["decision"], decided["notes"]) == ("publish", [sentence])
+    found = published_in(runs, settings)
+    assert found is not None and found["not_judged"] == [sentence.removeprefix("not judged: ")]
 
 
 def test_the_same_model_out_of_another_folder_stays_where_it_is_unless_that_is_gone(runs: str, make: Make) -> None:

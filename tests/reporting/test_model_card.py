@@ -92,7 +92,7 @@ def test_settings_that_name_files_are_told_without_their_folder(tmp_path: Path) 
 
 def test_data_are_told_by_counts_reasons_and_checksum(card: str) -> None:
     assert "24 image files, 23 of them distinct" in card and "ab" * 32 in card
-    assert "| Validation | 4 (4) | 4 (4) |" in card
+    assert "| Validation | 4 (4) | 4 (3) |" in card, "of one image the patient is unknown"
     assert "- 1: Identical copy of an image that is kept" in card
 
 

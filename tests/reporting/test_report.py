@@ -131,8 +131,26 @@ def test_reasons_are_grouped_without_the_names_in_them(page: Page) -> None:
 
 
 def test_failed_checks_come_first_with_the_rows_concerned(page: Page) -> None:
-    assert re.search(r"Sizes fit warning does not hold 7 of 24 Every label is 0 or 1 critical holds 0 of 24", page.text)
-    assert "1 of 2 expectations does not hold (warning)" in page.text
+    rows = (
+        "Sizes fit warning does not hold 7 of 24",
+        "No patient is in both critical not judged: the patient of 3 of 24 images is not known 0 of 24",
+        "Every label is 0 or 1 critical holds 0 of 24",
+    )
+    assert " ".join(rows) in page.text
+    assert "1 of 3 expectations does not hold (warning)" in page.text
+
+
+def test_unknown_patients_are_warned_of_at_the_top(page: Page) -> None:
+    start = page.text.index("The patient of 3 of 24 images is not known.")
+    assert start < page.text.index("On 8 test images")
+    assert "Nobody can tell whether one child is in training and in validation or test" in page.text[start:]
+
+
+def test_nearly_equal_pictures_and_contradictions_in_test_are_counted(page: Page) -> None:
+    assert (
+        "4 Pairs of nearly equal pictures, named in same_pictures.csv of the run folder; 2 of them lie in" in page.text
+    )
+    assert "1 Test images that equal an image with the other label" in page.text
 
 
 def test_no_missing_value_leaks_onto_the_page(page: Page, val_page: Page) -> None:

@@ -36,6 +36,8 @@ def build_published_run(run: Path, model: str, enabled: bool = True, **aucs: flo
     for name, auc in aucs.items():
         metrics[name]["auc"] = {"value": auc, "low": auc - 0.0123, "high": auc + 0.0123}
     write_json(run / "metrics.json", metrics)
+    checks = read_json(run / "checks" / "prepared" / "summary.json")
+    write_json(run / "checks" / "prepared" / "summary.json", [c for c in checks if c["success"] is not None])
     (run / "model.keras").write_text(model)
     write_json(run / "run.json", {"news": "none"})
     return settings

@@ -17,7 +17,7 @@ from tasks.addresses import hide_keys, source_name
 from tasks.errors import ArchiveError, OutsideError, SourceError
 from tasks.files import sha256_of_file
 from tasks.preparing.ingestion import list_images
-from tasks.settings import Settings
+from tasks.settings import IngestionSettings, Settings
 from tasks.sources.checksums import sum_files
 from tasks.sources.fetching import fetch, fetch_source
 from tasks.sources.folders import list_folder
@@ -266,7 +266,7 @@ def test_the_listing_of_a_folder_does_not_read_its_files_once_more(
     folder = make_folder(tmp_path / "mine", FOUR)
     later(monkeypatch)
     fetched = fetch_source(settings(tmp_path, folder))
-    manifest = list_images(fetched, 1_000)
+    manifest, _ = list_images(fetched, IngestionSettings(max_side_px=1_000))
     assert sorted(read) == ["a.jpeg", "b.jpeg", "c.jpeg", "d.jpeg"]
     assert manifest["sha256"].tolist() == [sha256_of_file(folder / name) for name in sorted(FOUR)]
 

@@ -35,7 +35,7 @@ def predictions(n: int = 60, seed: int = 0, splits: tuple[str, ...] = ("val", "t
     rng = np.random.default_rng(seed)
     rows = pd.DataFrame({"split": [split for split in splits for _ in range(n)]})
     rows["label"] = rng.integers(0, 2, len(rows))
-    rows["patient_id"] = [f"p{i // 3}" for i in range(len(rows))]
+    rows["group_id"] = [f"p{i // 3}" for i in range(len(rows))]
     rows["subtype"] = [("normal", ("bacteria", "virus")[i % 2])[label] for i, label in enumerate(rows["label"])]
     rows["has_device"] = pd.array([(True, False, None)[k] for k in rng.integers(0, 3, len(rows))], dtype="boolean")
     rows["probability"] = np.clip(rows["label"] * 0.3 + rng.uniform(0, 0.7, len(rows)), 0, 1)
@@ -47,7 +47,7 @@ def shifted(n: int = 60, seed: int = 5) -> pd.DataFrame:
     """Validation under two shifts, as ``shifts.csv`` holds it."""
     rows = predictions(n, seed, ("as it is", "darker")).rename(columns={"split": "shift"})
     return rows.assign(image_id=[f"i{i % n}" for i in range(len(rows))])[
-        ["shift", "image_id", "patient_id", "label", "subtype", "probability", "bacteria"]
+        ["shift", "image_id", "group_id", "label", "subtype", "probability", "bacteria"]
     ]
 
 
@@ -63,7 +63,7 @@ def arrays(labels: list[int], probabilities: list[float]) -> tuple[Any, Any]:
 
 def group(labels: list[int], probabilities: list[float], patients: list[str] | None = None, **more: Any) -> Any:
     rows = pd.DataFrame({"label": labels, "probability": probabilities})
-    rows["patient_id"] = patients or [str(i) for i in range(len(rows))]
+    rows["group_id"] = patients or [str(i) for i in range(len(rows))]
     return measure_group(rows, 0.5, more.get("n_bootstrap", 200), more.get("seed", 1))
 
 
@@ -233,7 +233,7 @@ def test_both_operating_points_are_measured_on_each_split() -> None:
 def test_a_network_that_means_what_it_says_has_no_calibration_error_and_a_bold_one_has() -> None:
     rng = np.random.default_rng(0)
     truth = rng.uniform(0, 1, 20_000)
-    rows = pd.DataFrame({"label": (rng.uniform(0, 1, 20_000) < truth).astype(int), "patient_id": range(20_000)})
+    rows = pd.DataFrame({"label": (rng.uniform(0, 1, 20_000) < truth).astype(int), "group_id": range(20_000)})
     honest = measure_calibration(rows.assign(probability=truth), 20, 1)
     bold = measure_calibration(rows.assign(probability=np.where(truth > 0.5, 0.95, 0.05)), 20, 1)
     assert honest["ece"]["value"] < 0.015
@@ -245,12 +245,12 @@ def test_a_network_that_means_what_it_says_has_no_calibration_error_and_a_bold_o
 
 
 def test_the_expected_calibration_error_weighs_bins_by_their_images() -> None:
-    rows = pd.DataFrame({"label": [1, 1, 1, 0], "probability": [0.95, 0.95, 0.95, 0.45], "patient_id": list("abcd")})
+    rows = pd.DataFrame({"label": [1, 1, 1, 0], "probability": [0.95, 0.95, 0.95, 0.45], "group_id": list("abcd")})
     assert measure_calibration(rows, 20, 1)["ece"]["value"] == pytest.approx((3 * 0.05 + 0.45) / 4)
 
 
 def test_the_border_test_gives_both_aucs_and_what_leaving_it_out_costs() -> None:
-    rows = pd.DataFrame({"label": [0, 0, 1, 1], "probability": [0.1, 0.2, 0.8, 0.9], "patient_id": list("abcd")})
+    rows = pd.DataFrame({"label": [0, 0, 1, 1], "probability": [0.1, 0.2, 0.8, 0.9], "group_id": list("abcd")})
     settings = EvaluationSettings(n_bootstrap=50)
     only, removed = np.array([0.4, 0.4, 0.4, 0.4]), np.array([0.1, 0.6, 0.5, 0.9])
     found = measure_border(rows, only, removed, settings, 1)
@@ -272,7 +272,7 @@ def test_each_member_is_measured_alone_with_mean_and_spread() -> None:
 def test_bacteria_are_measured_among_pneumonia_images_of_known_subtype() -> None:
     subtypes, bacteria = ["normal", "bacteria", "virus", "unknown", "bacteria"], [0.9, 0.8, 0.3, 0.1, 0.4]
     rows = pd.DataFrame(
-        {"label": [0, 1, 1, 1, 1], "subtype": subtypes, "bacteria": bacteria, "patient_id": list("abcde")}
+        {"label": [0, 1, 1, 1, 1], "subtype": subtypes, "bacteria": bacteria, "group_id": list("abcde")}
     )
     found = measure_bacteria(rows, 20, 1)
     assert found["n"] == 3

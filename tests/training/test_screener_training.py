@@ -50,7 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, pd.Dat
             "path": [f"train/{i}" for i in range(n)],
             "sha256": [f"{i:064x}" for i in range(1000, 1000 + n)],
             "label": (np.arange(n) % 4 > 0).astype(int),
-            "patient_id": [f"p{i}" for i in range(n)],
+            "group_id": [f"p{i}" for i in range(n)],
             "split": "train",
             "excluded": "",
         }
@@ -75,7 +75,7 @@ def test_readings_are_joined_a_row_per_file_and_a_device_seen_in_one_copy_counts
             "image_id": ["1", "2", "3"],
             "sha256": ["x", "x", "y"],
             "label": 1,
-            "patient_id": ["p", "q", "r"],
+            "group_id": ["p", "q", "r"],
             "split": "train",
             "excluded": ["", "duplicate of train/a", "undecodable: no"],
         }
