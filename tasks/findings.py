@@ -65,7 +65,10 @@ class GroupsAtThreshold(Finding):
 
 
 class Metrics(GroupsAtThreshold):
-    """``metrics.json``; ``subtypes``, ``calibration``, ``bacteria`` and ``members`` are by split."""
+    """``metrics.json``; ``subtypes``, ``calibration``, ``bacteria`` and ``members`` are by split.
+
+    ``by_group`` is by split, name of the group and value.
+    """
 
     subtypes: dict[str, dict[str, MeasuredGroup]] = {}
     calibration: dict[str, MeasuredGroup] = {}
@@ -73,6 +76,7 @@ class Metrics(GroupsAtThreshold):
     members: dict[str, Facts] = {}
     operating_points: dict[str, GroupsAtThreshold] = {}
     shifts: dict[str, MeasuredGroup] = {}
+    by_group: dict[str, dict[str, dict[str, MeasuredGroup]]] = {}
     border_only: Estimate = NOT_MEASURED
     border_removed: Estimate = NOT_MEASURED
     border_loss: Estimate = NOT_MEASURED

@@ -17,6 +17,11 @@ CLASS_NAMES = {NORMAL: "normal", PNEUMONIA: "pneumonia"}
 SPLITS = ("train", "val", "test")
 SUBTYPES = ("normal", "bacteria", "virus", "unknown")
 
+GROUP_PREFIX = "by_"
+"""Of the columns of a manifest that hold what ``ingestion.groups`` names, in front of that name."""
+UNKNOWN = "unknown"
+"""The value of such a group, in results and checks, where an image has none."""
+
 READ_DEVICE = "shows a medical device (reviewed)"
 SCORED_DEVICE = "shows a medical device (screener)"
 DOUBTFUL_DEVICE = "may show a medical device (screener)"

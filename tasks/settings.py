@@ -6,7 +6,7 @@ field is a flag of the command line: ``--training.epochs 3``.
 
 import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
@@ -117,7 +117,16 @@ class IngestionSettings(Section):
         None,
         description="How file names tell the patient: public, mendeley, chexpert, mimic, nih, or none; or a regular "
         "expression for the path of an image, with a group for the patient. Default: one of the first four if 95 % of "
-        "the names fit it, and only where no index.csv lists patients.",
+        "the names fit it, and only where neither index.csv nor DICOM tells patients.",
+    )
+    dicom_classes: tuple[Annotated[str, Field(pattern=r"^(CR|DX|SC|[0-9.]{8,64})$")], ...] = Field(
+        ("CR", "DX"),
+        min_length=1,
+        description="SOP classes of DICOM files that are taken: CR, DX, SC (secondary capture), or UIDs.",
+    )
+    groups: tuple[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$")], ...] = Field(
+        (),
+        description="What results are given by: columns of index.csv; in DICOM site, scanner, view, age_band, sex.",
     )
 
 
@@ -153,6 +162,9 @@ class QualitySettings(Section):
     )
     min_train_images: int = Field(
         4, ge=1, le=10**9, description="Smallest accepted number of training images of a class."
+    )
+    max_association: float = Field(
+        0.3, ge=0, le=1, description="Largest accepted Cramér's V of class and a group of ingestion.groups in train."
     )
     min_side_px: int = Field(64, ge=1, le=10**6, description="Shortest accepted side of an image, in pixels.")
     max_side_px: int = Field(8_000, ge=64, le=10**6, description="Longest accepted side of an image, in pixels.")

@@ -79,6 +79,7 @@ def test_a_file_is_neither_too_long_nor_too_short_to_be_one(module: str) -> None
 LONG = {"tasks.settings": "one table, that of --help and of docs/settings.md"}
 SHORT = {
     "tasks.records": "the words that all rooms share",
+    "tasks.pixels.greys": "networks are trained without the code that reads files",
     "tasks.pixels.window": "four rooms ask where the lung window is",
 }
 
@@ -87,16 +88,17 @@ def test_no_module_is_named_like_one_of_the_standard_library() -> None:
     assert not {module.split(".")[-1] for module in FILES} & set(sys.stdlib_module_names)
 
 
-KERAS = "networks.files networks.keras_backend networks.normalisation pixels.content pixels.decoding records"
+DECODING = "pixels.content pixels.decoding pixels.dicom pixels.dicom_reader pixels.greys"
+KERAS = "networks.files networks.keras_backend networks.normalisation pixels.greys records"
 CLASSIFIER = f"{KERAS} networks.backbones networks.classifier"
 PROBES = f"{CLASSIFIER} measures networks.twin pixels.window explaining.subjects drawings.transplant"
 SCREENER = f"{KERAS} devices.files devices.quality devices.readings devices.screener matching measures tables"
 KEYS = {
-    "preparing.ingestion": "expressions matching pixels.content pixels.decoding preparing.copies preparing.patients "
+    "preparing.ingestion": f"expressions matching {DECODING} preparing.copies preparing.groups preparing.patients "
     "records runs.manifest sources.layout tables",
-    "preparing.quality": "pixels.content pixels.decoding pixels.looks records runs.manifest",
+    "preparing.quality": "matching pixels.greys pixels.looks preparing.groups records runs.manifest tables",
     "preparing.splitting": "records runs.manifest",
-    "preparing.packing": "pixels.content pixels.decoding preparing.copies records runs.manifest",
+    "preparing.packing": f"{DECODING} preparing.copies records runs.manifest",
     "preparing.screening": f"{SCREENER} runs.manifest",
     "training.fitting": f"{CLASSIFIER} networks.augmentation networks.checkpoints networks.twin training.members "
     "training.labelled_images",
@@ -105,8 +107,8 @@ KEYS = {
     "explaining.explanations": f"{PROBES} explaining.lime_sampling explaining.lime_quality explaining.pictures "
     "runs.manifest",
     "explaining.auditing": f"{PROBES} explaining.baselines explaining.probes explaining.verdict drawings.devices",
-    "training.screener": f"{SCREENER} networks.augmentation networks.checkpoints drawings.chests drawings.devices "
-    "drawings.distractors drawings.sample training.screener_lessons training.screener_losses",
+    "training.screener": f"{SCREENER} {DECODING} networks.augmentation networks.checkpoints drawings.chests "
+    "drawings.devices drawings.distractors drawings.sample training.screener_lessons training.screener_losses",
 }
 """Beside a stage's own module, what is in its key: what shapes its result. More makes a comment cost a training."""
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tasks.devices.answers import safe_path
 from tasks.files import write_whole
-from tasks.pixels.decoding import SIDE_PX
+from tasks.pixels.greys import SIDE_PX
 from tasks.pixels.masks import DeviceMasks
 from tasks.pixels.outlines import draw_outline, encode_jpeg
 from tasks.pixels.packed import PackedImages

@@ -16,7 +16,7 @@ from tasks.errors import RunError
 from tasks.networks.files import load_network
 from tasks.networks.keras_backend import keras
 from tasks.networks.normalisation import Standardise, draw_kernels
-from tasks.pixels.decoding import SIDE_PX, to_float
+from tasks.pixels.greys import SIDE_PX, to_float
 
 layers, ops = keras.layers, keras.ops
 

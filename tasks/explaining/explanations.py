@@ -19,7 +19,7 @@ from prefect import task
 from tasks.errors import RunError
 from tasks.explaining.subjects import Network, load_for_lime, read_threshold_of
 from tasks.files import digest, make_once, read_json, sha256_of_file, write_json
-from tasks.pixels.decoding import to_float
+from tasks.pixels.greys import to_float
 from tasks.pixels.shards import LOST_SHARDS
 from tasks.records import MODEL, Facts
 from tasks.runs.bucket import fetch_entry, fetch_run, keep_entry

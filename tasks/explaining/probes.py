@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tasks.drawings.devices import CONSPICUOUS, KINDS, draw_devices, pick_kinds
 from tasks.drawings.transplant import fill_place, grow_mask, lift_density, put_density
 from tasks.measures import Array, draw_patients, summarise, to_logit, weighted_measures
-from tasks.pixels.decoding import to_float
+from tasks.pixels.greys import to_float
 from tasks.pixels.window import window_place
 from tasks.records import NORMAL, PNEUMONIA, Facts
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tasks.networks.backbones import add_backbone
 from tasks.networks.keras_backend import keras
 from tasks.networks.normalisation import LocalContrast, Standardise, draw_kernels
-from tasks.pixels.decoding import SIDE_PX, to_float
+from tasks.pixels.greys import SIDE_PX, to_float
 from tasks.settings import TrainingSettings
 
 layers, ops = keras.layers, keras.ops

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import RunError
 from tasks.files import BROKEN, open_whole
-from tasks.pixels.decoding import SIDE_PX
+from tasks.pixels.greys import SIDE_PX
 
 FILE = "familiar.npz"
 SMALL_PX = 56

@@ -7,7 +7,9 @@ import re
 from pathlib import PurePosixPath
 
 HEAD_BYTES = 1024
-TAKEN = ("JPEG", "PNG", "TIFF", "BMP", "WebP")
+TAKEN = ("JPEG", "PNG", "TIFF", "BMP", "WebP", "DICOM")
+BESIDE_PICTURES = {"1.2.840.10008.1.3.10": "DICOMDIR", "1.2.840.10008.5.1.4.1.1.11.": "DICOM presentation state"}
+"""DICOM files that lie beside pictures and are none: the start of their SOP class -> what they are."""
 PROMISING = re.compile(
     r"\.(jpe?g|jpe|jfif|jif|png|tiff?|bmp|dib|webp|dcm|dicom|dic|ima|gif|heic|heif|avif|jp2|j2k|jpx|jxl|jls|svg|psd|tga|ico"
     r"|p[gpnb]m|raw|img|dng|cr[23]|nef|arw|orf|rw2|raf|nii|nrrd|mh[ad])"
@@ -47,14 +49,15 @@ MEDIA_BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
     b"crx ": "camera RAW file",
 }
-PICTURES = frozenset((*TAKEN, "DICOM", "SVG", *MEDIA_BRANDS.values(), *(kind for _, kind in STARTS)))
+PICTURES = frozenset((*TAKEN, "SVG", *MEDIA_BRANDS.values(), *(kind for _, kind in STARTS)))
 """All kinds of pictures that are told apart; a Git LFS pointer stands for one."""
 
 
 def name_content(head: bytes) -> str:
-    """What a file is by its first ``HEAD_BYTES`` bytes: one of ``PICTURES``, ``HTML page``, or ``""`` if unknown."""
+    """What a file is by its first ``HEAD_BYTES`` bytes: one of ``PICTURES`` or ``BESIDE_PICTURES``, ``HTML page``, or
+    ``""`` if unknown."""
     if head[128:132] == b"DICM":
-        return "DICOM"
+        return next((kind for start, kind in BESIDE_PICTURES.items() if start.encode() in head), "DICOM")
     if head.startswith(TIFF_STARTS):
         return "camera RAW file" if head[8:10] == b"CR" else "TIFF"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
@@ -89,7 +92,8 @@ def promises_picture(name: str) -> bool:
 
 def is_picture(name: str, head: bytes) -> bool:
     """Whether a file has a row, taken or refused: it is a picture by its content, or is called one."""
-    return promises_picture(name) or name_content(head) in PICTURES
+    kind = name_content(head)
+    return kind not in BESIDE_PICTURES.values() and (promises_picture(name) or kind in PICTURES)
 
 
 def describe_refusal(head: bytes) -> str:

@@ -9,15 +9,16 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from tasks.pixels.content import HEAD_BYTES, TAKEN, describe_refusal, name_content
+from tasks.pixels.dicom import CLASSES, DicomRules, RefusedDicomError, read_dicom_grey, read_dicom_header
+from tasks.pixels.greys import SIDE_PX
 
-SIDE_PX = 224
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -53,6 +54,31 @@ def in_turn(n_bytes: int) -> Iterator[None]:
         return
     with _one_large:
         yield
+
+
+def read_header(
+    data: bytes | BinaryIO, max_side_px: int, dicom_classes: tuple[str, ...] = CLASSES, groups: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """``width_px``, ``height_px`` and ``bits`` of a picture; of a DICOM also ``patient``, ``groups`` and ``notes``.
+
+    Args:
+        data: The file.
+        max_side_px: Longest side that is decoded.
+        dicom_classes: SOP classes of DICOM files that are taken.
+        groups: Names of values of a DICOM file that are asked for (``dicom_reader.GROUP_TAGS``).
+
+    Raises:
+        UndecodableError: As ``read_size`` and ``measure_bits``.
+    """
+    stream = io.BytesIO(data) if isinstance(data, bytes) else data
+    if name_content(stream.read(HEAD_BYTES)) == "DICOM":
+        stream.seek(0)
+        with _named_errors():
+            return read_dicom_header(stream.read(), DicomRules(max_side_px, MAX_PIXELS, dicom_classes), groups)
+    stream.seek(0)
+    width_px, height_px = read_size(stream, max_side_px)
+    stream.seek(0)
+    return {"width_px": width_px, "height_px": height_px, "bits": measure_bits(stream, max_side_px)}
 
 
 def read_size(data: bytes | BinaryIO, max_side_px: int) -> tuple[int, int]:
@@ -103,7 +129,13 @@ def choose_bits(found: Iterable[int | None]) -> int:
 
 
 def decode(
-    data: bytes, *, side_px: int = SIDE_PX, padding: bool = False, max_side_px: int = 20_000, bits: int = 16
+    data: bytes,
+    *,
+    side_px: int = SIDE_PX,
+    padding: bool = False,
+    max_side_px: int = 20_000,
+    bits: int = 16,
+    dicom_classes: tuple[str, ...] = CLASSES,
 ) -> NDArray[np.uint8]:
     """Decodes a picture of any kind that is taken to a grey square.
 
@@ -117,6 +149,7 @@ def decode(
         padding: Keep the aspect and pad.
         max_side_px: Longest side that is decoded, in pixels; guards memory.
         bits: Bits in use of a picture with 16 bits, as its source has them (``choose_bits``); others ignore it.
+        dicom_classes: SOP classes of DICOM files that are taken.
 
     Returns:
         uint8 ``(side_px, side_px)``, 0 black to 255 white.
@@ -124,7 +157,11 @@ def decode(
     Raises:
         UndecodableError: If the bytes do not decode, are truncated, or are too large.
     """
-    grey = _read_grey(data, side_px, max_side_px, bits)
+    if name_content(data[:HEAD_BYTES]) == "DICOM":
+        with _named_errors():
+            grey = Image.fromarray(read_dicom_grey(data, DicomRules(max_side_px, MAX_PIXELS, dicom_classes)))
+    else:
+        grey = _read_grey(data, side_px, max_side_px, bits)
     if padding:
         grey = ImageOps.pad(grey, (side_px, side_px), method=Image.Resampling.BILINEAR, color=0)
     else:
@@ -132,16 +169,8 @@ def decode(
     return np.asarray(grey, dtype=np.uint8)
 
 
-def to_float(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Packed uint8 ``(n, side, side)`` to X-rays in memory: float32 ``(n, side, side, 1)``, 0.0 to 1.0."""
-    return packed[..., None].astype(np.float32) / np.float32(255.0)
-
-
 def _read_grey(data: bytes, side_px: int, max_side_px: int, bits: int) -> Image.Image:
-    """The whole picture, upright, in grey (mode ``L``); a JPEG at least twice as large as ``side_px``.
-
-    A kind of file that Pillow does not open is told by ``name_content(data)`` and read here, and in ``read_size``.
-    """
+    """The whole picture, upright, in grey (mode ``L``); a JPEG at least twice as large as ``side_px``."""
     with _open(data, max_side_px) as image, in_turn(2 * image.width * image.height), _named_errors():
         # A JPEG decodes at a half or a quarter of its size at no cost; twice the target keeps the resize accurate.
         image.draft("L", (2 * side_px, 2 * side_px))
@@ -152,7 +181,7 @@ def _open(data: bytes | BinaryIO, max_side_px: int) -> ImageFile.ImageFile:
     stream = io.BytesIO(data) if isinstance(data, bytes) else data
     head = stream.read(HEAD_BYTES)
     stream.seek(0)
-    if (kind := name_content(head)) not in TAKEN:
+    if (kind := name_content(head)) not in TAKEN or kind == "DICOM":
         raise UndecodableError(describe_refusal(head))
     try:
         with warnings.catch_warnings():
@@ -191,6 +220,8 @@ def _named_errors() -> Iterator[None]:
         yield
     except (UndecodableError, EOFError):
         raise
+    except RefusedDicomError as error:
+        raise UndecodableError(str(error)) from None
     except Exception as error:  # Pillow's decoders raise many kinds for broken bytes
         raise UndecodableError(f"does not decode ({_reason(error)})") from None
 

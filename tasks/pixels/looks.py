@@ -7,7 +7,7 @@ are given with each bound.
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.pixels.decoding import SIDE_PX
+from tasks.pixels.greys import SIDE_PX
 
 LOOKS = {
     "flat": "flat (nearly one shade)",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import RunError
 from tasks.files import BROKEN, read_record, sha256_of_file
-from tasks.pixels.decoding import SIDE_PX
+from tasks.pixels.greys import SIDE_PX
 from tasks.pixels.shards import read_index
 
 

@@ -19,8 +19,10 @@ from tasks.errors import SourceError, TableError
 from tasks.files import open_source
 from tasks.matching import accept_match, match_paths
 from tasks.pixels.content import HEAD_BYTES, is_picture, suggests_picture
-from tasks.pixels.decoding import MAX_FILE_BYTES, UndecodableError, choose_bits, in_turn, measure_bits, read_size
+from tasks.pixels.decoding import MAX_FILE_BYTES, UndecodableError, choose_bits, in_turn, read_header
+from tasks.pixels.dicom import describe_dicom
 from tasks.preparing.copies import exclude_copies
+from tasks.preparing.groups import add_tags, split_notes
 from tasks.preparing.patients import add_patients, describe_patients
 from tasks.records import Facts
 from tasks.runs.artifacts import show_table
@@ -61,9 +63,9 @@ def ingest(run: Run, fetched: Fetched) -> Facts:
         "source": run.settings.public_source,
         "max_side_px": run.settings.ingestion.max_side_px,
         "max_unmatched": max_unmatched,
-        "patients": run.settings.ingestion.patients,
+        **run.settings.ingestion.model_dump(include={"patients", "dicom_classes", "groups"}),
     }
-    facts = run.stage("ingest", given=given, make=make, packages=("pillow", "pandas"))
+    facts = run.stage("ingest", given=given, make=make, packages=("pillow", "pydicom", "pandas"))
     for warning in facts["warnings"]:
         print(f"warning: {warning}")
     more = {"pictures that are not used": facts["n_unused"], "by ingestion.ignore": facts["n_ignored"]}
@@ -79,7 +81,8 @@ def ingest(run: Run, fetched: Fetched) -> Facts:
     )
     if facts["n_deep"]:
         print(f"{facts['n_deep']:,} files: {facts['bits']} of 16 bits used")
-    for line in describe_patients(facts["patients"], facts["n_patients_unknown"], facts["n_images"]):
+    patient_lines = describe_patients(facts["patients"], facts["n_patients_unknown"], facts["n_images"])
+    for line in [*facts["dicom"], *patient_lines]:
         print(line)
     show_table("source", facts["counts"], f"Images in {run.settings.public_source}")
     return facts
@@ -104,20 +107,20 @@ def list_images(
         SourceError: If a file changed since the checksum of the source was computed.
     """
     folder = Path(fetched.folder)
-    if "index.csv" in fetched.layout.tables:
+    index = folder / "index.csv" if "index.csv" in fetched.layout.tables else None
+    if index:
         layout = fetched.layout
-        table = read_index_table(folder / "index.csv", layout.images, layout.left_out, max_unmatched, warn)
+        table = read_index_table(index, layout.images, layout.left_out, max_unmatched, warn)
     else:
         table = pd.DataFrame([describe_path(path) for path in fetched.layout.images])
     with ThreadPoolExecutor(READERS) as pool:
-        read = pool.map(
-            lambda path: read_file(folder / path, settings.max_side_px, fetched.sums.get(path)), table["path"]
-        )
+        read = pool.map(lambda path: read_file(folder / path, settings, fetched.sums.get(path)), table["path"])
         files = pd.DataFrame(list(read))
     manifest = pd.concat([table.reset_index(drop=True), files], axis=1)
     refuse_changed({**dict(zip(table["path"], files["sha256"], strict=True)), **sum_tables(fetched)}, fetched.sums)
-    if "index.csv" not in fetched.layout.tables:
+    if index is None:
         manifest = leave_out_clutter(manifest, fetched.name)
+    manifest = add_tags(manifest, index, settings.groups)
     manifest, patients = add_patients(manifest, settings.patients)  # no name of clutter counts
     manifest["image_id"] = [image_id(path) for path in manifest["path"]]
     return exclude_copies(manifest.sort_values("path", ignore_index=True)), patients
@@ -161,15 +164,16 @@ def refuse_changed(sums: dict[str, str], before: dict[str, Sum]) -> None:
         raise SourceError(f"source: {changed[0]} changed while it was read; run again")
 
 
-def read_file(path: Path, max_side_px: int, known: Sum | None = None) -> Facts:
+def read_file(path: Path, settings: IngestionSettings, known: Sum | None = None) -> Facts:
     """``sha256``, ``is_picture``, ``width_px``, ``height_px``, ``bits`` and ``excluded`` of a file.
 
     ``is_picture`` is whether it gets a row, by content or name; ``excluded`` the reason if its header is not that of a
-    picture that is taken; ``bits`` those in use of 16, missing for a picture of 8 bits.
+    picture that is taken; ``bits`` those in use of 16, missing for a picture of 8 bits. A DICOM file also has
+    ``patient``, ``groups`` and ``notes`` (see ``read_header``), which are not to be written as they are.
 
     Args:
         path: The file.
-        max_side_px: Longest side of an image that is decoded.
+        settings: What is accepted, and which groups are asked for.
         known: Its earlier checksum; an unchanged file is not read again.
     """
     facts: Facts = {"width_px": pd.NA, "height_px": pd.NA, "bits": pd.NA, "excluded": ""}
@@ -183,10 +187,8 @@ def read_file(path: Path, max_side_px: int, known: Sum | None = None) -> Facts:
             if n_bytes > MAX_FILE_BYTES:
                 raise UndecodableError(f"has more than {MAX_FILE_BYTES / 1e6:g} MB")
             with in_turn(n_bytes):  # data before the pixels is read whole
-                facts["width_px"], facts["height_px"] = read_size(stream, max_side_px)
-                stream.seek(0)
-                bits = measure_bits(stream, max_side_px)
-                facts["bits"] = pd.NA if bits is None else bits
+                header = read_header(stream, settings.max_side_px, settings.dicom_classes, settings.groups)
+            facts |= {name: value for name, value in header.items() if value is not None}
         except UndecodableError as error:
             facts["excluded"] = f"undecodable: {error}"
     return facts
@@ -316,6 +318,8 @@ def describe_manifest(manifest: pd.DataFrame, fetched: Fetched) -> Facts:
         "n_duplicates_excluded": int(excluded.str.startswith("duplicate").sum()),
         "n_test_copies": int((manifest["duplicate_of"].notna() & (manifest["source_split"] == "test")).sum()),
         "n_conflicts": int((labels > 1).sum()),
+        "n_dicom": int(manifest["notes"].notna().sum()) if "notes" in manifest else 0,
+        "dicom": describe_dicom(split_notes(manifest)),
         "n_undecodable": int(excluded.str.startswith("undecodable").sum()),
         "n_patients_unknown": int(manifest["patient_id"].isna().sum()),
         "counts": [

@@ -7,7 +7,6 @@ new images. They are planned, packed in parallel, and gathered.
 """
 
 import hashlib
-import importlib.metadata
 import io
 import json
 import os
@@ -22,19 +21,21 @@ from prefect import task
 
 from tasks.errors import RunError, SourceError
 from tasks.files import digest, locked, open_source, read_record, write_json, write_whole
-from tasks.pixels.decoding import MAX_FILE_BYTES, SIDE_PX, UndecodableError, decode, in_turn
+from tasks.pixels.decoding import MAX_FILE_BYTES, UndecodableError, decode, in_turn
+from tasks.pixels.greys import SIDE_PX
 from tasks.pixels.packed import PackedImages
 from tasks.pixels.shards import LOST_SHARDS, shards_exist
 from tasks.preparing.copies import compare_pictures, count_pairs, write_pairs
 from tasks.records import Facts
 from tasks.runs.bucket import fetch_files, fetch_lists, keep_files
-from tasks.runs.keys import code_version
+from tasks.runs.keys import code_version, package_versions
 from tasks.runs.manifest import write_manifest
 from tasks.runs.run import Run
 from tasks.runs.stages import stage_task
 from tasks.sources.fetching import fetch
 
 SHARD_IMAGES = 100
+DECODERS = ("pillow", "pydicom", "python-gdcm")
 
 
 @task(name="plan packing")
@@ -90,7 +91,7 @@ def pack(run: Run, bits: int, n_new: int) -> Facts:
         reads=["manifest.parquet"],
         given={"shelf": shelf.name, **read_decoding(run, bits)},
         make=make,
-        packages=("pillow", "numpy", "scipy"),
+        packages=(*DECODERS, "numpy", "scipy"),
         is_valid=lambda entry: shards_exist(entry / "arrays" / "index.json", run.cache),
     )
     print(
@@ -126,14 +127,16 @@ def describe_copies(facts: Facts) -> list[str]:
 
 def read_decoding(run: Run, bits: int) -> dict[str, Any]:
     """What shapes pixels: settings, and the bits in use of the source's pictures with 16."""
-    return {"padding": run.settings.packing.padding, "max_side_px": run.settings.ingestion.max_side_px, "bits": bits}
+    ingestion = run.settings.ingestion
+    shaping = {"max_side_px": ingestion.max_side_px, "bits": bits, "dicom_classes": ingestion.dicom_classes}
+    return {"padding": run.settings.packing.padding, **shaping}
 
 
 def find_shelf(run: Run, bits: int) -> Path:
     """The cache folder (shelf) of pixels that were decoded in this way."""
     decoder = {
         "code": code_version("tasks.pixels.decoding"),
-        "pillow": importlib.metadata.version("pillow"),
+        **package_versions(DECODERS),
         **read_decoding(run, bits),
     }
     return run.cache / "arrays" / digest(decoder)[:16]

@@ -65,10 +65,12 @@ NOTHING = Pattern(
 def add_patients(table: pd.DataFrame, wanted: str | None) -> tuple[pd.DataFrame, Facts]:
     """The table with ``patient_id``, missing where unknown; and what told it.
 
-    An ``index.csv`` is taken at its word: names tell the patients that it leaves out only where a setting says how.
+    An ``index.csv`` and the tags of DICOM files are taken at their word: names tell the patients that these leave out
+    only where a setting says how.
 
     Args:
-        table: ``path`` of each image, relative to the root; ``patient_id`` if an ``index.csv`` lists patients.
+        table: ``path`` of each image, relative to the root; ``patient_id`` if an ``index.csv`` or DICOM files name
+            patients.
         wanted: ``ingestion.patients``: a name in ``PATTERNS``, ``none``, or a regular expression.
 
     Returns:
@@ -80,7 +82,7 @@ def add_patients(table: pd.DataFrame, wanted: str | None) -> tuple[pd.DataFrame,
     """
     listed = table.get("patient_id")
     if listed is not None and wanted in (None, "none"):
-        return table, {"by": "index.csv", "n_fit": int(listed.notna().sum()), "own": True}
+        return table, {"by": "index.csv or PatientID in DICOM files", "n_fit": int(listed.notna().sum()), "own": True}
     found, pattern = find_patients(list(table["path"]), wanted)
     found = found.set_axis(table.index)
     facts = {"by": pattern.says, "n_fit": int(found.notna().sum()), "own": not pattern.reused}

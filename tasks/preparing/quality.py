@@ -5,8 +5,6 @@ Reads ``manifest.parquet`` and, once they are packed, the pixels; writes ``check
 checks the source's own splits; *prepared* runs after screening and checks the data for training and evaluation.
 """
 
-import hashlib
-import hmac
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,11 +15,12 @@ from typing import Any, Literal
 import pandas as pd
 
 from tasks.errors import DataCheckError
-from tasks.files import digest, write_json
+from tasks.files import write_json
 from tasks.pixels.looks import LOOKS, judge_looks
-from tasks.records import SPLITS, SUBTYPES, Facts
+from tasks.preparing.groups import measure_association, name_groups
+from tasks.records import GROUP_PREFIX, SPLITS, SUBTYPES, Facts
 from tasks.runs.artifacts import show_table
-from tasks.runs.manifest import key_pictures
+from tasks.runs.manifest import hide_patients, key_pictures
 from tasks.runs.run import Run
 from tasks.runs.stages import STAGES_FOLDER, stage_task
 from tasks.settings import QualitySettings
@@ -157,6 +156,9 @@ def add_facts(
     table["contradicts"] = (excluded.str.startswith("conflict") | (n_labels > 1)).astype(float)
     device_in_train = usable & (split == "train") & manifest["has_device"].fillna(False).astype(bool)
     table["device_in_training"] = device_in_train.astype(float)
+    training = usable & (split == "train")
+    for group in name_groups(manifest):
+        table[f"v_{group}"] = measure_association(manifest.loc[training, group], manifest.loc[training, "label"])
     return table
 
 
@@ -179,6 +181,7 @@ def build_suite(
     quality: QualitySettings,
     own_patients: bool = False,
     unknown: Mapping[str, str] = MappingProxyType({}),
+    groups: Sequence[str] = (),
 ) -> list[Any]:
     """The expectations of a checkpoint, each with its severity and, in ``meta``, a sentence for people.
 
@@ -190,6 +193,7 @@ def build_suite(
         own_patients: One patient in both train and test is a leak; the public set uses numbers twice, for different
             children (see ``patients.Pattern``).
         unknown: As from ``describe_unknown``.
+        groups: Names of the groups whose association with the class was measured.
     """
     import great_expectations.expectations as gxe
 
@@ -238,6 +242,17 @@ def build_suite(
                 **meant(f"{side} is {quality.min_side_px} to {quality.max_side_px:,} px", "warning"),
             )
             for side in ("width", "height")
+        ),
+        *(
+            gxe.ExpectColumnValuesToBeBetween(
+                column=f"v_{GROUP_PREFIX}{group}",
+                max_value=quality.max_association,
+                **meant(
+                    f"{group} and class are associated by at most {quality.max_association:g} (Cramér's V) in train",
+                    "warning",
+                ),
+            )
+            for group in groups
         ),
     ]
     if checkpoint == "prepared":
@@ -305,7 +320,8 @@ def run_checkpoint(
         },
     )
     asset = context.data_sources.add_pandas("manifest").add_dataframe_asset("images")
-    expectations = build_suite(checkpoint, quality, own_patients, describe_unknown(table))
+    groups = [name.removeprefix(f"v_{GROUP_PREFIX}") for name in table if name.startswith(f"v_{GROUP_PREFIX}")]
+    expectations = build_suite(checkpoint, quality, own_patients, describe_unknown(table), groups)
     suite = context.suites.add(gx.ExpectationSuite(name=checkpoint, expectations=expectations))
     definition = context.validation_definitions.add(
         gx.ValidationDefinition(name=checkpoint, data=asset.add_batch_definition_whole_dataframe("all"), suite=suite)
@@ -346,16 +362,5 @@ def summarise_checks(item: Any, n: int) -> Facts:
 
 
 def name_patients(manifest: pd.DataFrame) -> "pd.Series[str]":
-    """A pseudonym for the patient of each row: ``P-3f9a2c1b``; missing where the patient is unknown.
-
-    A keyed hash of the patient; its key is made of the checksums of all files. So the same data give the same names,
-    there is no secret to keep, and only people who have the data can trace a name back. With a public salt, or none,
-    every number like ``person12`` could be tried, since there are few. When data are added, names change.
-
-    Args:
-        manifest: Columns ``patient_id, sha256``.
-    """
-    key = digest(["patients", sorted(manifest["sha256"])]).encode()
-    return manifest["patient_id"].map(
-        lambda patient: f"P-{hmac.new(key, str(patient).encode(), hashlib.sha256).hexdigest()[:8]}", na_action="ignore"
-    )
+    """The pseudonyms of the patients of a manifest: ``hide_patients`` of its ``patient_id`` and ``sha256``."""
+    return hide_patients(manifest["patient_id"], manifest["sha256"])

@@ -26,7 +26,7 @@ from tasks.devices.readings import find_review_of
 from tasks.errors import RunError, SourceError
 from tasks.files import digest, locked, read_record, sha256_of_file, write_json, write_whole
 from tasks.measures import format_value
-from tasks.pixels.decoding import SIDE_PX
+from tasks.pixels.greys import SIDE_PX
 from tasks.pixels.masks import DeviceMasks, read_scores, write_shard
 from tasks.pixels.packed import open_shard
 from tasks.pixels.shards import LOST_SHARDS, shards_exist

@@ -33,6 +33,7 @@ from tasks.reporting.results import (
     describe_training,
     find_worst_shifts,
     groups_of,
+    list_own_groups,
     say_result,
     say_share,
     say_threshold,
@@ -204,6 +205,7 @@ def find_weakest(metrics: Metrics, main: str) -> list[str]:
     groups = {GROUP_NAMES[key]: group for key, group in groups_of(metrics, [main]).items() if key != main}
     kinds = metrics.subtypes.get(main, {}).items()
     groups |= {f"{name.capitalize()}, {kind}": group for kind, group in kinds}
+    groups |= dict(list_own_groups(metrics, [main]))
     for measure in ("auc", *DECISIONS):
         known = {where: value for where, group in groups.items() if (value := value_of(group, measure))}
         whole = value_of(metrics.groups[main], measure)

@@ -115,6 +115,7 @@ def describe_results(run: Run, metrics: Metrics, splits: Sequence[str], main: st
         {"name": GROUP_NAMES[key], **describe_group(group, MEASURES)}
         for key, group in groups_of(metrics, splits).items()
     ]
+    groups += [{"name": name, **describe_group(group, MEASURES)} for name, group in list_own_groups(metrics, splits)]
     subtypes = [
         {"split": SPLIT_NAMES[split], "name": subtype, **describe_group(group, ("sensitivity",))}
         for split in splits
@@ -146,6 +147,16 @@ def describe_results(run: Run, metrics: Metrics, splits: Sequence[str], main: st
         "n_bootstrap": run.settings.evaluation.n_bootstrap,
         **draw_results(run.folder, metrics, main),
     }
+
+
+def list_own_groups(metrics: Metrics, splits: Sequence[str]) -> list[tuple[str, MeasuredGroup]]:
+    """The groups that ``ingestion.groups`` names, each with its name in the report: ``Test, site: A``."""
+    return [
+        (f"{SPLIT_NAMES[split].capitalize()}, {name}: {value}", group)
+        for split in splits
+        for name, values in metrics.by_group.get(split, {}).items()
+        for value, group in values.items()
+    ]
 
 
 def draw_results(run: Path, metrics: Metrics, main: str) -> Facts:

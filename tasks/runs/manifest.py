@@ -1,12 +1,15 @@
 """The manifest of a run: a row per image; each stage reads it and writes it back with more columns."""
 
 import hashlib
+import hmac
 import os
 from pathlib import Path
 
 import pandas as pd
 
 from tasks.errors import RunError
+from tasks.files import digest
+from tasks.records import GROUP_PREFIX
 
 # Nullable dtypes throughout: missing means unknown, never 0.
 MANIFEST_DTYPES: dict[str, str] = {
@@ -41,6 +44,25 @@ def key_pictures(manifest: pd.DataFrame) -> "pd.Series[str]":
     return manifest["sha256"] if known is None else known.fillna(manifest["sha256"])
 
 
+def hide_patients(patients: "pd.Series[str]", sha256: "pd.Series[str]", n_digits: int = 8) -> "pd.Series[str]":
+    """A pseudonym for each patient: ``P-3f9a2c1b``; missing where the patient is.
+
+    A keyed hash; its key is made of the checksums of all files. So the same data give the same names, there is no
+    secret to keep, and only people who have the data can trace a name back. With a public salt, or none, every number
+    like ``person12`` could be tried, since there are few. When data are added, names change.
+
+    Args:
+        patients: Any of them.
+        sha256: Of all files of the data set.
+        n_digits: Hexadecimal digits of the hash.
+    """
+    key = digest(["patients", sorted(sha256)]).encode()
+    return patients.map(
+        lambda patient: f"P-{hmac.new(key, str(patient).encode(), hashlib.sha256).hexdigest()[:n_digits]}",
+        na_action="ignore",
+    )
+
+
 # -- the manifest ------------------------------------------------------------------------------------------------------
 
 
@@ -63,11 +85,14 @@ def read_manifest(folder: Path) -> pd.DataFrame:
 
 
 def write_manifest(folder: Path, manifest: pd.DataFrame) -> None:
-    """Writes ``manifest.parquet`` with the fixed columns first, in their dtypes; missing columns are added empty."""
+    """Writes ``manifest.parquet``: the fixed columns in their dtypes, missing ones empty, and what DICOM files and
+    ``ingestion.groups`` add (``notes``, ``by_<name>``)."""
     columns = {
         name: manifest[name].astype(dtype) if name in manifest else pd.array([pd.NA] * len(manifest), dtype=dtype)
         for name, dtype in MANIFEST_DTYPES.items()
     }
+    added = [name for name in manifest if name == "notes" or name.startswith(GROUP_PREFIX)]
+    columns |= {name: manifest[name].astype("string") for name in added}
     table = pd.DataFrame(columns).sort_values("path", ignore_index=True)
     path = folder / "manifest.parquet"
     beside = path.with_name(path.name + ".partial")

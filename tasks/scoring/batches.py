@@ -18,7 +18,7 @@ from tasks.addresses import Place, is_archive
 from tasks.errors import SettingsError, SourceError
 from tasks.files import open_whole
 from tasks.pixels.content import promises_picture
-from tasks.pixels.decoding import SIDE_PX
+from tasks.pixels.greys import SIDE_PX
 from tasks.pixels.looks import LOOKS, judge_looks
 from tasks.records import Facts
 from tasks.runs.artifacts import Progress
@@ -34,7 +34,7 @@ class TableFlags(BaseModel):
 
     images: Place = Field(
         min_length=1,
-        description="Folder, .zip or .tar.gz file of X-rays (JPEG, PNG, TIFF, BMP, WebP), in any structure.",
+        description="Folder, .zip or .tar.gz file of X-rays (JPEG, PNG, TIFF, BMP, WebP, DICOM), in any structure.",
     )
     strict: bool = Field(
         False, description="End with exit code 2 when an image was refused; the CSV is written anyway."

@@ -16,17 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import ArchiveError, SourceError
-from tasks.pixels.content import HEAD_BYTES, is_picture, promises_picture
+from tasks.pixels.content import HEAD_BYTES, is_picture, name_content, promises_picture
 from tasks.pixels.decoding import (
     MAX_FILE_BYTES,
-    SIDE_PX,
     UndecodableError,
     choose_bits,
     decode,
     in_turn,
     may_be_deep,
-    measure_bits,
+    read_header,
 )
+from tasks.pixels.dicom import describe_dicom
+from tasks.pixels.greys import SIDE_PX
 from tasks.settings import Settings
 from tasks.sources.archives import open_archive
 from tasks.sources.folders import list_folder
@@ -74,12 +75,15 @@ class LooseImages:
             kept = list(pool.map(self._has_row, candidates))
         self.paths = tuple(path for path, has_row in zip(candidates, kept, strict=True) if has_row)
         self.n_left_out = n_left_out + kept.count(False)
+        self._notes: list[list[str]] = []
 
     def read_batches(self, n_images: int = BATCH_IMAGES) -> Iterator[LooseBatch]:
         """All images in order, ``n_images`` at a time; memory holds two batches, one of them read ahead."""
         with ThreadPoolExecutor(READERS) as pool:
             deep = [bits for bits in pool.map(self._measure_bits, self.paths) if bits is not None]
             self._bits = choose_bits(deep)
+            for line in describe_dicom(self._notes):
+                print(line)
             if deep:
                 print(f"{len(deep):,} files: {self._bits} of 16 bits used")
             starts = range(0, len(self.paths), n_images)
@@ -100,7 +104,8 @@ class LooseImages:
             with in_turn(self._count_bytes(path)):
                 data = self._read(path, MAX_FILE_BYTES)
                 padding = self._settings.packing.padding
-                return decode(data, padding=padding, max_side_px=limit, bits=self._bits)
+                classes = self._settings.ingestion.dicom_classes
+                return decode(data, padding=padding, max_side_px=limit, bits=self._bits, dicom_classes=classes)
         except UndecodableError as error:
             return str(error)
         except OSError as error:
@@ -109,17 +114,25 @@ class LooseImages:
     def _has_row(self, path: str) -> bool:
         """Whether a file is a picture, by name or content; one that cannot be read is, so that its row says why."""
         try:
-            return promises_picture(path) or is_picture(path, self._read(path, HEAD_BYTES))
+            return is_picture(path, self._read(path, HEAD_BYTES))
         except (UndecodableError, OSError):
             return True
 
     def _measure_bits(self, path: str) -> int | None:
-        """The bits in use of a picture with 16; none for others, and for those that cannot be read."""
+        """The bits in use of a picture with 16; none for others, and for those that cannot be read.
+
+        Of a DICOM file, which says its bits itself, what is to be known goes into the notes.
+        """
+        ingestion = self._settings.ingestion
         try:
-            if not may_be_deep(self._read(path, HEAD_BYTES)):
+            head = self._read(path, HEAD_BYTES)
+            if not may_be_deep(head) and name_content(head) != "DICOM":
                 return None
             with in_turn(self._count_bytes(path)):
-                return measure_bits(self._read(path, MAX_FILE_BYTES), self._settings.ingestion.max_side_px)
+                header = read_header(self._read(path, MAX_FILE_BYTES), ingestion.max_side_px, ingestion.dicom_classes)
+            if "notes" in header:
+                self._notes.append(header["notes"])
+            return header.get("bits")
         except (UndecodableError, OSError):
             return None
 

@@ -19,7 +19,7 @@ from tasks.errors import RunError, SettingsError
 from tasks.findings import read_metrics
 from tasks.networks.familiarity import Familiarity, load_familiarity
 from tasks.networks.files import check_network, load_network
-from tasks.pixels.decoding import SIDE_PX
+from tasks.pixels.greys import SIDE_PX
 from tasks.records import Facts, StageParts
 from tasks.runs.places import Place
 from tasks.runs.stages import STAGES_FOLDER, read_stage

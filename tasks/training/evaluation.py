@@ -25,7 +25,7 @@ from tasks.measures import (
     summarise,
     weighted_measures,
 )
-from tasks.records import Facts
+from tasks.records import GROUP_PREFIX, UNKNOWN, Facts
 from tasks.runs.artifacts import show_table
 from tasks.runs.run import Run
 from tasks.runs.stages import stage_task
@@ -89,7 +89,8 @@ def measure(table: pd.DataFrame, shifts: pd.DataFrame, settings: EvaluationSetti
     """``metrics.json`` but for what needs the network again.
 
     Args:
-        table: ``split, label, subtype, group_id, has_device`` (missing where unknown), ``probability``, ``bacteria``.
+        table: ``split, label, subtype, group_id, has_device`` (missing where unknown), ``probability``, ``bacteria``,
+            and columns ``by_<name>`` where ``ingestion.groups`` names groups.
         shifts: Validation as it is and under shifts: ``shift, label, group_id, probability``.
         settings: The evaluated splits, the draws behind each interval, the least sensitivity.
         seed: Seed of the draws.
@@ -114,6 +115,8 @@ def measure(table: pd.DataFrame, shifts: pd.DataFrame, settings: EvaluationSetti
         }
         metrics["calibration"][split] = measure_calibration(rows, n_bootstrap, seed)
         metrics["bacteria"][split] = measure_bacteria(rows, n_bootstrap, seed)
+    if own := measure_own_groups(table, balanced, settings, seed):
+        metrics["by_group"] = own
     metrics["operating_points"] = {
         name: {
             "threshold": threshold,
@@ -126,6 +129,22 @@ def measure(table: pd.DataFrame, shifts: pd.DataFrame, settings: EvaluationSetti
         for name, rows in shifts.groupby("shift", sort=False)
     }
     return metrics
+
+
+def measure_own_groups(table: pd.DataFrame, threshold: float, settings: EvaluationSettings, seed: int) -> Facts:
+    """``{split: {name: {value: group}}}`` for each group of ``ingestion.groups``; empty where there is none."""
+    names = [str(column) for column in table if str(column).startswith(GROUP_PREFIX)]
+    found: Facts = {}
+    for split in settings.splits if names else ():
+        rows = table[table["split"] == split]
+        found[split] = {
+            name.removeprefix(GROUP_PREFIX): {
+                str(value): measure_group(part, threshold, settings.n_bootstrap, seed)
+                for value, part in rows.groupby(rows[name].fillna(UNKNOWN))
+            }
+            for name in names
+        }
+    return found
 
 
 def pick_group(table: pd.DataFrame, name: str, splits: Sequence[str]) -> pd.DataFrame | str:

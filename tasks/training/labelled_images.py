@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tasks.errors import RunError
 from tasks.networks.classifier import shrink
 from tasks.networks.keras_backend import keras
-from tasks.pixels.decoding import to_float
+from tasks.pixels.greys import to_float
 from tasks.pixels.packed import PackedImages
 from tasks.settings import TrainingSettings
 

@@ -34,7 +34,7 @@ from tasks.networks.checkpoints import (
 from tasks.networks.classifier import build_member
 from tasks.networks.files import check_network, save_network
 from tasks.networks.keras_backend import keras
-from tasks.pixels.decoding import to_float
+from tasks.pixels.greys import to_float
 from tasks.records import Facts
 from tasks.settings import TrainingSettings
 from tasks.training.labelled_images import LabelledImages, describe_truth

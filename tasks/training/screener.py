@@ -25,7 +25,7 @@ from tasks.devices.readings import Reading, find_review_of
 from tasks.errors import SettingsError, TableError
 from tasks.files import digest, write_json
 from tasks.measures import format_value
-from tasks.pixels.decoding import to_float
+from tasks.pixels.greys import to_float
 from tasks.pixels.packed import PackedImages
 from tasks.records import CLASS_NAMES, Facts
 from tasks.runs.artifacts import Progress

@@ -19,7 +19,8 @@ from PIL import Image
 from tasks.drawings.devices import draw_devices, pick_kinds
 from tasks.drawings.distractors import draw_distractors
 from tasks.drawings.sample import write_sample
-from tasks.pixels.decoding import SIDE_PX, decode, to_float
+from tasks.pixels.decoding import decode
+from tasks.pixels.greys import SIDE_PX, to_float
 
 CONFIDENCE_WEIGHT = {0: 0.3, 1: 0.8, 2: 1.0}
 DISTRACTED_SHARE = 0.5

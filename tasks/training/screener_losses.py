@@ -5,7 +5,7 @@ from typing import Any
 from tasks.devices.screener import LOGITS_SIDE_PX
 from tasks.networks.augmentation import ExposureShift, FramingShift
 from tasks.networks.keras_backend import keras
-from tasks.pixels.decoding import SIDE_PX
+from tasks.pixels.greys import SIDE_PX
 
 layers, ops = keras.layers, keras.ops
 

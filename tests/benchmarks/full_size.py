@@ -9,7 +9,7 @@ import pandas as pd
 from PIL import Image
 
 from tasks.drawings.chests import draw_chest, finish_film, imagine_child
-from tasks.pixels.decoding import SIDE_PX
+from tasks.pixels.greys import SIDE_PX
 
 WIDTH_PX, HEIGHT_PX = 1304, 968
 QUALITY = 75  # takes as long to decode as a public original of this size (89 kB), about 1.5 ms

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.pixels.decoding import SIDE_PX, to_float
+from tasks.pixels.greys import SIDE_PX, to_float
 from tasks.pixels.packed import PackedImages
 from tasks.preparing.packing import pack, pack_shards, plan_packing
 from tasks.runs.manifest import image_id, read_manifest, write_manifest

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.pixels.decoding import SIDE_PX, decode
+from tasks.pixels.decoding import decode
+from tasks.pixels.greys import SIDE_PX
 from tasks.settings import TrainingSettings
 
 from .full_size import read_as_keras_does, write_full_size

@@ -20,7 +20,8 @@ from tasks.devices.screener import (
 from tasks.errors import RunError
 from tasks.files import sha256_of_file
 from tasks.networks.files import save_network
-from tasks.pixels.decoding import decode, to_float
+from tasks.pixels.decoding import decode
+from tasks.pixels.greys import to_float
 from tasks.settings import ScreeningSettings
 from tasks.training.screener_lessons import Lesson, draw_chests
 from tasks.training.screener_losses import BoxArea, build_screener_trainer

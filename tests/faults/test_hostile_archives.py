@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tasks.errors import SourceError
-from tasks.pixels.decoding import MAX_PIXELS, SIDE_PX, UndecodableError, decode, read_size
+from tasks.pixels.decoding import MAX_PIXELS, UndecodableError, decode, read_size
+from tasks.pixels.greys import SIDE_PX
 from tasks.preparing.ingestion import list_images
 from tasks.preparing.packing import decode_files
 from tasks.scoring.loose_images import open_loose_images

@@ -143,6 +143,7 @@ RECORDS: dict[str, Any] = {
     | {"withdrawn": [MODEL | {"published": "2026-01-01", "withdrawn": "2026-01-02"}]},
     "metrics.json": {"threshold": 0.5, "val": FIGURES, "val_device_free": FIGURES},
     "audit.json": {"verdict": {"model": {"passed": True, "failed": []}}, "split": "val", "n_images": 3},
+    "checks/prepared/summary.json": [{"says": "no patient is in two", "success": None, "reason": "none is known"}],
     "arrays/index.json": {"side_px": 224, "shards": [{"name": "shelf/shard.npy"}], "images": {"a": [0, 0]}},
     "masks/index.json": {"shards": [{"name": "shelf/shard.npz"}], "images": {"a": [0, 0]}},
     "shelf/shard.json": {"rows": ["a"], "failed": {"b": "is empty"}},
@@ -176,6 +177,7 @@ def read_all_records(folder: Path) -> dict[str, Callable[[], Any]]:
         "published.json": look_at_published,
         "metrics.json": look_at_metrics,
         "audit.json": lambda: weigh(describe_candidate(folder, "runs/one")),
+        "checks/prepared/summary.json": lambda: weigh(describe_candidate(folder, "runs/one")),
         "arrays/index.json": lambda: [
             PackedImages(folder, folder).read(["a"]),
             shards_exist(folder / "arrays" / "index.json", folder),
@@ -191,7 +193,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the records, and with the files that are read beside them."""
     folder = tmp_path_factory.mktemp("records")
     for name in RECORDS:
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
     RECORDS["stages/evaluate.json"]["parts"]["inputs"]["model"] = save_network(network(), folder)
     np.save(folder / "shelf" / "shard.npy", np.zeros((1, 224, 224), np.uint8))
     write_shard(folder / "shelf" / "shard.npz", np.zeros(1, np.float32), np.zeros((1, 224, 224), np.uint8))

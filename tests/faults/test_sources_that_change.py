@@ -155,7 +155,7 @@ def test_a_file_that_comes_while_a_source_is_read_is_left_to_the_next_run(
         check_recorded(settings)
 
 
-@pytest.mark.parametrize("step", ["plan_layout", "unpack_members"])
+@pytest.mark.parametrize("step", ["plan_layout", "show_bytes"])
 def test_a_zip_that_is_replaced_while_it_is_read_is_refused_by_name(
     step: str, faults: FaultTable, settings: Settings, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,7 +45,7 @@ UNLIKE = {
 UNREADABLE = {
     "cut.png": (encode(noise(20, 200, 200))[:4_000], "does not decode"),
     "empty.jpeg": (b"", "is empty"),
-    "text.jpeg": (b"these are words", "is not a JPEG, PNG, TIFF, BMP or WebP"),
+    "text.jpeg": (b"these are words", "is not a JPEG, PNG, TIFF, BMP, WebP or DICOM"),
 }
 CLUTTER = {"__MACOSX/._x-ray.jpeg": b"x", ".DS_Store": b"x", "read.me": b"x"}
 

@@ -73,7 +73,7 @@ SCORED = {
 REFUSED = {
     "cut.jpeg": (encode(noise(20, 200, 200), "JPEG")[:4_000], "does not decode"),
     "empty.jpeg": (b"", "is empty"),
-    "text.jpeg": (b"these are words", "is not a JPEG, PNG, TIFF, BMP or WebP"),
+    "text.jpeg": (b"these are words", "is not a JPEG, PNG, TIFF, BMP, WebP or DICOM"),
     "too-long.png": (encode(np.zeros((1, 20_001), np.uint8)), "is 20001 x 1 px"),
 }
 CLUTTER = {"__MACOSX/._x-ray.jpeg": b"x", ".DS_Store": b"x", "sub/.hidden.png": encode(noise(1)), "read.me": b"x"}
@@ -246,7 +246,7 @@ def test_a_table_of_refusals_only_is_a_table(screener: Path, tmp_path: Path) -> 
     said = screened(write_files(tmp_path / "bad", {"a.png": b"", "b.png": b"x"}), screener)
     assert [row["refused"] for row in said.values()] == [
         "is empty",
-        "is not a JPEG, PNG, TIFF, BMP or WebP (unknown format)",
+        "is not a JPEG, PNG, TIFF, BMP, WebP or DICOM (unknown format)",
     ]
 
 

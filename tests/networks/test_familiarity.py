@@ -24,7 +24,8 @@ from tasks.networks.familiarity import (
     load_familiarity,
     save_familiarity,
 )
-from tasks.pixels.decoding import SIDE_PX, decode
+from tasks.pixels.decoding import decode
+from tasks.pixels.greys import SIDE_PX
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tasks.errors import RunError
-from tasks.pixels.decoding import SIDE_PX, UndecodableError, choose_bits, decode, measure_bits, read_size, to_float
+from tasks.pixels.decoding import UndecodableError, choose_bits, decode, measure_bits, read_size
+from tasks.pixels.greys import SIDE_PX, to_float
 from tasks.pixels.packed import PackedImages
 
 # How each EXIF orientation has to be stored so that a viewer shows it upright.
@@ -168,16 +169,15 @@ def test_a_large_jpeg_that_is_read_at_part_of_its_size_looks_like_the_whole_one(
     ("data", "reason"),
     [
         (b"", "is empty"),
-        (b"hello, I am a text file named x.jpeg", "is not a JPEG, PNG, TIFF, BMP or WebP (unknown format)"),
+        (b"hello, I am a text file named x.jpeg", "is not a JPEG, PNG, TIFF, BMP, WebP or DICOM (unknown format)"),
         (b"\xff\xd8\xff", "does not decode (unknown format)"),
         (b"\x89PNG\r\n\x1a\n", "does not decode (unknown format)"),
         (b"\n <!DOCTYPE html><title>Sign in", "is an HTML page, as a server sends it in place of a file"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer and not the picture itself; fetch"),
         (b"<?xml version='1.0'?><svg xmlns='x'/>", "is a SVG, not a JPEG"),
-        (bytes(128) + b"DICM" + bytes(9), "is a DICOM, not a JPEG"),
         (b"II*\0\x10\0\0\0CR\x02\0", "is a camera RAW file, not a JPEG"),
         (b"BMW is a maker of cars", "is not a JPEG"),
-        (encode(noise(), "GIF"), "is a GIF, not a JPEG, PNG, TIFF, BMP or WebP"),
+        (encode(noise(), "GIF"), "is a GIF, not a JPEG, PNG, TIFF, BMP, WebP or DICOM"),
         (encode(noise(), "PDF"), "is a PDF, not"),
         (encode(noise(), "JPEG2000"), "is a JPEG 2000, not"),
         (encode(Image.fromarray(noise()).convert("RGB"), "AVIF"), "is an AVIF, not"),

@@ -14,7 +14,7 @@ from stage_steps import ingest_all
 from tasks.errors import SourceError, TableError
 from tasks.preparing.ingestion import describe_path, read_file, read_index_table, subtype_of
 from tasks.runs.manifest import MANIFEST_DTYPES, image_id, read_manifest
-from tasks.settings import Settings
+from tasks.settings import IngestionSettings, Settings
 
 FOUR = ["train/NORMAL/a.jpeg", "train/PNEUMONIA/b.jpeg", "test/NORMAL/c.jpeg", "test/PNEUMONIA/d.jpeg"]
 
@@ -205,8 +205,8 @@ def test_an_index_that_does_not_fit_is_refused_in_a_sentence(text: str, sentence
 
 def test_a_file_that_is_no_image_is_excluded_by_its_reason(tmp_path: Path) -> None:
     (tmp_path / "x.jpeg").write_text("I am text")
-    facts = read_file(tmp_path / "x.jpeg", 1_000)
-    assert facts["excluded"] == "undecodable: is not a JPEG, PNG, TIFF, BMP or WebP (unknown format)"
+    facts = read_file(tmp_path / "x.jpeg", IngestionSettings(max_side_px=1_000))
+    assert facts["excluded"] == "undecodable: is not a JPEG, PNG, TIFF, BMP, WebP or DICOM (unknown format)"
     assert facts["width_px"] is pd.NA
     assert len(facts["sha256"]) == 64
 
@@ -233,7 +233,7 @@ def test_a_folder_becomes_a_manifest_with_a_row_per_image(tmp_path: Path) -> Non
         "train/NORMAL/copy.jpeg": "duplicate of train/NORMAL/a.jpeg",
         "train/NORMAL/conflict.jpeg": f"conflict: the same picture as train/PNEUMONIA/conflict.jpeg, which {other}",
         "train/PNEUMONIA/conflict.jpeg": f"conflict: the same picture as train/NORMAL/conflict.jpeg, which {other}",
-        "train/NORMAL/text.jpeg": "undecodable: is not a JPEG, PNG, TIFF, BMP or WebP (unknown format)",
+        "train/NORMAL/text.jpeg": "undecodable: is not a JPEG, PNG, TIFF, BMP, WebP or DICOM (unknown format)",
     }
     counted = {key: facts[key] for key in ("n_distinct", "n_duplicates_excluded", "n_test_copies", "n_conflicts")}
     assert counted == {"n_distinct": 8, "n_duplicates_excluded": 1, "n_test_copies": 1, "n_conflicts": 2}

@@ -13,7 +13,8 @@ from PIL import Image
 from stage_steps import pack_all
 
 from tasks.errors import RunError, SourceError
-from tasks.pixels.decoding import SIDE_PX, decode
+from tasks.pixels.decoding import decode
+from tasks.pixels.greys import SIDE_PX
 from tasks.pixels.packed import PackedImages
 from tasks.preparing.packing import (
     index_arrays,

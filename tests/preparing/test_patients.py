@@ -86,7 +86,10 @@ def test_an_expression_of_ones_own_takes_its_group_and_what_it_does_not_fit_is_u
 
 def test_an_index_is_taken_at_its_word_unless_a_setting_says_how_names_tell_what_it_leaves_out() -> None:
     table = pd.DataFrame({"path": ["person1_virus_1.png", "person2_virus_1.png"], "patient_id": ["p", pd.NA]})
-    for wanted, second, by in ((None, None, "index.csv"), ("public", "person2", PATTERNS["public"].says)):
+    for wanted, second, by in (
+        (None, None, "index.csv or PatientID in DICOM files"),
+        ("public", "person2", PATTERNS["public"].says),
+    ):
         found, facts = add_patients(table.astype("string"), wanted)
         assert found["patient_id"].fillna("?").tolist() == ["p", second or "?"]
         assert facts["by"] == by

@@ -304,7 +304,7 @@ WORDS = {
 }
 MEANING = {
     "the augmentation": ("tasks.networks.augmentation", "gamma: float = 0.5", "gamma: float = 0.6"),
-    "how files become pixels": ("tasks.pixels.decoding", "BILINEAR", "BICUBIC"),
+    "how packed greys become floats": ("tasks.pixels.greys", "255.0", "256.0"),
     "an import of our own code": ("tasks.training.members", "import ", "from tasks.networks import twin\nimport "),
 }
 

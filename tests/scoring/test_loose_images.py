@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dicom_files import draw, make_dicom
 from PIL import Image
 
 from tasks.errors import SourceError
@@ -91,9 +92,9 @@ IMAGES = {
     "h.jfif": b"",
 }
 NOT_TAKEN = {
-    "g.unheard": "is a GIF, not a JPEG, PNG, TIFF, BMP or WebP",
+    "g.unheard": "is a GIF, not a JPEG, PNG, TIFF, BMP, WebP or DICOM",
     "h.jfif": "is empty",
-    "scan.dcm": "is not a JPEG, PNG, TIFF, BMP or WebP (unknown format)",
+    "scan.dcm": "is not a JPEG, PNG, TIFF, BMP, WebP or DICOM (unknown format)",
 }
 
 
@@ -170,7 +171,7 @@ def test_what_is_read_does_not_depend_on_the_batch(tmp_path: Path, n_images: int
     said = read_all(write_files(tmp_path, files), n_images=n_images)
     assert list(said) == sorted(files)
     assert said == {
-        name: "is not a JPEG, PNG, TIFF, BMP or WebP (unknown format)"
+        name: "is not a JPEG, PNG, TIFF, BMP, WebP or DICOM (unknown format)"
         if content == b"no"
         else decode(content).tobytes()
         for name, content in files.items()
@@ -193,8 +194,8 @@ def test_no_more_than_two_batches_are_read_ahead(tmp_path: Path) -> None:
     ("name", "content", "reason"),
     [
         ("empty.png", b"", "is empty"),
-        ("text.jpeg", b"just words", "is not a JPEG, PNG, TIFF, BMP or WebP (unknown format)"),
-        ("gif.png", picture(0, "GIF"), "is a GIF, not a JPEG, PNG, TIFF, BMP or WebP"),
+        ("text.jpeg", b"just words", "is not a JPEG, PNG, TIFF, BMP, WebP or DICOM (unknown format)"),
+        ("gif.png", picture(0, "GIF"), "is a GIF, not a JPEG, PNG, TIFF, BMP, WebP or DICOM"),
         ("cut.jpeg", picture(0, "JPEG", (200, 200))[:3000], "does not decode"),
         ("cut.png", picture(0, "PNG", (200, 200))[:3000], "does not decode"),
         ("wide.png", picture(0, "PNG", (1, 20_001)), "is 20001 x 1 px, longer than 20000 px"),
@@ -362,3 +363,20 @@ def test_an_error_of_the_reader_of_batches_is_not_taken_for_one_of_the_archive(t
     with pytest.raises(KeyError), open_loose_images(str(path), Settings()) as found:
         next(found.read_batches(1))
         raise KeyError("mine")
+
+
+def test_dicom_files_are_scored_as_they_are_shown_and_what_is_to_be_known_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = draw()
+    state = make_dicom(drawn, SOPClassUID="1.2.840.10008.5.1.4.1.1.11.1")
+    files = {f"1.2.840.{i}": make_dicom(drawn, syntax, WindowCenter=[128, 9], WindowWidth=[256, 9])
+             for i, syntax in enumerate(("raw", "lossless", "jpeg_ls"))}  # fmt: skip
+    lateral = make_dicom(drawn, ViewPosition="LL")
+    write_files(tmp_path, files | {"DICOMDIR": state, "state.dcm": state, "side.dcm": lateral})
+    found = read_all(tmp_path)
+    assert "lateral view" in str(found.pop("side.dcm"))
+    assert found == {name: decode(files["1.2.840.0"]).tobytes() for name in files}
+    said = capsys.readouterr().out
+    assert "3 DICOM files; presentation states beside them" in said
+    assert "3 of them: several windows: the first is taken" in said

@@ -323,3 +323,16 @@ def test_the_table_for_people_has_a_row_per_group() -> None:
     rows = metrics_rows(Metrics(**measured(predictions(), ("val",))))
     assert [row["group"] for row in rows] == list(GROUPS)
     assert rows[1] == {"group": "test", "images": 0, "auc": "not measured: evaluation.splits leaves test out"}
+
+
+def test_groups_of_the_settings_are_measured_each_and_unknown_is_one() -> None:
+    table = predictions()
+    table["by_site"] = pd.array([("a", "b", None)[i % 3] for i in range(len(table))], dtype="string")
+    found = measured(table, ("val", "test"))
+    assert {split: list(groups["site"]) for split, groups in found["by_group"].items()} == {
+        "val": ["a", "b", "unknown"],
+        "test": ["a", "b", "unknown"],
+    }
+    rows = table[(table["split"] == "test") & (table["by_site"] == "a")]
+    assert found["by_group"]["test"]["site"]["a"] == measure_group(rows, found["threshold"], 20, 1)
+    assert "by_group" not in measured(predictions(), ("val", "test"))

@@ -18,7 +18,7 @@ from tasks.errors import RunError
 from tasks.networks.classifier import build_member, shrink
 from tasks.networks.keras_backend import keras
 from tasks.networks.twin import used_rows
-from tasks.pixels.decoding import to_float
+from tasks.pixels.greys import to_float
 from tasks.pixels.packed import PackedImages
 from tasks.settings import TrainingSettings
 from tasks.training.fitting import train_network
