@@ -18,11 +18,11 @@ from pydantic.dataclasses import dataclass
 from tasks.errors import SourceError, TableError
 from tasks.files import open_source
 from tasks.matching import accept_match, match_paths
-from tasks.pixels.content import HEAD_BYTES, is_picture, suggests_picture
-from tasks.pixels.decoding import MAX_FILE_BYTES, UndecodableError, choose_bits, in_turn, read_header
+from tasks.pixels.content import HEAD_BYTES, UndecodableError, is_picture, suggests_picture
+from tasks.pixels.decoding import MAX_FILE_BYTES, choose_bits, in_turn, read_header
 from tasks.pixels.dicom import describe_dicom
 from tasks.preparing.copies import exclude_copies
-from tasks.preparing.groups import add_tags, split_notes
+from tasks.preparing.groups import add_tags
 from tasks.preparing.patients import add_patients, describe_patients
 from tasks.records import Facts
 from tasks.runs.artifacts import show_table
@@ -297,6 +297,7 @@ def describe_manifest(manifest: pd.DataFrame, fetched: Fetched) -> Facts:
     decodable = manifest[~excluded.str.startswith("undecodable")]
     labels = decodable.groupby("sha256")["label"].transform("nunique")
     counts = manifest.groupby(["source_split", "label"]).agg(n=("path", "size"), patients=("patient_id", "nunique"))
+    notes = list(manifest["notes"].dropna()) if "notes" in manifest else []
     others = set(fetched.layout.images) - set(manifest["path"])  # that an index does not name, or that are no pictures
     pictures = {name for name in others if "index.csv" in fetched.layout.tables and suggests_picture(name)}
     return {
@@ -318,8 +319,8 @@ def describe_manifest(manifest: pd.DataFrame, fetched: Fetched) -> Facts:
         "n_duplicates_excluded": int(excluded.str.startswith("duplicate").sum()),
         "n_test_copies": int((manifest["duplicate_of"].notna() & (manifest["source_split"] == "test")).sum()),
         "n_conflicts": int((labels > 1).sum()),
-        "n_dicom": int(manifest["notes"].notna().sum()) if "notes" in manifest else 0,
-        "dicom": describe_dicom(split_notes(manifest)),
+        "n_dicom": len(notes),
+        "dicom": describe_dicom(notes),
         "n_undecodable": int(excluded.str.startswith("undecodable").sum()),
         "n_patients_unknown": int(manifest["patient_id"].isna().sum()),
         "counts": [

@@ -21,7 +21,8 @@ from prefect import task
 
 from tasks.errors import RunError, SourceError
 from tasks.files import digest, locked, open_source, read_record, write_json, write_whole
-from tasks.pixels.decoding import MAX_FILE_BYTES, UndecodableError, decode, in_turn
+from tasks.pixels.content import UndecodableError
+from tasks.pixels.decoding import MAX_FILE_BYTES, decode, in_turn
 from tasks.pixels.greys import SIDE_PX
 from tasks.pixels.packed import PackedImages
 from tasks.pixels.shards import LOST_SHARDS, shards_exist

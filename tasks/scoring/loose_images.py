@@ -16,16 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import ArchiveError, SourceError
-from tasks.pixels.content import HEAD_BYTES, is_picture, name_content, promises_picture
-from tasks.pixels.decoding import (
-    MAX_FILE_BYTES,
-    UndecodableError,
-    choose_bits,
-    decode,
-    in_turn,
-    may_be_deep,
-    read_header,
-)
+from tasks.pixels.content import HEAD_BYTES, UndecodableError, is_picture, promises_picture
+from tasks.pixels.decoding import MAX_FILE_BYTES, choose_bits, decode, in_turn, needs_header, read_header
 from tasks.pixels.dicom import describe_dicom
 from tasks.pixels.greys import SIDE_PX
 from tasks.settings import Settings
@@ -75,7 +67,7 @@ class LooseImages:
             kept = list(pool.map(self._has_row, candidates))
         self.paths = tuple(path for path, has_row in zip(candidates, kept, strict=True) if has_row)
         self.n_left_out = n_left_out + kept.count(False)
-        self._notes: list[list[str]] = []
+        self._notes: list[str] = []
 
     def read_batches(self, n_images: int = BATCH_IMAGES) -> Iterator[LooseBatch]:
         """All images in order, ``n_images`` at a time; memory holds two batches, one of them read ahead."""
@@ -126,7 +118,7 @@ class LooseImages:
         ingestion = self._settings.ingestion
         try:
             head = self._read(path, HEAD_BYTES)
-            if not may_be_deep(head) and name_content(head) != "DICOM":
+            if not needs_header(head):
                 return None
             with in_turn(self._count_bytes(path)):
                 header = read_header(self._read(path, MAX_FILE_BYTES), ingestion.max_side_px, ingestion.dicom_classes)

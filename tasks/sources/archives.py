@@ -26,7 +26,8 @@ from typing import IO, Any
 from tasks.addresses import is_archive
 from tasks.errors import ArchiveError
 from tasks.files import FULL, room_in
-from tasks.pixels.decoding import MAX_FILE_BYTES, UndecodableError
+from tasks.pixels.content import UndecodableError
+from tasks.pixels.decoding import MAX_FILE_BYTES
 from tasks.settings import IngestionSettings
 
 PIECE = 1 << 16

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tasks.errors import SourceError
-from tasks.pixels.decoding import MAX_PIXELS, UndecodableError, decode, read_size
+from tasks.pixels.content import MAX_PIXELS, UndecodableError
+from tasks.pixels.decoding import decode, read_header
 from tasks.pixels.greys import SIDE_PX
 from tasks.preparing.ingestion import list_images
 from tasks.preparing.packing import decode_files
@@ -249,7 +250,7 @@ def test_a_damaged_image_decodes_to_a_square_or_is_refused(faults: FaultTable, s
         data[dice.randrange(len(data))] = dice.randrange(256)
     data = data[: dice.randrange(1, len(data) + 1)] if dice.random() < 0.3 else data
     try:
-        read_size(bytes(data), 5_000)
+        read_header(bytes(data), 5_000)
         square = decode(bytes(data), max_side_px=5_000)
     except UndecodableError as error:
         assert "\n" not in str(error)

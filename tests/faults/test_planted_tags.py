@@ -29,7 +29,7 @@ VALUES |= {"DT": DAY + TIME, "UI": UID, "AS": "057Y", "CS": WORD.upper(), "IS": 
 NEEDED = ("SOPClassUID", "PatientID", "InstitutionName", "PatientSex", "BodyPartExamined", "NumberOfFrames")
 SHAPING = (
     *("ViewPosition", "PhotometricInterpretation", "PresentationLUTShape", "VOILUTFunction", "TransferSyntaxUID"),
-    *("PresentationIntentType", "PatientOrientation", "SpecificCharacterSet", "BurnedInAnnotation"),
+    *("PresentationIntentType", "SpecificCharacterSet", "BurnedInAnnotation"),
 )
 NOT_OF_IMAGES = (0x0000, 0x0002, 0x0004, 0x0006)
 

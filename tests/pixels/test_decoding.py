@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tasks.errors import RunError
-from tasks.pixels.decoding import UndecodableError, choose_bits, decode, measure_bits, read_size
+from tasks.pixels.content import UndecodableError
+from tasks.pixels.decoding import choose_bits, decode, read_header
 from tasks.pixels.greys import SIDE_PX, to_float
 from tasks.pixels.packed import PackedImages
 
@@ -34,6 +35,16 @@ def encode(image: Image.Image | NDArray[Any], form: str = "PNG", **options: Any)
     stream = io.BytesIO()
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(stream, form, **options)
     return stream.getvalue()
+
+
+def read_size(data: bytes, max_side_px: int = 2_000) -> tuple[int, int]:
+    header = read_header(data, max_side_px)
+    return header["width_px"], header["height_px"]
+
+
+def measure_bits(data: bytes) -> int | None:
+    bits: int | None = read_header(data)["bits"]
+    return bits
 
 
 def exif(orientation: int) -> Image.Exif:
@@ -91,7 +102,7 @@ def test_a_picture_in_any_mode_becomes_the_same_grey_square(name: str) -> None:
     assert square.shape == (SIDE_PX, SIDE_PX)
     assert square.dtype == np.uint8
     assert corners(square) == pytest.approx([0, 80, 160, 255], abs=3)
-    assert read_size(data, 1_000) == (96, 64)
+    assert read_size(data) == (96, 64)
 
 
 def test_a_one_bit_picture_is_black_and_white() -> None:
@@ -118,7 +129,7 @@ def test_the_exif_orientation_is_applied_to_size_and_pixels(kind: str, orientati
     image = Image.fromarray(stored.astype(np.uint16) * 257 if "16-bit" in kind else stored)
     image = image.convert("RGBA" if "RGBA" in kind else "RGB") if "RGB" in kind else image
     data = encode(image, kind.split()[-1], exif=exif(orientation))
-    assert read_size(data, 1_000) == (96, 64)
+    assert read_size(data) == (96, 64)
     assert corners(decode(data)) == pytest.approx([0, 80, 160, 255], abs=5)
 
 
@@ -126,7 +137,7 @@ def test_the_exif_orientation_is_applied_to_size_and_pixels(kind: str, orientati
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_a_broken_exif_block_does_not_cost_the_picture(block: bytes) -> None:
     data = encode(quadrants(), "JPEG", quality=95, exif=block)
-    assert read_size(data, 1_000) == (96, 64)
+    assert read_size(data) == (96, 64)
     assert corners(decode(data)) == pytest.approx([0, 80, 160, 255], abs=3)
 
 
@@ -135,7 +146,7 @@ def test_a_broken_exif_block_does_not_cost_the_picture(block: bytes) -> None:
 def test_any_size_becomes_the_square(size: tuple[int, int], padding: bool) -> None:
     data = encode(Image.new("L", size, 200))
     square = decode(data, padding=padding)
-    assert read_size(data, 2_000) == size
+    assert read_size(data) == size
     assert square.shape == (SIDE_PX, SIDE_PX)
     assert square.max() == 200
 
@@ -174,13 +185,11 @@ def test_a_large_jpeg_that_is_read_at_part_of_its_size_looks_like_the_whole_one(
         (b"\x89PNG\r\n\x1a\n", "does not decode (unknown format)"),
         (b"\n <!DOCTYPE html><title>Sign in", "is an HTML page, as a server sends it in place of a file"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer and not the picture itself; fetch"),
-        (b"<?xml version='1.0'?><svg xmlns='x'/>", "is a SVG, not a JPEG"),
-        (b"II*\0\x10\0\0\0CR\x02\0", "is a camera RAW file, not a JPEG"),
         (b"BMW is a maker of cars", "is not a JPEG"),
         (encode(noise(), "GIF"), "is a GIF, not a JPEG, PNG, TIFF, BMP, WebP or DICOM"),
         (encode(noise(), "PDF"), "is a PDF, not"),
         (encode(noise(), "JPEG2000"), "is a JPEG 2000, not"),
-        (encode(Image.fromarray(noise()).convert("RGB"), "AVIF"), "is an AVIF, not"),
+        (encode(Image.fromarray(noise()).convert("RGB"), "AVIF"), "is a HEIC or AVIF, not"),
         (
             encode(Image.fromarray(noise()), "TIFF", save_all=True, append_images=[Image.new("L", (5, 5))]),
             "has several",
@@ -189,14 +198,14 @@ def test_a_large_jpeg_that_is_read_at_part_of_its_size_looks_like_the_whole_one(
             encode(Image.fromarray(noise()), "PNG", save_all=True, append_images=[Image.new("L", (120, 90))]),
             "has several",
         ),
-        (encode(noise().astype(np.float32), "TIFF"), "has floating-point pixels, whose range is unknown"),
-        (encode(noise(), "TIFF", tiffinfo={254: 1}), "is a camera RAW file with a thumbnail"),
+        (encode(noise().astype(np.float32), "TIFF"), "has signed, 32-bit or floating-point pixels, whose range"),
+        (encode(noise().astype(np.int32), "TIFF"), "has signed, 32-bit or floating-point pixels, whose range"),
     ],
 )
 def test_what_is_no_single_picture_that_is_taken_is_called_what_it_is_from_the_header_on(
     data: bytes, reason: str
 ) -> None:
-    for read in (lambda: read_size(data, 1_000), lambda: decode(data), lambda: measure_bits(data)):
+    for read in (lambda: read_header(data, 1_000), lambda: decode(data)):
         with pytest.raises(UndecodableError) as caught:
             read()
         assert str(caught.value).startswith(reason)
@@ -205,7 +214,7 @@ def test_what_is_no_single_picture_that_is_taken_is_called_what_it_is_from_the_h
 def test_the_second_picture_that_a_phone_puts_into_a_jpeg_does_not_cost_the_first() -> None:
     image = Image.fromarray(quadrants())
     data = encode(image, "MPO", save_all=True, append_images=[image.point(lambda v: 255 - v)], quality=95)
-    assert read_size(data, 1_000) == (96, 64)
+    assert read_size(data) == (96, 64)
     assert corners(decode(data)) == pytest.approx([0, 80, 160, 255], abs=3)
 
 
@@ -215,7 +224,7 @@ def test_a_truncated_picture_has_a_size_but_no_pixels(form: str, kept: float) ->
     data = encode(noise(), form)
     cut = data[: int(len(data) * kept)]
     if form == "PNG" or kept > 0.5:
-        assert read_size(cut, 1_000) == (120, 90)
+        assert read_size(cut) == (120, 90)
     with pytest.raises(UndecodableError) as caught:
         decode(cut)
     assert "\n" not in str(caught.value)
@@ -230,9 +239,8 @@ def test_whatever_bytes_are_changed_a_picture_decodes_or_is_refused_with_a_reaso
         for place in rng.integers(0, len(raw), 3):
             raw[place] = rng.integers(0, 256)
         try:
-            read_size(bytes(raw), 1_000)
+            assert read_header(bytes(raw), 1_000)["bits"] in (None, *range(17))
             assert decode(bytes(raw), max_side_px=1_000).shape == (SIDE_PX, SIDE_PX)
-            assert measure_bits(bytes(raw), 1_000) in (None, *range(17))
         except UndecodableError as error:
             assert str(error)
             refused += 1

@@ -85,11 +85,13 @@ def test_groups_come_from_tags_and_the_table_overrides_them(tmp_path: Path) -> N
 
 
 def test_a_group_that_no_image_has_or_that_names_each_image_is_refused(tmp_path: Path) -> None:
-    source = write_set(tmp_path / "set", n=1)
-    with pytest.raises(TableError, match="no image has a 'ward'"):
-        ingested(tmp_path, source, groups=("ward",))
-    with pytest.raises(TableError, match="no image has a 'patient'"):
-        ingested(tmp_path, source, groups=("patient",))
+    source = write_set(tmp_path / "set", n=15)
+    images = [f"{split}/{name}/{i}" for split in ("train", "test") for name in CLASSES for i in range(15)]
+    rows = [f"{path},{int('PNEU' in path)},,{path},NA" for path in images]
+    (source / "index.csv").write_text("\n".join(["path,label,patient_id,file,ward", *rows]))
+    for name, n_values in {"ward": 0, "patient": 0, "file": 60, "path": 60}.items():
+        with pytest.raises(TableError, match=f"'{name}' has {n_values} values in all images, not 1 to 50"):
+            ingested(tmp_path, source, groups=(name,))
 
 
 def test_association_is_one_where_the_group_is_the_class_and_none_by_chance() -> None:
