@@ -106,24 +106,16 @@ def pack(run: Run, bits: int, n_new: int) -> Facts:
 
 def describe_copies(facts: Facts) -> list[str]:
     """Lines for the log about equal and nearly equal pictures, as far as ``ingest`` could not see them."""
-    lines = []
-    if facts["n_other_files"]:
-        lines.append(
-            f"{facts['n_other_files']:,} files show the picture of a file with other bytes; with these, "
-            f"{facts['n_duplicates_excluded']:,} copies are excluded, {facts['n_test_copies']:,} kept in test"
-        )
-    if facts["n_conflicts"]:
-        named = ", such as image " + ", ".join(facts["conflicts_test"]) if facts["conflicts_test"] else ""
-        lines.append(
-            f"warning: {facts['n_conflicts']:,} images equal one with the other label and are not trained on; "
-            f"{facts['n_conflicts_test']:,} of them stay in test{named}"
-        )
-    if facts["n_near"]:
-        lines.append(
-            f"warning: {facts['n_near']:,} pairs of pictures are nearly equal, {facts['n_near_test']:,} of them in "
-            "test and outside of it; same_pictures.csv in the run folder names them"
-        )
-    return lines
+    named = ", such as image " + ", ".join(facts["conflicts_test"]) if facts["conflicts_test"] else ""
+    lines = {
+        "n_other_files": "{n_other_files:,} files show the picture of a file with other bytes; with these, "
+        "{n_duplicates_excluded:,} copies are excluded, {n_test_copies:,} kept in test",
+        "n_conflicts": "warning: {n_conflicts:,} images equal one with the other label and are not trained on; "
+        f"{{n_conflicts_test:,}} of them stay in test{named}",
+        "n_near": "warning: {n_near:,} pairs of pictures are nearly equal, {n_near_test:,} of them in test and outside "
+        "of it; same_pictures.csv in the run folder names them",
+    }
+    return [line.format(**facts) for name, line in lines.items() if facts[name]]
 
 
 def read_decoding(run: Run, bits: int) -> dict[str, Any]:

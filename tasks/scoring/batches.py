@@ -5,7 +5,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from tasks.addresses import Place, is_archive
-from tasks.errors import SettingsError, SourceError
+from tasks.errors import RunError, SettingsError, SourceError
 from tasks.files import open_whole
 from tasks.pixels.content import promises_picture
 from tasks.pixels.greys import SIDE_PX
@@ -122,8 +122,7 @@ def watch_batches(found: LooseImages, key: str, description: str) -> Iterator[Lo
     shown = start
     for batch in found.read_batches():
         yield batch
-        read = [path for path, reason in zip(batch.paths, batch.refused, strict=True) if not reason]
-        for path, look in zip(read, judge_looks(batch.pixels), strict=True):
+        for path, look in zip(batch.read_paths, judge_looks(batch.pixels), strict=True):
             odd.setdefault(look, []).append(path)
         n_done += len(batch.paths)
         if time.monotonic() - shown > SECONDS_BETWEEN_SHOWS or n_done == len(found.paths):
@@ -139,13 +138,19 @@ def screen_batch(model: Any, pixels: NDArray[np.uint8]) -> tuple[list[float], ND
     """Scores, rounded as in the table, and masks uint8 ``(n, 224, 224)`` of at most a batch of packed images.
 
     An image's score does not depend on the size of its batch.
+
+    Raises:
+        RunError: If the network returns no number for an image.
     """
     from tasks.devices.screener import screen_pixels
 
     if not len(pixels):
         return [], pixels
     screened = next(screen_pixels(model, fill_batch(pixels), BATCH_IMAGES))
-    return [round(float(score), 6) for score in screened.scores[: len(pixels)]], screened.masks[: len(pixels)]
+    scores, masks = screened.scores[: len(pixels)], screened.masks[: len(pixels)]
+    if not np.isfinite(scores).all():
+        raise RunError("screening.screener: the network returns no number for an image; use another one")
+    return [round(float(score), 6) for score in scores], masks
 
 
 def fill_batch(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -156,6 +161,19 @@ def fill_batch(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     full = np.zeros((BATCH_IMAGES, SIDE_PX, SIDE_PX), np.uint8)
     full[: len(pixels)] = pixels
     return full
+
+
+def format_rows(header: str, batch: LooseBatch, cells: Iterable[str]) -> Iterator[str]:
+    """Lines of a table whose first column is ``path`` and whose last one ``refused``.
+
+    Args:
+        header: The line with the names of the columns.
+        batch: Images; those without pixels get their reason and else empty cells.
+        cells: For each image with pixels what stands behind its path.
+    """
+    remaining, empty = iter(cells), "," * (header.count(",") - 1)
+    for path, reason in zip(batch.paths, batch.refused, strict=True):
+        yield f"{write_cell(path)},{empty + write_cell(reason) if reason else next(remaining)}\n"
 
 
 def write_cell(text: str) -> str:

@@ -13,11 +13,10 @@ from PIL import Image
 from prefect import task
 
 from tasks.devices.files import find_screener
-from tasks.errors import RunError
 from tasks.files import write_whole
 from tasks.records import Facts
 from tasks.runs.manifest import image_id
-from tasks.scoring.batches import list_loose_images, open_table, screen_batch, watch_batches, write_cell
+from tasks.scoring.batches import format_rows, list_loose_images, open_table, screen_batch, watch_batches
 from tasks.scoring.loose_images import LooseBatch, open_loose_images
 from tasks.settings import Settings
 
@@ -41,13 +40,13 @@ def screen_images(images: str, out: str, masks: str | None, settings: Settings) 
     with open_loose_images(images, settings) as found, open_table(out, masks, HEADER) as table:
         for batch in watch_batches(found, "screen-images", f"Screening {len(found.paths):,} images for devices"):
             scores, drawn = screen_batch(model, batch.pixels)
-            if not np.isfinite(scores).all():
-                raise RunError("screening.screener: the network returns no number for an image; use another one")
-            table.write("".join(table_rows(batch, scores, settings.screening.threshold)).encode())
+            has_device = [score >= settings.screening.threshold for score in scores]
+            cells = (f"{score:.6f},{str(has).lower()}," for score, has in zip(scores, has_device, strict=True))
+            table.write("".join(format_rows(HEADER, batch, cells)).encode())
             if masks is not None:
                 write_masks(Path(masks), batch, drawn)
             counts["n_images"] += len(batch.paths)
-            counts["n_devices"] += sum(score >= settings.screening.threshold for score in scores)
+            counts["n_devices"] += sum(has_device)
             counts["n_refused"] += len(batch.paths) - len(scores)
     print(
         f"screened {counts['n_images']:,} images: {counts['n_devices']:,} show a device, "
@@ -56,23 +55,9 @@ def screen_images(images: str, out: str, masks: str | None, settings: Settings) 
     return counts
 
 
-def table_rows(batch: LooseBatch, scores: list[float], threshold: float) -> list[str]:
-    """Lines of the table for a batch; ``scores`` has one for each image that was not refused."""
-    remaining = iter(scores)
-    rows = []
-    for path, reason in zip(batch.paths, batch.refused, strict=True):
-        if reason:
-            rows.append(f"{write_cell(path)},,,{write_cell(reason)}\n")
-        else:
-            score = next(remaining)
-            rows.append(f"{write_cell(path)},{score:.6f},{'true' if score >= threshold else 'false'},\n")
-    return rows
-
-
 def write_masks(folder: Path, batch: LooseBatch, drawn: NDArray[np.uint8]) -> None:
     """Writes ``<image_id>.png``, 224 x 224 uint8, for each image that was not refused; brightness is probability."""
-    scored = [path for path, reason in zip(batch.paths, batch.refused, strict=True) if not reason]
-    for path, mask in zip(scored, drawn, strict=True):
+    for path, mask in zip(batch.read_paths, drawn, strict=True):
         content = io.BytesIO()
         Image.fromarray(mask).save(content, "PNG", compress_level=1)  # five times as fast, a fifth larger
         write_whole(folder / f"{image_id(path)}.png", content.getvalue())

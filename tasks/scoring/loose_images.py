@@ -20,6 +20,7 @@ from tasks.pixels.content import HEAD_BYTES, UndecodableError, is_picture, promi
 from tasks.pixels.decoding import MAX_FILE_BYTES, choose_bits, decode, in_turn, needs_header, read_header
 from tasks.pixels.dicom import describe_dicom
 from tasks.pixels.greys import SIDE_PX
+from tasks.records import Facts
 from tasks.settings import Settings
 from tasks.sources.archives import open_archive
 from tasks.sources.folders import list_folder
@@ -42,6 +43,11 @@ class LooseBatch:
     paths: tuple[str, ...]
     refused: tuple[str, ...]
     pixels: NDArray[np.uint8]
+
+    @property
+    def read_paths(self) -> list[str]:
+        """The paths of the images that were not refused."""
+        return [path for path, reason in zip(self.paths, self.refused, strict=True) if not reason]
 
 
 class LooseImages:
@@ -91,13 +97,15 @@ class LooseImages:
         """uint8 ``(224, 224)``, or why there is none."""
         if _in_utf8(path) != path:
             return "has a name that is not UTF-8"
-        limit = self._settings.ingestion.max_side_px
+        ingestion, padding = self._settings.ingestion, self._settings.packing.padding
+        shaping: Facts = {
+            "max_side_px": ingestion.max_side_px,
+            "dicom_classes": ingestion.dicom_classes,
+            "bits": self._bits,
+        }
         try:
             with in_turn(self._count_bytes(path)):
-                data = self._read(path, MAX_FILE_BYTES)
-                padding = self._settings.packing.padding
-                classes = self._settings.ingestion.dicom_classes
-                return decode(data, padding=padding, max_side_px=limit, bits=self._bits, dicom_classes=classes)
+                return decode(self._read(path, MAX_FILE_BYTES), padding=padding, **shaping)
         except UndecodableError as error:
             return str(error)
         except OSError as error:
@@ -166,25 +174,17 @@ def _open_folder(folder: Path, settings: Settings) -> Iterator[LooseImages]:
     names, circles = list_folder(folder, "images")
     paths, n_left_out = plan_loose_images(names)
 
-    def count_bytes(path: str) -> int:
-        return (folder / path).stat().st_size
+    def read(path: str, n_bytes: int) -> bytes:
+        return _read_file(folder / path, n_bytes)
 
-    yield LooseImages(
-        paths,
-        n_left_out + len(circles),
-        lambda path, n_bytes: _read_file(folder / path, n_bytes),
-        count_bytes,
-        settings,
-    )
+    yield LooseImages(paths, n_left_out + len(circles), read, lambda path: (folder / path).stat().st_size, settings)
 
 
 @contextmanager
 def _open_archive(path: Path, settings: Settings) -> Iterator[LooseImages]:
     try:
         with open_archive(path, settings.ingestion, Path(settings.storage.raw)) as archive:
-            paths, n_left_out = plan_loose_images(archive.names)
-
-            yield LooseImages(paths, n_left_out, archive.read, archive.count_bytes, settings)
+            yield LooseImages(*plan_loose_images(archive.names), archive.read, archive.count_bytes, settings)
     except ArchiveError as error:
         raise ArchiveError(f"images: {str(error).removeprefix('source: ')}") from None
 

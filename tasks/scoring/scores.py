@@ -25,6 +25,7 @@ from tasks.runs.places import Place
 from tasks.runs.stages import STAGES_FOLDER, read_stage
 from tasks.scoring.batches import (
     fill_batch,
+    format_rows,
     list_loose_images,
     open_table,
     screen_batch,
@@ -172,8 +173,6 @@ def score_batch(scorer: Scorer, pixels: NDArray[np.uint8]) -> list[ScoredImage]:
     device_scores = screen_batch(scorer.screener, pixels)[0]
     if not np.isfinite(probabilities).all():
         raise RunError("run_dir: the network returns no number for an image; train again")
-    if not np.isfinite(device_scores).all():
-        raise RunError("screening.screener: the network returns no number for an image; use another one")
     return [
         ScoredImage(round(float(probability), 6), device_score, describe_distance(distance, scorer.familiarity.bound))
         for probability, device_score, distance in zip(
@@ -199,13 +198,6 @@ def decide_image(image: ScoredImage, threshold: float) -> str:
 
 def table_rows(batch: LooseBatch, scored: Sequence[ScoredImage], threshold: float) -> list[str]:
     """Lines of the table for a batch; ``scored`` has one for each image that could be read."""
-    remaining = iter(scored)
-    rows = []
-    for path, reason in zip(batch.paths, batch.refused, strict=True):
-        if reason:
-            rows.append(f"{write_cell(path)},,,,{write_cell(reason)}\n")
-            continue
-        image = next(remaining)
-        numbers = f"{image.probability:.6f},{decide_image(image, threshold)},{image.device_score:.6f}"
-        rows.append(f"{write_cell(path)},{numbers},{write_cell(image.refused)}\n")
-    return rows
+    numbers = (f"{image.probability:.6f},{decide_image(image, threshold)},{image.device_score:.6f}" for image in scored)
+    cells = (f"{part},{write_cell(image.refused)}" for part, image in zip(numbers, scored, strict=True))
+    return list(format_rows(HEADER, batch, cells))
