@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
 from tasks.pixels.content import HEAD_BYTES, TAKEN, UndecodableError, describe_refusal, name_content, refuse_size
-from tasks.pixels.dicom import CLASSES, read_dicom_grey, read_dicom_header
+from tasks.pixels.dicom import CLASSES, read_dicom
 from tasks.pixels.greys import SIDE_PX
 
 MAX_FILE_BYTES = 200_000_000  # guards memory: Pillow needs twice as much for data before the pixels
@@ -54,12 +54,6 @@ def read_header(
     least those it declares. A declaration (a PNG's ``sBIT``) is no upper bound: the PNG specification wants 12 bits
     spread over all 16. They are ``None`` for a picture of 8 bits, of which no pixel is decoded.
 
-    Args:
-        data: The file.
-        max_side_px: Longest side that is decoded.
-        dicom_classes: SOP classes of DICOM files that are taken.
-        groups: Names of values of a DICOM file that are asked for (``dicom_reader.GROUP_TAGS``).
-
     Raises:
         UndecodableError: If it is no single picture of a kind that is taken, or a side is beyond ``max_side_px``; also
             if a picture with 16 bits does not decode.
@@ -68,8 +62,8 @@ def read_header(
     head = stream.read(HEAD_BYTES)
     stream.seek(0)
     if name_content(head) == "DICOM":
-        return read_dicom_header(stream.read(), max_side_px, dicom_classes, groups)
-    with _open(stream, max_side_px) as image:
+        return read_dicom(stream.read(), max_side_px, dicom_classes, groups)
+    with _open(stream, head, max_side_px) as image:
         width, height = image.size[::-1] if _orientation(image) >= 5 else image.size
         return {"width_px": width, "height_px": height, "bits": _measure_bits(image, head)}
 
@@ -80,19 +74,18 @@ def needs_header(head: bytes) -> bool:
     return kind in ("TIFF", "DICOM") or (kind == "PNG" and head[24:25] == b"\x10")
 
 
-def choose_bits(found: Iterable[int | None]) -> int:
-    """The bits in use of a source, 8 to 16 and even as detectors have them; ``found`` has those of its pictures.
+def choose_bits(found: Iterable[int]) -> int:
+    """The bits in use of a source, 8 to 16 and even as detectors have them; ``found`` has those of its deep pictures.
 
     It is one number for all: a range chosen for each picture would take its exposure away.
     """
-    most = max((bits for bits in found if bits is not None), default=16) or 16
+    most = max(found, default=16) or 16
     return min(max(8, most + most % 2), 16)
 
 
 def decode(
     data: bytes,
     *,
-    side_px: int = SIDE_PX,
     padding: bool = False,
     max_side_px: int = 20_000,
     bits: int = 16,
@@ -100,50 +93,38 @@ def decode(
 ) -> NDArray[np.uint8]:
     """Decodes a picture of any kind that is taken to a grey square.
 
-    Takes greyscale and RGB of any size, also with alpha, palette or 16 bit; applies the orientation. The image is
-    stretched to the square with antialiasing, as the data at hand was made. With ``padding`` it keeps its aspect ratio,
-    and the rest is black.
-
-    Args:
-        data: The file's bytes.
-        side_px: Side of the square, in pixels.
-        padding: Keep the aspect and pad.
-        max_side_px: Longest side that is decoded, in pixels; guards memory.
-        bits: Bits in use of a picture with 16 bits, as its source has them (``choose_bits``); others ignore it.
-        dicom_classes: SOP classes of DICOM files that are taken.
+    Takes greyscale and RGB of any size, also with alpha, palette or 16 bit, of which those of the source are in use
+    (``choose_bits``); applies the orientation. The image is stretched to the square with antialiasing, as the data at
+    hand was made. With ``padding`` it keeps its aspect ratio, and the rest is black.
 
     Returns:
-        uint8 ``(side_px, side_px)``, 0 black to 255 white.
+        uint8 ``(224, 224)``, 0 black to 255 white.
 
     Raises:
         UndecodableError: If the bytes do not decode, are truncated, or are too large.
     """
     if name_content(data[:HEAD_BYTES]) == "DICOM":
-        grey = Image.fromarray(read_dicom_grey(data, max_side_px, dicom_classes))
+        grey = Image.fromarray(read_dicom(data, max_side_px, dicom_classes)["grey"])
     else:
-        grey = _read_grey(data, side_px, max_side_px, bits)
+        grey = _read_grey(data, max_side_px, bits)
     if padding:
-        grey = ImageOps.pad(grey, (side_px, side_px), method=Image.Resampling.BILINEAR, color=0)
-    else:
-        grey = grey.resize((side_px, side_px), Image.Resampling.BILINEAR)
-    return np.asarray(grey, dtype=np.uint8)
+        grey = ImageOps.pad(grey, (SIDE_PX, SIDE_PX), method=Image.Resampling.BILINEAR, color=0)
+    return np.asarray(grey.resize((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR), dtype=np.uint8)
 
 
-def _read_grey(data: bytes, side_px: int, max_side_px: int, bits: int) -> Image.Image:
-    """The whole picture, upright, in grey (mode ``L``); a JPEG at least twice as large as ``side_px``."""
-    with _open(data, max_side_px) as image, in_turn(2 * image.width * image.height), _named_errors():
+def _read_grey(data: bytes, max_side_px: int, bits: int) -> Image.Image:
+    """The whole picture, upright, in grey (mode ``L``); a JPEG at least twice as large as needed."""
+    image = _open(io.BytesIO(data), data[:HEAD_BYTES], max_side_px)
+    with image, in_turn(2 * image.width * image.height), _named_errors():
         # A JPEG decodes at a half or a quarter of its size at no cost; twice the target keeps the resize accurate.
-        image.draft("L", (2 * side_px, 2 * side_px))
+        image.draft("L", (2 * SIDE_PX, 2 * SIDE_PX))
         grey = _to_grey(image, bits)
         grey.getexif()[ORIENTATION] = _orientation(image)
         ImageOps.exif_transpose(grey, in_place=True)
         return grey
 
 
-def _open(data: bytes | BinaryIO, max_side_px: int) -> ImageFile.ImageFile:
-    stream = io.BytesIO(data) if isinstance(data, bytes) else data
-    head = stream.read(HEAD_BYTES)
-    stream.seek(0)
+def _open(stream: BinaryIO, head: bytes, max_side_px: int) -> ImageFile.ImageFile:
     if (kind := name_content(head)) not in TAKEN:
         raise UndecodableError(describe_refusal(head))
     with _named_errors():

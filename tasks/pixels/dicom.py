@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tasks.files import REPOSITORY
 from tasks.pixels.content import UndecodableError
@@ -26,27 +25,6 @@ Reader = subprocess.Popen[bytes]
 _idle: list[Reader] = []
 
 
-def read_dicom_header(
-    data: bytes, max_side_px: int, classes: tuple[str, ...] = CLASSES, groups: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """``width_px``, ``height_px``, ``patient``, ``groups`` and ``notes`` of a file; see ``dicom_reader.read_header``.
-
-    Raises:
-        UndecodableError: If it is no radiograph that is taken, or is broken; the message quotes none of its tags.
-    """
-    return _ask(data, max_side_px=max_side_px, classes=classes, groups=groups)[0]
-
-
-def read_dicom_grey(data: bytes, max_side_px: int, classes: tuple[str, ...] = CLASSES) -> NDArray[np.uint8]:
-    """The picture as a viewer shows it, uint8 ``(height, width)``, 0 black to 255 white.
-
-    Raises:
-        UndecodableError: As ``read_dicom_header``, or if it takes more memory or time than allowed.
-    """
-    facts, content = _ask(data, max_side_px=max_side_px, classes=classes)
-    return np.frombuffer(content, np.uint8).reshape(facts["shape"])
-
-
 def describe_dicom(notes: Sequence[str]) -> list[str]:
     """Lines for the log about DICOM files, of each of which ``notes`` has what is to be known."""
     lines = [f"{len(notes):,} DICOM files; presentation states beside them, if any, are ignored"] if notes else []
@@ -54,7 +32,17 @@ def describe_dicom(notes: Sequence[str]) -> list[str]:
     return lines + [f"{'warning: ' if note == BURNED_IN else ''}{n:,} of them: {note}" for note, n in counts.items()]
 
 
-def _ask(data: bytes, **asked: Any) -> tuple[dict[str, Any], bytes]:
+def read_dicom(
+    data: bytes, max_side_px: int, classes: tuple[str, ...], groups: tuple[str, ...] | None = None
+) -> dict[str, Any]:
+    """The header of a file, with the values of ``groups`` (``dicom_reader.read_header``); without these its ``grey``,
+    the picture as a viewer shows it, uint8 ``(height, width)``, 0 black to 255 white.
+
+    Raises:
+        UndecodableError: If it is no radiograph that is taken, is broken, or takes more memory or time than allowed;
+            the message quotes none of its tags.
+    """
+    asked = {"max_side_px": max_side_px, "classes": classes, "groups": groups}
     reader = _take_reader()
     try:
         assert reader.stdin and reader.stdout
@@ -74,7 +62,7 @@ def _ask(data: bytes, **asked: Any) -> tuple[dict[str, Any], bytes]:
     _idle.append(reader)
     if "refused" in facts:
         raise UndecodableError(facts["refused"])
-    return facts, content
+    return facts if groups is not None else {"grey": np.frombuffer(content, np.uint8).reshape(facts["shape"])}
 
 
 def _take_reader() -> Reader:

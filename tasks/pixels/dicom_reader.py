@@ -217,7 +217,7 @@ def answer(data: bytes, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     try:
         dataset = pydicom.dcmread(io.BytesIO(data))
         refuse_other_pictures(dataset, asked["classes"], asked["max_side_px"])
-        if "groups" in asked:
+        if asked["groups"] is not None:
             return read_header(dataset, asked["groups"]), b""
         grey = read_grey(dataset)
         return {"shape": grey.shape}, grey.tobytes()

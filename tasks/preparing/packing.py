@@ -120,9 +120,8 @@ def describe_copies(facts: Facts) -> list[str]:
 
 def read_decoding(run: Run, bits: int) -> dict[str, Any]:
     """What shapes pixels: settings, and the bits in use of the source's pictures with 16."""
-    ingestion = run.settings.ingestion
-    shaping = {"max_side_px": ingestion.max_side_px, "bits": bits, "dicom_classes": ingestion.dicom_classes}
-    return {"padding": run.settings.packing.padding, **shaping}
+    taken = run.settings.ingestion.model_dump(include={"max_side_px", "dicom_classes"})
+    return {"padding": run.settings.packing.padding, "bits": bits, **taken}
 
 
 def find_shelf(run: Run, bits: int) -> Path:
@@ -199,7 +198,7 @@ def decode_files(
                 if hashlib.sha256(data).hexdigest() != sha256:
                     raise SourceError(f"source: {path} changed while it was read; run again")
                 try:
-                    pixels[sha256] = decode(data, side_px=SIDE_PX, **decoding)
+                    pixels[sha256] = decode(data, **decoding)
                 except UndecodableError as error:
                     failed[sha256] = str(error)
                 del data  # before the next file is read

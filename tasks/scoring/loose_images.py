@@ -68,7 +68,8 @@ class LooseImages:
         settings: Settings,
     ):
         """``candidates`` may be images by their names; ``read`` gives the first so many bytes of a file."""
-        self._read, self._count_bytes, self._settings = read, count_bytes, settings
+        self._read, self._count_bytes, self._padding = read, count_bytes, settings.packing.padding
+        self._taken: Facts = settings.ingestion.model_dump(include={"max_side_px", "dicom_classes"})
         with ThreadPoolExecutor(READERS) as pool:
             kept = list(pool.map(self._has_row, candidates))
         self.paths = tuple(path for path, has_row in zip(candidates, kept, strict=True) if has_row)
@@ -97,15 +98,10 @@ class LooseImages:
         """uint8 ``(224, 224)``, or why there is none."""
         if _in_utf8(path) != path:
             return "has a name that is not UTF-8"
-        ingestion, padding = self._settings.ingestion, self._settings.packing.padding
-        shaping: Facts = {
-            "max_side_px": ingestion.max_side_px,
-            "dicom_classes": ingestion.dicom_classes,
-            "bits": self._bits,
-        }
         try:
             with in_turn(self._count_bytes(path)):
-                return decode(self._read(path, MAX_FILE_BYTES), padding=padding, **shaping)
+                data = self._read(path, MAX_FILE_BYTES)
+                return decode(data, padding=self._padding, bits=self._bits, **self._taken)
         except UndecodableError as error:
             return str(error)
         except OSError as error:
@@ -123,13 +119,11 @@ class LooseImages:
 
         Of a DICOM file, which says its bits itself, what is to be known goes into the notes.
         """
-        ingestion = self._settings.ingestion
         try:
-            head = self._read(path, HEAD_BYTES)
-            if not needs_header(head):
+            if not needs_header(self._read(path, HEAD_BYTES)):
                 return None
             with in_turn(self._count_bytes(path)):
-                header = read_header(self._read(path, MAX_FILE_BYTES), ingestion.max_side_px, ingestion.dicom_classes)
+                header = read_header(self._read(path, MAX_FILE_BYTES), **self._taken)
             if "notes" in header:
                 self._notes.append(header["notes"])
             return header.get("bits")

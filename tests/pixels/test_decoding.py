@@ -271,8 +271,8 @@ def test_the_bits_in_use_are_those_of_the_largest_value_and_at_least_those_decla
 
 
 def test_the_bits_of_a_source_are_even_and_those_of_its_brightest_picture() -> None:
-    assert [choose_bits(found) for found in ([], [None], [0], [3, None], [9, 4], [11], [12, 16], [13])] == [
-        *(16, 16, 16, 8, 10, 12, 16, 14),
+    assert [choose_bits(found) for found in ([], [0], [3], [9, 4], [11], [12, 16], [13])] == [
+        *(16, 16, 8, 10, 12, 16, 14),
     ]
 
 

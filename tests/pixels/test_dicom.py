@@ -22,14 +22,15 @@ from pydicom.uid import JPEG2000Lossless
 from tasks.pixels import dicom, dicom_reader
 from tasks.pixels.content import UndecodableError, is_picture, name_content
 from tasks.pixels.decoding import decode, read_header
-from tasks.pixels.dicom import read_dicom_grey
+from tasks.pixels.dicom import read_dicom
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 FIXTURES = Path(data_store.__file__).parent / "data"
 
 
 def grey(data: bytes, *classes: str) -> NDArray[np.uint8]:
-    return read_dicom_grey(data, 20_000, classes or dicom.CLASSES)
+    found: NDArray[np.uint8] = read_dicom(data, 20_000, classes or dicom.CLASSES)["grey"]
+    return found
 
 
 def notes(**tags: Any) -> str:
@@ -291,5 +292,6 @@ def test_the_words_of_an_error_quote_no_tag() -> None:
     found.add_new("WindowCenter", "DS", "")
     data = write(found).replace(b"MONOCHROME2", b"SECRETWORD1")
     asked: dict[str, Any] = {"classes": ["CR"], "max_side_px": 9_999}
-    answers = [dicom_reader.answer(data, asked | more) for more in ({}, dict[str, Any](groups=[]))]
+    header: dict[str, Any] = {"groups": []}
+    answers = [dicom_reader.answer(data, asked | more) for more in (header, {"groups": None})]
     assert all("refused" in facts and "SECRET" not in str(facts) for facts, _ in answers)

@@ -42,7 +42,7 @@ def test_pictures_of_one_shade_and_those_with_unused_bits_are_flat(chests: NDArr
 
 
 def test_a_picture_whose_parts_are_all_alike_is_no_inverted_chest() -> None:
-    assert judge_looks(np.tile(np.repeat(np.uint8([50, 150]), 4), (1, 224, 28))) == [""]
+    assert judge_looks(np.tile(np.repeat(np.array([50, 150], np.uint8), 4), (1, 224, 28))) == [""]
 
 
 def test_too_narrow_a_window_is_saturated_and_black_margins_are_not(chests: NDArray[np.uint8]) -> None:
