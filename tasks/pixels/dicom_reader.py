@@ -37,26 +37,20 @@ OTHER_PARTS = frozenset(
 """Terms of BodyPartExamined (DICOM PS3.16 annex L) that are no chest; other words are free text."""
 LATERAL = ("LL", "RL", "LATERAL", "LAT", "LLAT", "RLAT")
 BURNED_IN = "BurnedInAnnotation is YES"
-GROUP_TAGS = {
-    "site": "InstitutionName",
-    "scanner": "ManufacturerModelName",
-    "view": "ViewPosition",
-    "age_band": "PatientAge",
-    "sex": "PatientSex",
-}
+GROUP_TAGS = {"site": "InstitutionName", "scanner": "ManufacturerModelName", "view": "ViewPosition"}
+GROUP_TAGS |= {"age_band": "PatientAge", "sex": "PatientSex"}
 """Names that ``ingestion.groups`` may give -> the tag that has their value."""
 NOBODY = re.compile(r"|[0\W_]+|anon(ymous|ymi[sz]ed)?|unknown|none|n/?a|nan|null|removed|deleted", re.IGNORECASE)
 """What stands in PatientID where the patient is not known."""
 AGE_BANDS = ((1, "0"), (5, "1-4"), (18, "5-17"), (1_000, "18 or more"))
 """Ends of bands in years, and their names."""
-LONGEST_VALUE = 64
 
 
 def read_header(dataset: Any, groups: list[str]) -> dict[str, Any]:
     """Size, patient (``""`` where unknown), values of the groups asked for, and what is to be counted (``notes``,
     joined by ``"; "``)."""
-    windows, tables = dataset.get("WindowCenter"), dataset.get("VOILUTSequence") or ()
-    n_windows = len(tables) or (0 if windows is None else dataset["WindowCenter"].VM)
+    windows = (dataset[tag].VM if tag in dataset else 0 for tag in ("WindowCenter", "WindowWidth"))
+    n_windows = len(dataset.get("VOILUTSequence") or ()) or min(windows)
     notes = {
         "no window: the full range is taken": n_windows == 0,
         "several windows: the first is taken": n_windows > 1,
@@ -81,7 +75,7 @@ def read_group(dataset: Any, name: str) -> str:
         age = re.fullmatch(r"(\d{1,3})([DWMY])", text)
         years = int(age[1]) / {"D": 365.25, "W": 52.2, "M": 12, "Y": 1}[age[2]] if age else 1_000
         return next((band for end, band in AGE_BANDS if years < end), "")
-    return (text.upper() if name in ("view", "sex") else text)[:LONGEST_VALUE]
+    return (text.upper() if name in ("view", "sex") else text)[:64]
 
 
 def read_text(dataset: Any, keyword: str) -> str:

@@ -135,7 +135,7 @@ def test_padding_is_black_also_where_black_and_white_change_places() -> None:
 
 def test_what_is_to_be_known_of_a_file_is_noted() -> None:
     assert notes(WindowCenter=100, WindowWidth=10) == ""
-    assert notes() == "no window: the full range is taken"
+    assert notes() == notes(WindowCenter=100) == "no window: the full range is taken"
     assert notes(WindowCenter=[1, 2], WindowWidth=[3, 4]) == "several windows: the first is taken"
     windowed: dict[str, Any] = {"WindowCenter": 100, "WindowWidth": 10}
     for part in (None, "", "BRUSTKORB", "THORAX"):
