@@ -5,14 +5,13 @@ case. Nothing is guessed: the separator is the one with which the first line hol
 """
 
 import csv
-import datetime
 import itertools
 import re
 import stat
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO, TypeVar
@@ -27,14 +26,10 @@ MAX_SHEETS_MB = 64
 MAX_LINE = 1_000_000  # characters
 MAX_COLUMNS = 256
 """Columns of a sheet that are looked at; a cell in the last of its 16,384 would fill the row up to there."""
-NO_VALUE = re.compile(rb'<c (?![^>]*t="str")[^>]*>\s*<f([^>]*/>|[^<]*</f>)\s*(<v ?/>|<v></v>)?\s*</c>')
-"""In a sheet: a formula without the value that Excel keeps with it. openpyxl would take it for an empty cell."""
 SEPARATORS = (",", ";", "\t")
 MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
-REPLACED = "\ufffd"
-NOT_CERTAIN = dict.fromkeys(map(ord, bytes(range(0x80, 0xC0)).decode("cp1252", "ignore") + "×÷"), REPLACED)
-"""What is no letter in Windows-1252: there lie the letters of other encodings (DOS, Mac), which it may be."""
-OTHERS = {b"\xd0\xcf\x11\xe0": "an old Excel file (.xls), or one with a password", b"%PDF": "a PDF"}
+NO_LETTER = re.compile(rb"[\x80-\xbf\xd7\xf7]")
+"""What is no letter in Windows-1252: there lie the letters of other encodings (DOS, Mac)."""
 
 Device = Annotated[Literal[0, 1], BeforeValidator(lambda text: {"0": 0, "1": 1}.get(text, text))]
 """A person's reading of an image: 1 device, 0 none."""
@@ -43,12 +38,11 @@ Row = TypeVar("Row")
 Lines = Iterator[tuple[int, list[str]]]
 """Number of a line or row in the file, and its cells."""
 
-UNKNOWN = {"-", "--", "?", ".", "na", "n/a", "n.a.", "#n/a", "<na>", "nan", "null", "none", "nil", "unknown"} | {
-    "anon",
-    "anonymous",
-    "anonymized",
-    "anonymised",
-}
+UNKNOWN = (
+    *("-", "--", "?", ".", "na", "n/a", "n.a.", "<na>", "nan", "null", "none", "nil", "unknown"),
+    *("anon", "anonymous", "anonymized", "anonymised"),
+    *("#n/a", "#ref!", "#value!", "#name?", "#div/0!", "#null!", "#num!"),
+)
 """Cells, in lower case, with which tables say that something is not known."""
 
 
@@ -83,7 +77,7 @@ def read_rows(path: Path, setting: str, model: Callable[..., Row]) -> Iterator[R
         _, header = next(lines, (0, []))
         names = _plain(header)
         if missing := [name for name in needed if name not in names]:
-            seen = f"begins with {','.join(header)!r:.100}, " if header else ""
+            seen = f"begins with {','.join(filter(None, header))!r:.100}, " if header else ""
             raise TableError(
                 f"{setting}: {path} {seen}lacks the column {', '.join(missing)}; it needs {', '.join(needed)}"
             )
@@ -108,10 +102,11 @@ def _open_table(path: Path, needed: set[str]) -> Lines:
     """Rows that are not blank, the header first."""
     with path.open("rb") as stream:
         start = stream.read(4)
-    for first, kind in OTHERS.items():
-        if start.startswith(first):
-            raise ValueError(f"it is {kind}")
-    rows = _read_sheet(path, needed) if start == b"PK\x03\x04" else _read_text(path, start, needed)
+    if start == b"\xd0\xcf\x11\xe0":
+        raise ValueError("it is an old Excel file (.xls), or one with a password")
+    rows = (
+        _read_sheet(path, needed) if start == b"PK\x03\x04" else _read_text(path, _find_encoding(path, start), needed)
+    )
     return ((n, row) for n, row in rows if any(map(str.strip, row)))
 
 
@@ -120,15 +115,9 @@ def _plain(header: list[str]) -> list[str]:
     return [re.sub(r"[\s_-]+", "_", cell.strip()).lower() for cell in header]
 
 
-def _read_text(path: Path, start: bytes, needed: set[str]) -> Lines:
-    encoding = next((name for mark, name in MARKS.items() if start.startswith(mark)), "utf-8")
-    if encoding == "utf-8" and not _is_utf_8(path):
-        encoding = "cp1252"
-        print(f"{path} is not UTF-8; read as Windows-1252, of which only the letters are taken for certain")
-    with path.open(encoding=encoding, newline="", errors="replace" if encoding == "cp1252" else "strict") as stream:
+def _read_text(path: Path, encoding: str, needed: set[str]) -> Lines:
+    with path.open(encoding=encoding, newline="") as stream:
         lines = _lines(stream)
-        if encoding == "cp1252":
-            lines = (line.translate(NOT_CERTAIN) for line in lines)
         n_before, separators, first = 0, list(SEPARATORS), ""
         for first in lines:
             if found := re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE):  # Excel writes and reads this line
@@ -136,27 +125,27 @@ def _read_text(path: Path, start: bytes, needed: set[str]) -> Lines:
             elif first.strip(' \t\r\n,;"'):
                 break
             n_before += 1
-        separator = next((mark for mark in separators if needed <= _columns(first, mark)), separators[0])
-        reader = csv.reader(itertools.chain([first], lines), delimiter=separator, strict=True, skipinitialspace=True)
+        fitting = (mark for mark in separators if needed <= set(_plain(first.replace('"', "").split(mark))))
+        marked = itertools.chain([first], lines)
+        reader = csv.reader(marked, delimiter=next(fitting, separators[0]), strict=True, skipinitialspace=True)
         for row in reader:
             yield n_before + reader.line_num, row
 
 
-def _columns(line: str, separator: str) -> set[str]:
-    try:
-        return set(_plain(next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])))
-    except csv.Error:
-        return set()
-
-
-def _is_utf_8(path: Path) -> bool:
-    try:
-        with path.open(encoding="utf-8") as stream:
-            while stream.read(1 << 20):
-                pass
-    except UnicodeDecodeError:
-        return False
-    return True
+def _find_encoding(path: Path, start: bytes) -> str:
+    if marked := [name for mark, name in MARKS.items() if start.startswith(mark)]:
+        return marked[0]
+    with suppress(UnicodeDecodeError), path.open(encoding="utf-8") as text:
+        while text.read(1 << 20):
+            pass
+        return "utf-8"
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            if found := NO_LETTER.search(piece):
+                seen = piece[max(found.start() - 20, 0) : found.end()]
+                raise ValueError(f"{seen!r} is not certain in any encoding; save it in UTF-8")
+    print(f"{path} is not UTF-8; read as Windows-1252")
+    return "cp1252"
 
 
 def _lines(stream: TextIO) -> Iterator[str]:
@@ -173,50 +162,26 @@ def _read_sheet(path: Path, needed: set[str]) -> Lines:
     warnings.filterwarnings("ignore", module="openpyxl")  # of what it does not keep: filters, drawings
     try:
         with zipfile.ZipFile(path) as archive:
-            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
-            if "xl/workbook.xml" not in sizes:
-                raise ValueError("it is a zip archive, not a workbook of Excel")
-            if sum(sizes.values()) > MAX_SHEETS_MB * 1e6:
+            if sum(entry.file_size for entry in archive.infolist()) > MAX_SHEETS_MB * 1e6:
                 raise ValueError(f"it unpacks to more than {MAX_SHEETS_MB} MB")
-            if any(NO_VALUE.search(archive.read(name)) for name in sizes if name.startswith("xl/worksheets/")):
-                raise ValueError("it holds formulas that were never calculated; save it once in Excel")
         with path.open("rb") as stream, closing(openpyxl.load_workbook(stream, True, data_only=True)) as workbook:
             fitting = [s for s in workbook.worksheets if needed <= set(_plain(next(_rows_of(s), (0, []))[1]))]
             if len(fitting) > 1:
                 raise ValueError(f"the sheets {' and '.join(s.title for s in fitting)} have the columns; keep one")
             yield from _rows_of((fitting or workbook.worksheets)[0])
     except Exception as error:  # whatever a damaged part makes openpyxl raise
-        raise error if isinstance(error, ValueError) else ValueError(f"the workbook is damaged: {error!r}") from None
+        raise error if isinstance(error, ValueError) else ValueError(f"it is no whole workbook: {error!r}") from None
 
 
 def _rows_of(sheet: Any) -> Lines:
+    """Cells as a CSV has them: 1 for the number 1.0."""
     sheet.reset_dimensions()  # other programs write wrong ones
-    for n, row in enumerate(sheet.iter_rows(max_col=MAX_COLUMNS), start=1):
-        cells = [_text_of(cell) for cell in row]
-        while cells and not cells[-1]:
-            cells.pop()
-        yield n, cells
-
-
-def _text_of(cell: Any) -> str:
-    """A cell as a CSV has it: 1 for the number 1.0, and the zeros before a number that its format shows."""
-    value = cell.value
-    if value is None or cell.data_type == "e":
-        return "" if value is None else f"{REPLACED}{value}"
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, int) and re.fullmatch("0{2,99}", cell.number_format):
-        return str(value).zfill(len(cell.number_format))
-    return value.isoformat() if isinstance(value, datetime.date) else str(value)
+    for n, row in enumerate(sheet.iter_rows(max_col=MAX_COLUMNS, values_only=True), start=1):
+        values = (int(value) if isinstance(value, float) and value.is_integer() else value for value in row)
+        yield n, ["" if value is None else str(value) for value in values]
 
 
 def _validate(cells: dict[str, str], model: Callable[..., Row], where: str) -> Row:
-    for name, text in cells.items():
-        if REPLACED in text:
-            raise TableError(
-                f"{where} has {name} = {text!r:.100}, of which a character or value is not certain; "
-                "correct it and save the table as CSV in UTF-8"
-            )
     try:
         return model(**cells)
     except ValidationError as error:

@@ -201,7 +201,7 @@ def test_a_name_that_is_absolute_only_below_the_root_of_the_data_set_writes_noth
         with zipfile.ZipFile(archive, "a") as more:
             table = "".join(f"{name},{i % 2},p{i}\n" for i, name in enumerate([hostile_name[2:], *WHOLE]))
             more.writestr("x/index.csv", "path,label,patient_id\n" + table)
-    assert not take_in(archive.getvalue(), faults)
+    assert take_in(archive.getvalue(), faults) == (listed and ".." not in place)  # x//y is x/y
     assert kept.read_bytes() == b"mine"
     assert list(outside.rglob("*.*")) == [kept]
 
