@@ -94,7 +94,7 @@ CLASSIFIER = f"{KERAS} networks.backbones networks.classifier"
 PROBES = f"{CLASSIFIER} measures networks.twin pixels.window explaining.subjects drawings.transplant"
 SCREENER = f"{KERAS} devices.files devices.quality devices.readings devices.screener matching measures tables"
 KEYS = {
-    "preparing.ingestion": f"expressions matching {DECODING} preparing.copies preparing.groups preparing.patients "
+    "preparing.ingestion": f"matching {DECODING} preparing.copies preparing.groups preparing.patients "
     "records runs.manifest sources.layout tables",
     "preparing.quality": "matching pixels.greys pixels.looks preparing.groups records runs.manifest tables",
     "preparing.splitting": "records runs.manifest",

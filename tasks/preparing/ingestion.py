@@ -5,7 +5,7 @@ rows are excluded so far (identical files, contradictions, files that are not im
 """
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
@@ -31,7 +31,7 @@ from tasks.runs.run import Run
 from tasks.runs.stages import stage_task
 from tasks.settings import IngestionSettings
 from tasks.sources.checksums import READERS, Sum, sum_file, sum_stream
-from tasks.sources.layout import SPLIT_WORDS, Fetched, find_place, find_splits
+from tasks.sources.layout import SPLIT_WORDS, Fetched, find_place, find_splits, find_subtypes, refuse_missing_classes
 from tasks.tables import blank_unknown, read_rows
 
 LEFT_OUT = ("n_nested", "n_clutter", "n_unused", "n_ignored")
@@ -119,31 +119,12 @@ def list_images(
     manifest = pd.concat([table.reset_index(drop=True), files], axis=1)
     refuse_changed({**dict(zip(table["path"], files["sha256"], strict=True)), **sum_tables(fetched)}, fetched.sums)
     if index is None:
-        manifest = leave_out_clutter(manifest, fetched.name)
+        manifest = manifest[manifest["is_picture"]]
+        refuse_missing_classes({*zip(manifest["source_split"], manifest["label"], strict=True)}, fetched.name)
     manifest = add_tags(manifest, index, settings.groups)
     manifest, patients = add_patients(manifest, settings.patients)  # no name of clutter counts
     manifest["image_id"] = [image_id(path) for path in manifest["path"]]
     return exclude_copies(manifest.sort_values("path", ignore_index=True)), patients
-
-
-def leave_out_clutter(manifest: pd.DataFrame, source: str) -> pd.DataFrame:
-    """Only the rows of files that are pictures by their content, or are called like one.
-
-    Raises:
-        SourceError: If a class of a split has other files only.
-    """
-    kept = manifest[manifest["is_picture"]]
-    wanted, found = (
-        {*zip(rows["source_split"], rows["label"], rows["path"], strict=True)} for rows in (manifest, kept)
-    )
-    empty = {row[:2] for row in wanted} - {row[:2] for row in found}
-    if empty:
-        path = min(path for split, label, path in wanted if (split, label) in empty)
-        raise SourceError(
-            f"source: {source} has no image in {path.rpartition('/')[0]}, only files such as {path}; add images, or "
-            "remove the folder"
-        )
-    return kept
 
 
 def sum_tables(fetched: Fetched) -> dict[str, str]:
@@ -202,20 +183,15 @@ def describe_path(path: str) -> Facts:
     """
     place = find_place(path)
     assert place is not None
-    return {
-        "path": path,
-        "source_split": place.split,
-        "label": place.label,
-        "subtype": subtype_of(path, place.label, place.subtypes),
-    }
+    subtype = subtype_of(place.below, place.label)
+    return {"path": path, "source_split": place.split, "label": place.label, "subtype": subtype}
 
 
-def subtype_of(path: str, label: int, folders: Collection[str] = ()) -> str:
-    """``normal`` for label 0; ``bacteria`` or ``virus`` by the file name and the class's folders; else ``unknown``."""
+def subtype_of(text: str, label: int) -> str:
+    """``normal`` for label 0; ``bacteria`` or ``virus`` if a name, or a path below a class folder, says one of them."""
     if label == 0:
         return "normal"
-    found = {subtype for subtype in ("bacteria", "virus") if subtype in PurePosixPath(path).name.lower()}
-    found |= set(folders)
+    found = find_subtypes(text)
     return found.pop() if len(found) == 1 else "unknown"
 
 
@@ -274,7 +250,7 @@ def read_index_table(
             "path": image,
             "source_split": row.split or (splits.pop() if len(splits := find_splits(image)) == 1 else ""),
             "label": label,
-            "subtype": row.subtype or subtype_of(image, label),
+            "subtype": row.subtype or subtype_of(PurePosixPath(image).name, label),
             "patient_id": row.patient_id or pd.NA,
         }
     return fill_splits(pd.DataFrame(list(rows.values())), warn)

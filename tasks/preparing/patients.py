@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import pandas as pd
 
 from tasks.errors import SettingsError
-from tasks.expressions import match_apart
 from tasks.records import Facts
 from tasks.tables import blank_unknown
 
@@ -50,10 +49,6 @@ PATTERNS = {
         rf"(?i)(?<![a-z0-9])(?:bacteria|virus|normal)[-_ ](?P<patient>\d{{5,}})[-_ ]\d+(?!\d){_NAME}",
         reused=True,
     ),
-    "chexpert": Pattern(
-        "CheXpert, such as patient00001/study1/view1", r"(?i)(?<![^/])(?P<patient>patient\d+)/study\d+/"
-    ),
-    "mimic": Pattern("MIMIC-CXR, such as p10000032/s50414267/", r"(?i)(?<![^/])(?P<patient>p\d{8})/s\d{8}/"),
     "nih": Pattern("ChestX-ray14, such as 00000013_005", r"(?<![^/])(?P<patient>\d{8})_\d{3}(?!\d)", alone=False),
 }
 """The patterns that ``ingestion.patients`` may name, in the order in which they are tried; docs/data.md lists them."""
@@ -78,7 +73,7 @@ def add_patients(table: pd.DataFrame, wanted: str | None) -> tuple[pd.DataFrame,
         one in both train and test is the same child).
 
     Raises:
-        SettingsError: If what the setting names fits no path, or takes too long.
+        SettingsError: If what the setting names fits no path.
     """
     listed = table.get("patient_id")
     if listed is not None and wanted in (None, "none"):
@@ -91,25 +86,21 @@ def add_patients(table: pd.DataFrame, wanted: str | None) -> tuple[pd.DataFrame,
 
 def find_patients(paths: Sequence[str], wanted: str | None) -> tuple["pd.Series[str]", Pattern]:
     """The patient of each path, and the pattern that told it (``add_patients``)."""
-    if wanted is None:
-        for pattern in PATTERNS.values():
-            found = _fit(pattern, paths)
-            is_it = pattern.alone and any(re.search(pattern.needs, path) for path in paths)
-            if is_it and found.notna().mean() >= NEARLY_ALL:
-                return found, pattern
-    if wanted is None or wanted == "none":
-        return _keep_known([None] * len(paths)), NOTHING
-    if wanted in PATTERNS:
-        pattern = PATTERNS[wanted]
+    if wanted and wanted != "none":
+        pattern = PATTERNS.get(wanted) or Pattern("the regular expression of ingestion.patients", wanted)
         found = _fit(pattern, paths)
-    else:
-        pattern = Pattern("the regular expression of ingestion.patients", wanted)
-        found = _keep_known(match_apart(wanted, paths, "ingestion.patients"))
-    if not found.notna().any():
-        raise SettingsError(
-            f"ingestion.patients: not one of the {len(found):,} images fits {pattern.says}; correct it, or leave it out"
-        )
-    return found, pattern
+        if not found.notna().any():
+            raise SettingsError(
+                f"ingestion.patients: not one of the {len(found):,} images fits {pattern.says}; correct it, or leave "
+                "it out"
+            )
+        return found, pattern
+    for pattern in PATTERNS.values() if wanted is None else ():
+        found = _fit(pattern, paths)
+        is_it = pattern.alone and any(re.search(pattern.needs, path) for path in paths)
+        if is_it and found.notna().mean() >= NEARLY_ALL:
+            return found, pattern
+    return pd.Series([pd.NA] * len(paths), dtype="string"), NOTHING
 
 
 def describe_patients(found: Facts, n_unknown: int, n_images: int) -> list[str]:
@@ -124,16 +115,14 @@ def describe_patients(found: Facts, n_unknown: int, n_images: int) -> list[str]:
 
 
 def _fit(pattern: Pattern, paths: Sequence[str]) -> "pd.Series[str]":
-    return _keep_known(
-        [spell_patient(match["patient"]) if (match := re.search(pattern.expression, path)) else None for path in paths]
-    )
+    expression = re.compile(pattern.expression)
+    group = "patient" if "patient" in expression.groupindex else 1
+    texts = [(match[group] or "") if (match := expression.search(path)) else "" for path in paths]
+    spell = spell_patient if pattern in PATTERNS.values() else blank_unknown
+    return pd.Series([spell(text) or pd.NA for text in texts], dtype="string")
 
 
 def spell_patient(text: str) -> str:
     """One spelling: ``Person12`` and ``person_12`` are ``person12``, ``im_0115`` is ``IM-0115``."""
     text = re.sub("[-_ ]", "-", text.upper())
-    return re.sub("^(PERSON|PATIENT|P)-?", lambda start: start[1].lower(), text)
-
-
-def _keep_known(found: Sequence[str | None]) -> "pd.Series[str]":
-    return pd.Series([blank_unknown(text or "").strip() or pd.NA for text in found], dtype="string")
+    return re.sub("^PERSON-?", "person", text)

@@ -4,10 +4,10 @@ A file whose name does not rule it out is an image here; ingestion then looks at
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import accumulate, pairwise, takewhile
+from itertools import accumulate, pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -88,41 +88,36 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a picture lies: ``a/Train/NORMAL/b/x.png`` -> ``a/``, ``train``, 0, ``("b",)``.
-
-    Attributes:
-        root: Prefix of the folder of the split, ``""`` or ending in ``/``.
-        split: ``train``, ``val`` or ``test``.
-        label: 0 or 1.
-        below: The folders below the class folder.
-    """
+    """Where a picture lies: ``a/Train/NORMAL/b/x.png`` -> ``a/``, ``train``, 0, ``b/x.png``."""
 
     root: str
     split: str
     label: int
-    below: tuple[str, ...]
-
-    @property
-    def subtypes(self) -> set[str]:
-        """The subtypes that folders below the class folder name."""
-        return {subtype for part in self.below for word, subtype in SUBTYPE_WORDS.items() if word in part.lower()}
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether no folder below the class folder says that this is no X-ray of the class."""
-        others = (CLASS_FOLDERS.get(part.upper(), self.label) != self.label for part in self.below)
-        odd = (part.lower() in SPLIT_WORDS or "mask" in part.lower() for part in self.below)
-        return not any((*others, *odd, self.label == NORMAL and self.subtypes))
+    below: str
 
 
 def find_place(name: str) -> Place | None:
-    """The place of a picture in folders like ``train/NORMAL``, in any case; ``None`` if it is in no such folder."""
-    folders = name.split("/")[:-1]
-    for at, (split, group) in enumerate(pairwise(folders)):
+    """The place of a picture in folders like ``train/NORMAL``, in any case; ``None`` if it is in no such folder.
+
+    Nor is it below one that says otherwise: masks, another class, a split.
+    """
+    parts = name.split("/")
+    for at, (split, group) in enumerate(pairwise(parts[:-1])):
         if split.lower() in SPLIT_WORDS and group.upper() in CLASS_FOLDERS:
-            root = "".join(f"{part}/" for part in folders[:at])
-            return Place(root, SPLIT_WORDS[split.lower()], CLASS_FOLDERS[group.upper()], tuple(folders[at + 2 :]))
+            label = CLASS_FOLDERS[group.upper()]
+            for part in parts[at + 2 : -1]:
+                other = CLASS_FOLDERS.get(part.upper(), label) != label or (label == NORMAL and find_subtypes(part))
+                if other or part.lower() in SPLIT_WORDS or "mask" in part.lower():
+                    return None
+            return Place(
+                "".join(f"{p}/" for p in parts[:at]), SPLIT_WORDS[split.lower()], label, "/".join(parts[at + 2 :])
+            )
     return None
+
+
+def find_subtypes(text: str) -> set[str]:
+    """The subtypes that a name or path mentions, in any case."""
+    return {subtype for word, subtype in SUBTYPE_WORDS.items() if word in text.lower()}
 
 
 def find_splits(name: str) -> set[str]:
@@ -152,7 +147,8 @@ def plan_layout(names: Iterable[str], source: str, ignore: Sequence[str] = ()) -
     usable = [name for name in seen if not _is_hidden(name)]
     places = {name: place for name in usable if is_candidate(name) and (place := find_place(name))}
     pictures = [name for name in usable if name in places or suggests_picture(name)]
-    found = {place.root for place in places.values()} | {r for name in usable if (r := _index_root(name)) is not None}
+    found = {place.root for place in places.values()}
+    found |= {name.removesuffix("index.csv") for name in usable if f"/{name}".endswith("/index.csv")}
     if not found:
         raise SourceError(
             f"source: {source} holds neither index.csv nor folders train/NORMAL, train/PNEUMONIA, test/NORMAL, "
@@ -163,25 +159,19 @@ def plan_layout(names: Iterable[str], source: str, ignore: Sequence[str] = ()) -
     if f"{root}index.csv" in usable:
         used = {name for name in seen if name.startswith(root) and is_candidate(name)}
     else:
-        trees = _choose_trees(places.values(), root)
-        used = {name for name, place in places.items() if place.root in trees and place.is_clear}
-        nested = _find_copies(places, trees, used)
+        used = {name for name, place in places.items() if place.root == root}
+        nested = _find_copies(places, root)
         _refuse_unknown_folders([n for n in pictures if n not in used and n not in nested], used, source)
-        _refuse_missing_classes({(places[name].split, places[name].label) for name in used}, source)
-        shared = takewhile(
-            lambda parts: len(set(parts)) == 1, zip(*(tree.split("/")[:-1] for tree in trees), strict=False)
-        )
-        root = "".join(f"{parts[0]}/" for parts in shared)
+        refuse_missing_classes({(places[name].split, places[name].label) for name in used}, source)
     unused = [name for name in pictures if name not in used and name not in nested]
     tables = tuple(name for name in TABLES if f"{root}{name}" in usable)
     kept = used | {root + name for name in tables}
-    above = {name.removeprefix(places[name].root) for name in used if name in places}
     return Layout(
         root=root,
         images=tuple(sorted(name.removeprefix(root) for name in used)),
         tables=tables,
         n_nested=len(nested),
-        n_nested_only=sum(name.removeprefix(tree) not in above for name, tree in nested.items()),
+        n_nested_only=sum(root + name not in used for name in nested.values()),
         n_clutter=len(files) - len(kept) - len(nested) - len(ignored) - len(unused),
         n_ignored=len(ignored),
         n_unused=len(unused),
@@ -203,35 +193,16 @@ def plan_loose_images(names: Iterable[str]) -> tuple[tuple[str, ...], int]:
 # -- class folders -----------------------------------------------------------------------------------------------------
 
 
-def _choose_trees(places: Collection[Place], root: str) -> list[str]:
-    """The roots of the trees that make up the data set: one, or several where each has splits that the others lack.
-
-    ``train/train/NORMAL`` beside ``test/test/NORMAL`` is one data set, unpacked into a folder for each archive.
-    """
-    splits: dict[str, set[str]] = defaultdict(set)
-    for place in places:
-        splits[place.root].add(place.split)
-    chosen, taken = [root], splits[root]
-    for tree in sorted(splits):
-        if not splits[tree] & taken and not {"train", "test"} <= taken:
-            chosen.append(tree)
-            taken = taken | splits[tree]
-    return chosen
-
-
-def _find_copies(places: dict[str, Place], trees: list[str], used: set[str]) -> dict[str, str]:
-    """The pictures of trees below the data set that repeat at least half of their names from it -> the tree's root."""
-    above = {name.removeprefix(places[name].root) for name in used}
-    below: dict[str, list[str]] = defaultdict(list)
+def _find_copies(places: dict[str, Place], root: str) -> dict[str, str]:
+    """The pictures of trees below the root that repeat at least half of its names -> their names without the tree."""
+    trees: dict[str, dict[str, str]] = defaultdict(dict)
     for name, place in places.items():
-        if place.root not in trees and place.root.startswith(trees[0]):
-            below[place.root].append(name)
-    return {
-        name: tree
-        for tree, found in below.items()
-        if 2 * sum(name.removeprefix(tree) in above for name in found) >= len(found)
-        for name in found
-    }
+        if place.root != root and place.root.startswith(root):
+            trees[place.root][name] = name.removeprefix(place.root)
+    copies = [
+        found for found in trees.values() if 2 * sum(root + name in places for name in found.values()) >= len(found)
+    ]
+    return {name: below for found in copies for name, below in found.items()}
 
 
 def _refuse_unknown_folders(pictures: list[str], used: set[str], source: str) -> None:
@@ -243,15 +214,15 @@ def _refuse_unknown_folders(pictures: list[str], used: set[str], source: str) ->
         if folder := next((folder for folder in folders if folder not in known), None):
             unknown[folder].append(name)
     for folder, found in unknown.items():
-        others = f" and more in {len(unknown) - 1:,} other folders" if len(unknown) > 1 else ""
         raise SourceError(
             f"source: {source} has {len(found):,} pictures in {folder!r}, no class folder of train, val or test, such "
-            f"as {found[0]!r}{others}; move them, name what is to be used in an index.csv (path,label,patient_id), "
-            f"or leave them out with ingestion.ignore, such as {folder.rstrip('/')!r}"
+            f"as {found[0]!r} ({len(unknown):,} such folders); move them, name what is to be used in an index.csv "
+            f"(path,label,patient_id), or leave them out with ingestion.ignore, such as {folder.rstrip('/')!r}"
         )
 
 
-def _refuse_missing_classes(present: set[tuple[str, int]], source: str) -> None:
+def refuse_missing_classes(present: set[tuple[str, int]], source: str) -> None:
+    """Refuses a source if a class of train, test, or a val that exists is not among its splits and labels."""
     splits = ["train", "test"] + (["val"] if any(split == "val" for split, _ in present) else [])
     wanted = {f"{split}/{folder}": (split, label) for split in splits for folder, label in CLASS_FOLDERS.items()}
     if missing := [name for name, place in wanted.items() if place not in present]:
@@ -277,11 +248,7 @@ def _is_ignored(name: str, patterns: Sequence[str]) -> bool:
     parts = name.split("/")
     heads = list(accumulate(parts, lambda head, part: f"{head}/{part}")) if patterns else []
     return any(
-        part == pattern or fnmatchcase(part, pattern)
-        for pattern in (pattern.removeprefix("./").rstrip("/") for pattern in patterns)
-        for part in (heads if "/" in pattern else parts)
+        part == pattern.rstrip("/") or fnmatchcase(part, pattern.rstrip("/"))
+        for pattern in patterns
+        for part in (heads if "/" in pattern.rstrip("/") else parts)
     )
-
-
-def _index_root(name: str) -> str | None:
-    return name.removesuffix("index.csv") if PurePosixPath(name).name == "index.csv" else None

@@ -143,13 +143,6 @@ def test_pictures_beside_folders_that_are_known_are_counted_and_named() -> None:
     assert (layout.n_clutter, "overview.png" in layout.left_out, len(layout.left_out)) == (1, True, 4)
 
 
-def test_a_data_set_that_was_unpacked_into_a_folder_for_each_split_is_one() -> None:
-    names = [f"{name.split('/')[0]}/{name}" for name in FOUR]
-    assert plan_layout(names, "x").images == tuple(sorted(names))
-    layout = plan_layout(below("set/", names), "x")
-    assert (layout.root, layout.images) == ("set/", tuple(sorted(names)))
-
-
 @pytest.mark.parametrize(
     "folder",
     [
