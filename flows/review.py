@@ -22,6 +22,7 @@ from tasks.devices.answers import (
     answers_folder,
     default_reviewer,
     keep_answers,
+    match_answers,
     name_images,
     read_answers,
     share_answers,
@@ -136,18 +137,11 @@ def take_answers(given: Path | list[Answer], run: Run, reviewer: str, now: datet
     Raises:
         TableError: If they do not fit the run.
     """
-    manifest, folder = run.manifest(), answers_folder(run)
+    folder, max_unmatched = answers_folder(run), run.settings.quality.max_unmatched
     place = f"answers: {given}" if isinstance(given, Path) else "the form"
     answers = read_answers(given, "answers") if isinstance(given, Path) else given
-    facts = keep_answers(
-        answers,
-        manifest,
-        folder,
-        reviewer=reviewer or default_reviewer(),
-        place=place,
-        now=now,
-        max_unmatched=run.settings.quality.max_unmatched,
-    )
+    found = match_answers(answers, run.manifest(), place, max_unmatched)
+    facts = keep_answers(found, folder, reviewer=reviewer or default_reviewer(), place=place, now=now)
     print(
         f"{facts['n_taken']:,} answers taken into {folder}: {facts['n_new']:,} new, {facts['n_changed']:,} changed, "
         f"{facts['n_unchanged']:,} as before, {facts['n_older']:,} older than what is known; "

@@ -24,8 +24,8 @@ class Match:
     """
 
     images: dict[str, str]
-    left_out: tuple[str, ...]
-    missed: tuple[str, ...]
+    left_out: list[str]
+    missed: list[str]
     unclear: dict[str, tuple[str, str]]
 
 
@@ -41,22 +41,26 @@ def match_paths(named: Iterable[str], images: Collection[str], left_out: Collect
         images: Paths of the images.
         left_out: Names of the source's other files; a path that means one of them is no miss.
     """
-    rows, there = list(dict.fromkeys(named)), set(images)
-    found = {row: row for row in rows if row in there}
-    rest = {row: plain_path(row) for row in rows if row not in found}
-    if not rest:
-        return Match(found, (), (), {})
-    unclear: dict[str, tuple[str, str]] = {}
+    there, plain = set(images), {row: plain_path(row) for row in named}
     whole = _group(there)
-    _take(rest, whole, frozenset(), found, unclear)
-    taken = frozenset(found.values())
-    prefix = _common_folder(rest.values(), {path for path, fits in whole.items() if not taken & set(fits)})
-    below = {row: path.removeprefix(prefix) for row, path in rest.items()}
-    _take(below, whole, taken, found, unclear)
-    _take(below, _group(there, below.values()), taken, found, unclear)
-    others = _group(left_out, below.values())
-    left = tuple(row for row, path in below.items() if path in others)
-    return Match(found, left, tuple(row for row, path in below.items() if path not in others), unclear)
+    same = {row: [row] if row in there else whole.get(path, []) for row, path in plain.items()}
+    taken = {fits[0] for fits in same.values() if len(fits) == 1}
+    free = {path for path, fits in whole.items() if not taken & set(fits)}
+    prefix = _common_folder([plain[row] for row, fits in same.items() if not fits], free)
+    below = {row: plain[row].removeprefix(prefix) for row, fits in same.items() if not fits}
+    ends, others = _group(there, below.values()), _group(left_out, below.values())
+    match = Match({}, [], [], {})
+    for row, fits in same.items():
+        if row in below:
+            alike = whole.get(below[row]) or ends.get(below[row], [])
+            fits = [] if taken.issuperset(alike) and len(alike) == 1 else alike
+        if len(fits) == 1:
+            match.images[row] = fits[0]
+        elif fits:
+            match.unclear[row] = (fits[0], fits[1])
+        else:
+            (match.left_out if below[row] in others else match.missed).append(row)
+    return match
 
 
 def accept_match(match: Match, table: str, images: Collection[str], max_unmatched: float) -> str:
@@ -93,25 +97,6 @@ def plain_path(path: str) -> str:
     """A path without what differs between systems: ``.\\Train\\x.JPEG`` -> ``train/x.jpeg``, in Unicode's form C."""
     text = unicodedata.normalize("NFC", path.strip().replace("\\", "/")).casefold()
     return "/".join(part for part in text.split("/") if part not in ("", "."))
-
-
-def _take(
-    rows: dict[str, str],
-    places: dict[str, list[str]],
-    taken: frozenset[str],
-    found: dict[str, str],
-    unclear: dict[str, tuple[str, str]],
-) -> None:
-    """Moves rows whose plain path is in ``places`` to ``found``, or to ``unclear`` if it means several images."""
-    for row, path in list(rows.items()):
-        fits = places.get(path, [])
-        if len(fits) > 1:
-            unclear[row] = (fits[0], fits[1])
-        elif fits and fits[0] not in taken:
-            found[row] = fits[0]
-        else:
-            continue
-        del rows[row]
 
 
 def _group(paths: Iterable[str], like: Collection[str] | None = None) -> dict[str, list[str]]:

@@ -33,13 +33,13 @@ def test_a_name_that_two_images_end_with_is_unclear_even_if_another_row_names_on
 def test_only_one_common_folder_is_taken_off() -> None:
     rows = [f"chest_xray/{path}" for path in IMAGES[:2]] + ["hospital_b/test/NORMAL/a.jpeg"]
     match = match_paths(rows, IMAGES)
-    assert (list(match.images.values()), match.missed) == (IMAGES[:2], (rows[2],))
+    assert (list(match.images.values()), match.missed) == (IMAGES[:2], [rows[2]])
     assert match_paths([f"a/{IMAGES[0]}", f"b/{IMAGES[1]}"], IMAGES).images == {}
 
 
 def test_an_image_that_a_row_names_in_full_belongs_to_no_row_that_only_resembles_it() -> None:
     match = match_paths(["x/a.png", "a.png", "old/x/a.png"], ["x/a.png"])
-    assert (match.images, match.missed) == ({"x/a.png": "x/a.png"}, ("a.png", "old/x/a.png"))
+    assert (match.images, match.missed) == ({"x/a.png": "x/a.png"}, ["a.png", "old/x/a.png"])
 
 
 def test_rows_of_a_nested_copy_mean_the_image_above_or_a_file_that_is_left_out() -> None:
@@ -47,7 +47,7 @@ def test_rows_of_a_nested_copy_mean_the_image_above_or_a_file_that_is_left_out()
     rows = ["c/train/NORMAL/a.jpeg", "c/train/NORMAL/only.jpeg", "c/train/NORMAL/b.jpeg"]
     match = match_paths(rows, IMAGES, nested)
     assert match.images == {rows[0]: IMAGES[0], rows[2]: IMAGES[1]}
-    assert (match.left_out, match.missed) == ((rows[1],), ())
+    assert (match.left_out, match.missed) == ([rows[1]], [])
 
 
 @pytest.mark.parametrize("row", ["../train/NORMAL/a.jpeg", "a.jpeg/", "NORMAL", "", "/", "NORMAL/a.jpeg.txt"])

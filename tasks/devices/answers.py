@@ -226,49 +226,59 @@ def name_images(with_device: str, without_device: str, manifest: pd.DataFrame) -
     return answers
 
 
-def keep_answers(
-    answers: list[Answer],
-    manifest: pd.DataFrame,
-    folder: Path,
-    *,
-    reviewer: str,
-    place: str,
-    now: datetime,
-    max_unmatched: float = 0.0,
-) -> Facts:
-    """Saves answers about images of a manifest as a new file in the folder, named by time and content.
+def match_answers(
+    answers: list[Answer], manifest: pd.DataFrame, place: str, max_unmatched: float = 0.0
+) -> list[Answer]:
+    """The answers that are about images of a manifest, each with its image's path and sha256.
+
+    Args:
+        place: The answers in messages.
+        max_unmatched: Largest accepted share of them that name no image.
+
+    Raises:
+        TableError: If more name no image, or one has another sha256.
+    """
+    contents = dict(zip(manifest["path"], manifest["sha256"], strict=True))
+    match = match_paths((answer.path for answer in answers), contents)
+    if answers and (warning := accept_match(match, place, contents, max_unmatched)):
+        print(f"warning: {warning}")
+    found = []
+    for answer in answers:
+        image = match.images.get(answer.path)
+        if image and answer.sha256 not in ("", contents[image]):
+            raise TableError(
+                f"{place} is about another file {answer.path!r} than the one of this run, its sha256 differs; take it "
+                "with the run that it belongs to"
+            )
+        if image:
+            found.append(replace(answer, path=image.strip(), sha256=contents[image]))
+    return found
+
+
+def keep_answers(answers: list[Answer], folder: Path, *, reviewer: str, place: str, now: datetime) -> Facts:
+    """Saves answers (``match_answers``) as a new file in the folder, named by time and content.
 
     Returns:
         Numbers of images: ``n_taken`` that the answers are about, of these ``n_new``, ``n_changed``, ``n_unchanged``,
         ``n_older`` (a newer answer exists and counts) and ``n_with_device``; ``n_kept`` answers in all files.
 
     Raises:
-        TableError: If more than ``max_unmatched`` of the answers name no image of the manifest; on a wrong sha256, a
-            time in the future, or a contradiction to an answer of the same time.
+        TableError: On a time in the future, or a contradiction to an answer of the same time.
     """
     try:
         reviewer = _check_reviewer(reviewer)
     except ValueError as error:
         raise TableError(f"reviewer: {reviewer!r:.100} is not a name; {error}") from None
-    contents = dict(zip(manifest["path"], manifest["sha256"], strict=True))
-    match = match_paths((answer.path for answer in answers), contents)
-    if answers and (warning := accept_match(match, place, contents, max_unmatched)):
-        print(f"warning: {warning}")
-    found = [
-        _resolve(answer, match.images[answer.path], contents, place)
-        for answer in answers
-        if answer.path in match.images
-    ]
-    for answer in found:
+    for answer in answers:
         if answer.time and answer.time > now + CLOCK_SKEW:
             raise TableError(
                 f"{place} has an answer about {answer.path!r} from {write_time(answer.time)}, which lies ahead"
             )
-    _refuse_contradictions(found, place)
+    _refuse_contradictions(answers, place)
     kept = read_kept(folder)
-    before, given = _newest_of_each(kept), _newest_of_each(found)
+    before, given = _newest_of_each(kept), _newest_of_each(answers)
     everything = dict.fromkeys(kept)
-    for answer in found:
+    for answer in answers:
         stamped = replace(answer, reviewer=answer.reviewer or reviewer, time=answer.time or now)
         last = before.get((answer.path, answer.sha256))
         # Taking the same list again adds no reading.
@@ -287,16 +297,6 @@ def keep_answers(
         "n_with_device": sum(after[key].device for key in given),
         "n_kept": len(everything),
     }
-
-
-def _resolve(answer: Answer, image: str, contents: dict[str, str], place: str) -> Answer:
-    """The answer with its image's path and sha256; ``contents`` is path -> sha256 of the run's images."""
-    if answer.sha256 not in ("", contents[image]):
-        raise TableError(
-            f"{place} is about another file {answer.path!r} than the one of this run, its sha256 differs; take it with "
-            "the run that it belongs to"
-        )
-    return replace(answer, path=image.strip(), sha256=contents[image])
 
 
 def _describe_change(was: Answer | None, counts: Answer, given: Answer) -> str:

@@ -20,6 +20,7 @@ from tasks.devices.answers import (
     Answer,
     answers_folder,
     keep_answers,
+    match_answers,
     name_images,
     newest,
     read_answered,
@@ -67,7 +68,13 @@ def take(tmp_path: Path, *lines: str, header: str = "path,sha256,device,reviewer
 
 def take_file(new: Path, manifest: pd.DataFrame, folder: Path, now: datetime = NOW) -> Facts:
     answers = read_answers(new, "answers")
-    return keep_answers(answers, manifest, folder, reviewer="someone", place=f"answers: {new}", now=now)
+    return keep_answers(
+        match_answers(answers, manifest, f"answers: {new}"),
+        folder,
+        reviewer="someone",
+        place=f"answers: {new}",
+        now=now,
+    )
 
 
 def kept(tmp_path: Path) -> list[Answer]:
@@ -181,7 +188,7 @@ def test_answers_taken_in_two_parts_are_all_kept_and_the_newest_of_each_image_co
     folder = tmp_path_factory.mktemp("kept")
     dated = [a for a in answers if a.time is not None]
     for part in (dated[:cut], dated[cut:]):
-        keep_answers(part, MANIFEST, folder, reviewer="x", place="test", now=NOW)
+        keep_answers(match_answers(part, MANIFEST, "test"), folder, reviewer="x", place="test", now=NOW)
     contents = dict(zip(MANIFEST["path"], MANIFEST["sha256"], strict=True))
     expected = {Answer(a.path, a.device, contents[a.path], a.reviewer, a.time) for a in dated}
     found = read_kept(folder)
@@ -285,7 +292,7 @@ def test_an_answer_that_contradicts_a_kept_one_of_the_same_time_is_refused(tmp_p
 
 def test_a_default_reviewer_like_a_formula_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="formula"):
-        keep_answers([], MANIFEST, tmp_path / "kept", reviewer="=1+1", place="x", now=NOW)
+        keep_answers(match_answers([], MANIFEST, "x"), tmp_path / "kept", reviewer="=1+1", place="x", now=NOW)
 
 
 def test_no_cell_of_the_kept_table_starts_like_a_formula_and_paths_survive_it(tmp_path: Path) -> None:
@@ -386,7 +393,9 @@ def machine(tmp_path: Path, name: str, runs: str, run: str = "run") -> Settings:
 
 def answer_here(settings: Settings, path: str) -> None:
     folder = answers_folder(Run(settings))
-    keep_answers([Answer(path, 1)], make_manifest({path: path}), folder, reviewer="x", place="x", now=NOW)
+    keep_answers(
+        match_answers([Answer(path, 1)], make_manifest({path: path}), "x"), folder, reviewer="x", place="x", now=NOW
+    )
 
 
 def answered_here(settings: Settings) -> list[str]:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from small_run import write_run
 
-from tasks.devices.answers import keep_answers, newest, read_answers, read_kept
+from tasks.devices.answers import keep_answers, match_answers, newest, read_answers, read_kept
 from tasks.devices.contact_sheet import SheetRow, doubtful_rows, find_doubtful, render_sheet, write_sheet
 from tasks.pixels.masks import DeviceMasks
 from tasks.pixels.outlines import draw_outline
@@ -212,7 +212,7 @@ def test_answers_given_with_keys_and_mouse_are_saved_and_taken(
     assert {a.reviewer for a in answers} == {"Ada, the 'first'"}
     assert all(a.time and abs(a.time - datetime.now(UTC)) < timedelta(minutes=5) for a in answers)
     folder = tmp_path / "device_answers"
-    taken = keep_answers(answers, manifest, folder, reviewer="x", place="x", now=datetime.now(UTC))
+    taken = keep_answers(match_answers(answers, manifest, "x"), folder, reviewer="x", place="x", now=datetime.now(UTC))
     assert taken["n_new"] == 3 and newest(read_kept(folder)) == newest(answers)
 
 

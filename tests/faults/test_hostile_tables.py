@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
-from tasks.devices.answers import FORMULA, keep_answers, read_answers, read_kept
+from tasks.devices.answers import FORMULA, keep_answers, match_answers, read_answers, read_kept
 from tasks.devices.readings import find_review, read_review
 from tasks.preparing.ingestion import read_index_table
 
@@ -105,7 +105,9 @@ def read_as_index(path: Path) -> None:
 def take_as_answers(path: Path) -> None:
     """Takes them; what is kept then has no cell that a spreadsheet runs, and only answers about these images."""
     kept = path.with_name("kept")
-    keep_answers(read_answers(path, "answers"), MANIFEST, kept, reviewer="someone", place="x", now=NOW)
+    keep_answers(
+        match_answers(read_answers(path, "answers"), MANIFEST, "x"), kept, reviewer="someone", place="x", now=NOW
+    )
     for file in kept.glob("*"):
         with file.open(newline="", encoding="utf-8") as stream:
             assert not [cell for row in csv.reader(stream) for cell in row if cell.startswith(FORMULA)]
@@ -272,6 +274,10 @@ def test_a_table_with_a_million_rows_is_read_or_refused_within_the_memory_limit(
     assert not ends_well(
         faults,
         lambda: keep_answers(
-            read_answers(table, "answers"), MANIFEST, tmp_path / "kept", reviewer="a", place="x", now=NOW
+            match_answers(read_answers(table, "answers"), MANIFEST, "x"),
+            tmp_path / "kept",
+            reviewer="a",
+            place="x",
+            now=NOW,
         ),
     )

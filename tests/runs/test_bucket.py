@@ -19,7 +19,7 @@ import pytest
 from recipe import FLAGS
 from s3_server import faulty_proxy, running_s3, set_aws
 
-from tasks.devices.answers import Answer, answers_folder, keep_answers, read_kept, share_answers
+from tasks.devices.answers import Answer, answers_folder, keep_answers, match_answers, read_kept, share_answers
 from tasks.errors import OutsideError, RunError
 from tasks.files import REPOSITORY, write_json
 from tasks.records import Facts
@@ -301,7 +301,9 @@ def test_shards_that_an_index_names_go_before_it_and_come_with_it_once(
 def answer_here(settings: Settings, path: str) -> None:
     images = pd.DataFrame({"path": [path], "sha256": [hashlib.sha256(path.encode()).hexdigest()]})
     folder, now = answers_folder(Run(settings)), datetime.now(UTC)
-    keep_answers([Answer(path, 1)], images, folder, reviewer="someone", place="a test", now=now)
+    keep_answers(
+        match_answers([Answer(path, 1)], images, "a test"), folder, reviewer="someone", place="a test", now=now
+    )
 
 
 def answered_here(settings: Settings) -> list[str]:
