@@ -88,9 +88,8 @@ def accept_match(match: Match, table: str, images: Collection[str], max_unmatche
             f"{table}: {n_missed:,} of {n:,} paths name no file of the source{example}; {like}; give the table of "
             "these images, or raise quality.max_unmatched"
         )
-    missed = f"{n_missed:,} of {n:,} paths name no file of the source" if n_missed else ""
-    other = f"{n_other:,} name files that are not used" if n_other else ""
-    return f"{table}: {' and '.join(filter(None, (missed, other)))}{example}" if example else ""
+    missed = f"{n_missed:,} of {n:,} paths name no file of the source, {n_other:,} name files that are not used"
+    return f"{table}: {missed}{example}" if example else ""
 
 
 def plain_path(path: str) -> str:

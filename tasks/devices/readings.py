@@ -1,7 +1,7 @@
 """Readings: a table that comes with a data set; for each image, whether a person saw a device in it."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -98,12 +98,7 @@ def find_review(
 
 
 def _join(table: dict[str, int], images: dict[str, str], place: str) -> dict[str, int]:
-    """Readings by the path of the image; refuses two different ones of one image."""
-    readings: dict[str, int] = {}
-    for path, image in images.items():
-        if readings.setdefault(image, table[path]) != table[path]:
-            raise TableError(f"{place} reads {image!r} as 0 and as 1; keep one line")
-    return readings
+    return _unite(((image, table[path]) for path, image in images.items()), place)
 
 
 def read_review(path: Path, setting: str) -> dict[str, int]:
@@ -112,8 +107,13 @@ def read_review(path: Path, setting: str) -> dict[str, int]:
     Raises:
         TableError: On missing columns, other values, or two different readings of one path.
     """
+    return _unite(((row.path, row.device) for row in read_rows(path, setting, Reading)), f"{setting}: {path}")
+
+
+def _unite(rows: Iterable[tuple[str, int]], place: str) -> dict[str, int]:
+    """Readings by path; refuses two different ones of one path."""
     readings: dict[str, int] = {}
-    for row in read_rows(path, setting, Reading):
-        if readings.setdefault(row.path, row.device) != row.device:
-            raise TableError(f"{setting}: {path} reads {row.path!r} as 0 and as 1; keep one line")
+    for path, device in rows:
+        if readings.setdefault(path, device) != device:
+            raise TableError(f"{place} reads {path!r} as 0 and as 1; keep one line")
     return readings

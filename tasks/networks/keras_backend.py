@@ -45,11 +45,6 @@ except (ValueError, AttributeError, TypeError, OSError) as error:
         f"keras.json: Keras does not start with the one in ~/.keras or KERAS_HOME ({reason}); correct or remove it"
     ) from None
 
-if keras.backend.backend() != os.environ["KERAS_BACKEND"]:  # somebody imported Keras before us
-    raise SettingsError(
-        f"KERAS_BACKEND: Keras already runs on {keras.backend.backend()}, not {os.environ['KERAS_BACKEND']}; "
-        "set the variable before Keras is imported"
-    )
 # What ~/.keras/keras.json may say otherwise: the networks and their files are made for these.
 keras.config.set_floatx("float32")
 keras.config.set_epsilon(1e-7)

@@ -7,7 +7,6 @@ more than saving them again does are equal: a large JPEG is decoded at a part of
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -116,20 +115,17 @@ def describe_pictures(
     images: PackedImages, places: Mapping[str, Sequence[int]]
 ) -> tuple[dict[str, str], dict[str, NDArray[np.float32]]]:
     """The sha256 of the pixels of each image, and for each such checksum the perceptual hash (``hash_looks``)."""
-    sharing: dict[tuple[int, ...], list[str]] = {}
-    for image, place in places.items():
-        sharing.setdefault(tuple(place), []).append(image)
-    order = sorted(sharing)
-    sums: dict[str, str] = {}
+    shown = {tuple(place): image for image, place in places.items()}
+    order = sorted(shown)
+    sums: dict[tuple[int, ...], str] = {}
     hashes: dict[str, NDArray[np.float32]] = {}
     for start in range(0, len(order), BATCH):
         batch = order[start : start + BATCH]
-        pixels = images.read([sharing[place][0] for place in batch])
+        pixels = images.read([shown[place] for place in batch])
         for place, picture, short in zip(batch, pixels, hash_looks(shrink(pixels)), strict=True):
-            checksum = hashlib.sha256(picture.tobytes()).hexdigest()
-            sums |= dict.fromkeys(sharing[place], checksum)
-            hashes[checksum] = short
-    return sums, hashes
+            sums[place] = hashlib.sha256(picture.tobytes()).hexdigest()
+            hashes[sums[place]] = short
+    return {image: sums[tuple(place)] for image, place in places.items()}, hashes
 
 
 def shrink(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -149,17 +145,10 @@ def hash_looks(looks: NDArray[np.float32]) -> NDArray[np.float32]:
     The transform keeps distances, and leaving coefficients out only shortens them: as ``|a - b|^2 = 2 - 2r`` for looks
     of length 1, no pair with the correlation r is farther apart than that here.
     """
-    waves = cosine_waves()
-    low = waves @ looks.reshape(-1, SIDE_PX, SIDE_PX) @ waves.T
-    return np.asarray(low.reshape(len(looks), -1), np.float32)
+    from scipy.fft import dctn
 
-
-@cache
-def cosine_waves() -> NDArray[np.float32]:
-    """The lowest rows of the orthonormal cosine transform (DCT-II), ``(6, 64)``."""
-    from scipy.fft import dct
-
-    return np.asarray(dct(np.eye(SIDE_PX), norm="ortho", axis=0)[:N_WAVES], np.float32)
+    waves = dctn(looks.reshape(-1, SIDE_PX, SIDE_PX), norm="ortho", axes=(1, 2))
+    return np.asarray(waves[:, :N_WAVES, :N_WAVES].reshape(len(looks), -1), np.float32)
 
 
 def find_near(images: PackedImages, pictures: Sequence[str], hashes: Sequence[NDArray[np.float32]]) -> list[NearPair]:

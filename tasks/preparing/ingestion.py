@@ -66,6 +66,12 @@ def ingest(run: Run, fetched: Fetched) -> Facts:
         **run.settings.ingestion.model_dump(include={"patients", "dicom_classes", "groups"}),
     }
     facts = run.stage("ingest", given=given, make=make, packages=("pillow", "pydicom", "pandas"))
+    show_manifest(facts)
+    return facts
+
+
+def show_manifest(facts: Facts) -> None:
+    """Shows what was listed, left out and is to be warned of."""
     for warning in facts["warnings"]:
         print(f"warning: {warning}")
     more = {"pictures that are not used": facts["n_unused"], "by ingestion.ignore": facts["n_ignored"]}
@@ -79,13 +85,11 @@ def ingest(run: Run, fetched: Fetched) -> Facts:
         f"{facts['n_duplicates_excluded']:,} copies excluded, {facts['n_test_copies']:,} copies kept in test, "
         f"{facts['n_conflicts']:,} files with contradicting labels"
     )
-    if facts["n_deep"]:
-        print(f"{facts['n_deep']:,} files: {facts['bits']} of 16 bits used")
-    patient_lines = describe_patients(facts["patients"], facts["n_patients_unknown"], facts["n_images"])
-    for line in [*facts["dicom"], *patient_lines]:
+    deep = [f"{facts['n_deep']:,} files: {facts['bits']} of 16 bits used"] if facts["n_deep"] else []
+    patients = describe_patients(facts["patients"], facts["n_patients_unknown"], facts["n_images"])
+    for line in [*deep, *facts["dicom"], *patients]:
         print(line)
-    show_table("source", facts["counts"], f"Images in {run.settings.public_source}")
-    return facts
+    show_table("source", facts["counts"], f"Images in {facts['source']}")
 
 
 def list_images(
@@ -218,11 +222,10 @@ def read_index_table(
     max_unmatched: float = 0.0,
     warn: Callable[[str], None] = print,
 ) -> pd.DataFrame:
-    """Reads the ``index.csv`` of a data set with other file names; it overrides what file names say.
+    """The rows of an ``index.csv``, as ``docs/data.md`` describes it, by image; an empty cell is unknown.
 
     Args:
-        path: CSV with ``path,label,patient_id`` and optionally ``subtype,split``; label is 0 or normal, 1 or
-            pneumonia; an empty cell is unknown.
+        path: The table.
         images: Paths of the images that exist.
         left_out: Names of the source's other files.
         max_unmatched: Largest accepted share of its rows that name no file.
@@ -289,9 +292,7 @@ def describe_manifest(manifest: pd.DataFrame, fetched: Fetched) -> Facts:
         "n_distinct": int(manifest["sha256"].nunique()),
         "n_clutter": fetched.layout.n_clutter + len(others) - len(pictures),
         "n_unused": fetched.layout.n_unused + len(pictures),
-        "n_ignored": fetched.layout.n_ignored,
-        "n_nested": fetched.layout.n_nested,
-        "n_nested_only": fetched.layout.n_nested_only,
+        **{name: getattr(fetched.layout, name) for name in ("n_ignored", "n_nested", "n_nested_only")},
         "n_duplicates_excluded": int(excluded.str.startswith("duplicate").sum()),
         "n_test_copies": int((manifest["duplicate_of"].notna() & (manifest["source_split"] == "test")).sum()),
         "n_conflicts": int((labels > 1).sum()),

@@ -24,15 +24,13 @@ class Pattern:
     Attributes:
         says: Whose it is, for people.
         expression: Finds the patient in a path; its group ``patient`` is the patient.
-        alone: Whether a source is taken to follow it without a setting: no other naming looks like it.
-        reused: Whether a number may stand for two children, one in train and one in test.
-        needs: What must be found in one path at least: viewers export anybody's images as IM-0001-0001.
+        needs: What one path at least must show for the pattern to count without a setting; ``None``: it never does.
+            Viewers export anybody's images as IM-0001-0001.
     """
 
     says: str
     expression: str
-    alone: bool = True
-    needs: str = ""
+    needs: str | None = ""
     reused: bool = False
 
 
@@ -49,7 +47,7 @@ PATTERNS = {
         rf"(?i)(?<![a-z0-9])(?:bacteria|virus|normal)[-_ ](?P<patient>\d{{5,}})[-_ ]\d+(?!\d){_NAME}",
         reused=True,
     ),
-    "nih": Pattern("ChestX-ray14, such as 00000013_005", r"(?<![^/])(?P<patient>\d{8})_\d{3}(?!\d)", alone=False),
+    "nih": Pattern("ChestX-ray14, such as 00000013_005", r"(?<![^/])(?P<patient>\d{8})_\d{3}(?!\d)", needs=None),
 }
 """The patterns that ``ingestion.patients`` may name, in the order in which they are tried; docs/data.md lists them."""
 NOTHING = Pattern(
@@ -97,8 +95,8 @@ def find_patients(paths: Sequence[str], wanted: str | None) -> tuple["pd.Series[
         return found, pattern
     for pattern in PATTERNS.values() if wanted is None else ():
         found = _fit(pattern, paths)
-        is_it = pattern.alone and any(re.search(pattern.needs, path) for path in paths)
-        if is_it and found.notna().mean() >= NEARLY_ALL:
+        shown = pattern.needs is not None and any(re.search(pattern.needs, path) for path in paths)
+        if shown and found.notna().mean() >= NEARLY_ALL:
             return found, pattern
     return pd.Series([pd.NA] * len(paths), dtype="string"), NOTHING
 

@@ -101,7 +101,9 @@ def test_paths_that_name_nothing_are_warned_of_and_refused_beyond_a_share(tmp_pa
     paths = [f"train/NORMAL/{i}.jpeg" for i in range(20)]
     named = review_file(tmp_path / "named.csv", "path,device\ngone.jpeg,1\n" + "".join(f"{p},0\n" for p in paths[1:]))
     review = find_review(str(named), tmp_path, pd.Series(paths), max_unmatched=0.05)
-    assert review.warning.endswith("1 of 20 paths name no file of the source, such as 'gone.jpeg'")
+    assert review.warning.endswith(
+        "1 of 20 paths name no file of the source, 0 name files that are not used, such as 'gone.jpeg'"
+    )
     with pytest.raises(TableError, match=r"1 of 20 paths name no file.*'gone\.jpeg'.*quality\.max_unmatched"):
         find_review(str(named), tmp_path, pd.Series(paths), max_unmatched=0.049)
     left_out = ["chest_xray/chest_xray/gone.jpeg"]
