@@ -42,13 +42,17 @@ def match_paths(named: Iterable[str], images: Collection[str], left_out: Collect
         left_out: Names of the source's other files; a path that means one of them is no miss.
     """
     there, plain = set(images), {row: plain_path(row) for row in named}
-    whole = _group(there)
+    whole, ends = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    for image in sorted(there):
+        whole[plain_path(image)].append(image)
+        for end in _ends(image):
+            ends[end].append(image)
     same = {row: [row] if row in there else whole.get(path, []) for row, path in plain.items()}
     taken = {fits[0] for fits in same.values() if len(fits) == 1}
     free = {path for path, fits in whole.items() if not taken & set(fits)}
     prefix = _common_folder([plain[row] for row, fits in same.items() if not fits], free)
     below = {row: plain[row].removeprefix(prefix) for row, fits in same.items() if not fits}
-    ends, others = _group(there, below.values()), _group(left_out, below.values())
+    others = {end for name in left_out for end in _ends(name)}
     match = Match({}, [], [], {})
     for row, fits in same.items():
         if row in below:
@@ -98,16 +102,10 @@ def plain_path(path: str) -> str:
     return "/".join(part for part in text.split("/") if part not in ("", "."))
 
 
-def _group(paths: Iterable[str], like: Collection[str] | None = None) -> dict[str, list[str]]:
-    """Plain path -> the paths that have it, sorted; of a path its last parts, as many as those that it may be like."""
-    n_parts = None if like is None else {path.count("/") + 1 for path in like}
-    groups: dict[str, list[str]] = defaultdict(list)
-    for path in sorted(paths):
-        parts = plain_path(path).split("/")
-        for n in (len(parts),) if n_parts is None else n_parts:
-            if n <= len(parts):
-                groups["/".join(parts[-n:])].append(path)
-    return groups
+def _ends(path: str) -> list[str]:
+    """The plain path, and it without its first folder, its first two …"""
+    parts = plain_path(path).split("/")
+    return ["/".join(parts[n:]) for n in range(len(parts))]
 
 
 def _common_folder(rows: Iterable[str], places: Collection[str]) -> str:

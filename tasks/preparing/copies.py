@@ -215,22 +215,25 @@ def write_pairs(pairs: pd.DataFrame) -> str:
     return pairs.assign(**paths).to_csv(index=False, float_format="%.4f")
 
 
-def count_pairs(manifest: pd.DataFrame, pairs: pd.DataFrame) -> Facts:
-    """Counts for log and report; test images that contradict another are named by ``image_id``, up to three."""
-    excluded = manifest["excluded"].fillna("")
+def count_copies(manifest: pd.DataFrame) -> Facts:
+    """Counts of copies and contradictions; contradicting test images are named by ``image_id``, up to three."""
     in_test = (manifest["source_split"] == "test").fillna(False)
+    labels = manifest["label"].tolist()
+    wrong = [at for rows in group_equal(manifest) if len({labels[at] for at in rows}) > 1 for at in rows]
+    wrong_in_test = manifest.iloc[sorted(at for at in wrong if in_test.iloc[at])]
+    return {
+        "n_duplicates_excluded": int(manifest["excluded"].fillna("").str.startswith("duplicate").sum()),
+        "n_test_copies": int((manifest["duplicate_of"].notna() & in_test).sum()),
+        "n_conflicts": len(wrong),
+        "n_conflicts_test": len(wrong_in_test),
+        "conflicts_test": wrong_in_test["image_id"].tolist()[:3],
+    }
+
+
+def count_pairs(manifest: pd.DataFrame, pairs: pd.DataFrame) -> Facts:
+    """Counts for log and report: ``count_copies``, and of pictures in several files and nearly equal ones."""
     n_files = manifest[manifest["pixels_sha256"].notna()].groupby("pixels_sha256")["sha256"].transform("nunique")
-    wrong = pairs[pairs["kind"] == "contradicting"]
-    contradicting = manifest["path"].isin([*wrong["path"], *wrong["other"]])
     near = pairs[pairs["kind"] == "near"]
     across = (near["split"] == "test") != (near["other_split"] == "test")
-    return {
-        "n_duplicates_excluded": int(excluded.str.startswith("duplicate").sum()),
-        "n_test_copies": int((manifest["duplicate_of"].notna() & in_test).sum()),
-        "n_other_files": int((n_files > 1).sum()),
-        "n_conflicts": int(contradicting.sum()),
-        "n_conflicts_test": int((contradicting & in_test).sum()),
-        "conflicts_test": manifest.loc[contradicting & in_test, "image_id"].tolist()[:3],
-        "n_near": len(near),
-        "n_near_test": int(across.sum()),
-    }
+    more = {"n_other_files": int((n_files > 1).sum()), "n_near": len(near), "n_near_test": int(across.sum())}
+    return count_copies(manifest) | more

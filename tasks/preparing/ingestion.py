@@ -21,7 +21,7 @@ from tasks.matching import accept_match, match_paths
 from tasks.pixels.content import HEAD_BYTES, UndecodableError, is_picture, suggests_picture
 from tasks.pixels.decoding import MAX_FILE_BYTES, choose_bits, in_turn, read_header
 from tasks.pixels.dicom import describe_dicom
-from tasks.preparing.copies import exclude_copies
+from tasks.preparing.copies import count_copies, exclude_copies
 from tasks.preparing.groups import add_tags
 from tasks.preparing.patients import add_patients, describe_patients
 from tasks.records import Facts
@@ -272,9 +272,6 @@ def fill_splits(table: pd.DataFrame, warn: Callable[[str], None]) -> pd.DataFram
 
 def describe_manifest(manifest: pd.DataFrame, fetched: Fetched) -> Facts:
     """Counts of a manifest after ingestion, for the log and the report."""
-    excluded = manifest["excluded"].fillna("")
-    decodable = manifest[~excluded.str.startswith("undecodable")]
-    labels = decodable.groupby("sha256")["label"].transform("nunique")
     counts = manifest.groupby(["source_split", "label"]).agg(n=("path", "size"), patients=("patient_id", "nunique"))
     notes = list(manifest["notes"].dropna()) if "notes" in manifest else []
     others = set(fetched.layout.images) - set(manifest["path"])  # that an index does not name, or that are no pictures
@@ -286,19 +283,16 @@ def describe_manifest(manifest: pd.DataFrame, fetched: Fetched) -> Facts:
         "archive_sha256": fetched.archive_sha256,
         "n_vanished": len(fetched.vanished),
         "vanished": list(fetched.vanished),
-        "tables": list(fetched.layout.tables),
         "table_sha256": sum_tables(fetched),
         "n_images": len(manifest),
         "n_distinct": int(manifest["sha256"].nunique()),
         "n_clutter": fetched.layout.n_clutter + len(others) - len(pictures),
         "n_unused": fetched.layout.n_unused + len(pictures),
         **{name: getattr(fetched.layout, name) for name in ("n_ignored", "n_nested", "n_nested_only")},
-        "n_duplicates_excluded": int(excluded.str.startswith("duplicate").sum()),
-        "n_test_copies": int((manifest["duplicate_of"].notna() & (manifest["source_split"] == "test")).sum()),
-        "n_conflicts": int((labels > 1).sum()),
+        **count_copies(manifest),
         "n_dicom": len(notes),
         "dicom": describe_dicom(notes),
-        "n_undecodable": int(excluded.str.startswith("undecodable").sum()),
+        "n_undecodable": int(manifest["excluded"].str.startswith("undecodable").sum()),
         "n_patients_unknown": int(manifest["patient_id"].isna().sum()),
         "counts": [
             {"split": split, "class": "pneumonia" if label else "normal", "images": int(n), "patients": int(patients)}

@@ -135,7 +135,8 @@ def add_facts(
     picture = key_pictures(manifest)
     groups = pd.DataFrame({"split": split, "label": manifest["label"], "patient": manifest["patient_id"]})[usable]
     table["n_of_class"] = aligned(groups.groupby(["split", "label"])["label"].transform("size"))
-    table["n_wanted"] = split.eq("train").fillna(False).map({True: quality.min_train_images, False: quality.min_images})
+    n_wanted = split.eq("train").fillna(False).map({True: quality.min_train_images, False: quality.min_images})
+    table["n_lacking"] = n_wanted - table["n_of_class"]
     table["n_classes"] = aligned(groups.groupby("split")["label"].transform("nunique"))
     table["n_splits_of_picture"] = aligned(groups.groupby(picture[usable])["split"].transform("nunique"))
     for other in ("val", "test"):
@@ -170,48 +171,29 @@ def build_suite(
         own_patients: One patient in both train and test is a leak; the public set uses numbers twice, for different
             children (see ``patients.Pattern``).
     """
-    n_train, n_other = quality.min_train_images, quality.min_images
-    enough = f"each class has {n_train} or more usable images in train and {n_other} in each other split"
-    low, high = float(quality.min_side_px), float(quality.max_side_px)
+    enough = f"{quality.min_train_images} or more usable images in train and {quality.min_images} in each other split"
+    sides: Facts = {"min_value": float(quality.min_side_px), "max_value": float(quality.max_side_px)}
+    px = f"{quality.min_side_px} to {quality.max_side_px:,} px"
+    decoding = f"at most {100 * quality.max_undecodable:g} % of the files do not decode"
+    apart = f"and class are associated by at most {quality.max_association:g} (Cramér's V) in train"
     groups = [name for name in table if name.startswith(f"v_{GROUP_PREFIX}")]
-    associated = f"and class are associated by at most {quality.max_association:g} (Cramér's V) in train"
     suite = [
-        expect(AMONG, "every label is 0 or 1", column="label", value_set=[0.0, 1.0]),
-        expect(FILLED, "every image has a label", column="label"),
-        expect(AMONG, "every split is train, val or test", column="split", value_set=list(SPLITS)),
-        expect(FILLED, "every image has a split", column="split"),
-        expect(AMONG, "every subtype is known", column="subtype", value_set=list(SUBTYPES)),
-        expect(AMONG, "label agrees with subtype", column="subtype_fits", value_set=[1.0]),
-        expect("ColumnValuesToBeUnique", "image ids are unique", column="image_id"),
-        expect(BETWEEN, "no picture is in two splits", column="n_splits_of_picture", max_value=1.0),
-        expect(BETWEEN, "each split that exists has both classes", column="n_classes", min_value=2.0),
-        expect(
-            "ColumnPairValuesAToBeGreaterThanB",
-            enough,
-            column_A="n_of_class",
-            column_B="n_wanted",
-            or_equal=True,
-            ignore_row_if="either_value_is_missing",
-        ),
-        expect(
-            BETWEEN,
-            f"at most {100 * quality.max_undecodable:g} % of the files do not decode",
-            column="share_undecodable",
-            max_value=quality.max_undecodable,
-        ),
-        warn(AMONG, "equal pictures have one label", column="contradicts", value_set=[0.0]),
+        expect(AMONG, "label", "every label is 0 or 1", value_set=[0.0, 1.0]),
+        expect(FILLED, "label", "every image has a label"),
+        expect(AMONG, "split", "every split is train, val or test", value_set=list(SPLITS)),
+        expect(FILLED, "split", "every image has a split"),
+        expect(AMONG, "subtype", "every subtype is known", value_set=list(SUBTYPES)),
+        expect(AMONG, "subtype_fits", "label agrees with subtype", value_set=[1.0]),
+        expect("ColumnValuesToBeUnique", "image_id", "image ids are unique"),
+        expect(BETWEEN, "n_splits_of_picture", "no picture is in two splits", max_value=1.0),
+        expect(BETWEEN, "n_classes", "each split that exists has both classes", min_value=2.0),
+        expect(BETWEEN, "n_lacking", f"each class has {enough}", max_value=0.0),
+        expect(BETWEEN, "share_undecodable", decoding, max_value=quality.max_undecodable),
+        warn(AMONG, "contradicts", "equal pictures have one label", value_set=[0.0]),
+        *(warn(BETWEEN, f"{side}_px", f"{side} is {px}", **sides) for side in ("width", "height")),
         *(
-            warn(BETWEEN, f"{side} is {low:g} to {high:,.0f} px", column=f"{side}_px", min_value=low, max_value=high)
-            for side in ("width", "height")
-        ),
-        *(
-            warn(
-                BETWEEN,
-                f"{name.removeprefix(f'v_{GROUP_PREFIX}')} {associated}",
-                column=name,
-                max_value=quality.max_association,
-            )
-            for name in groups
+            warn(BETWEEN, v, f"{v.removeprefix(f'v_{GROUP_PREFIX}')} {apart}", max_value=quality.max_association)
+            for v in groups
         ),
     ]
     return suite if checkpoint == "source" else suite + _prepared_suite(table, quality, own_patients)
@@ -219,50 +201,44 @@ def build_suite(
 
 def _prepared_suite(table: pd.DataFrame, quality: QualitySettings, own_patients: bool) -> list[Any]:
     """The expectations of the prepared data alone."""
-    twice = "" if own_patients else " (the public set uses ids twice)"
+    unknown = {other: describe_unknown(table, other) for other in ("val", "test")}
+    odd = f"at most {100 * quality.max_odd:g} % of the images are flat, saturated or inverted"
     return [
         expect(
             "ColumnDistinctValuesToContainSet",
+            "usable_split",
             "train and val have usable images",
-            column="usable_split",
             value_set=["train", "val"],
         ),
         expect(
-            BETWEEN,
-            "no patient is in both train and val",
-            reason=describe_unknown(table, "val"),
-            column="n_splits_train_val",
-            max_value=1.0,
-        ),
-        (expect if own_patients else warn)(
-            BETWEEN,
-            f"no patient is in both train and test{twice}",
-            reason=describe_unknown(table, "test"),
-            column="n_splits_train_test",
-            max_value=1.0,
-        ),
-        *(
-            warn("ColumnValuesToNotBeInSet", f"no images are {says}", column="looks", value_set=[look])
-            for look, says in LOOKS.items()
+            BETWEEN, "n_splits_train_val", "no patient is in both train and val", max_value=1.0, reason=unknown["val"]
         ),
         expect(
             BETWEEN,
-            f"at most {100 * quality.max_odd:g} % of the images are flat, saturated or inverted",
-            column="share_odd",
-            max_value=quality.max_odd,
+            "n_splits_train_test",
+            "no patient is in both train and test" + ("" if own_patients else " (the public set uses ids twice)"),
+            severity="critical" if own_patients else "warning",
+            reason=unknown["test"],
+            max_value=1.0,
         ),
-        expect(AMONG, "no training image is known to show a device", column="device_in_training", value_set=[0.0]),
+        *(
+            warn("ColumnValuesToNotBeInSet", "looks", f"no images are {says}", value_set=[look])
+            for look, says in LOOKS.items()
+        ),
+        expect(BETWEEN, "share_odd", odd, max_value=quality.max_odd),
+        expect(AMONG, "device_in_training", "no training image is known to show a device", value_set=[0.0]),
     ]
 
 
-def expect(kind: str, says: str, severity: str = "critical", reason: str = "", **bounds: Any) -> Any:
+def expect(kind: str, column: str, says: str, *, severity: str = "critical", reason: str = "", **bounds: Any) -> Any:
     """An expectation by its name in Great Expectations, with its severity and, in ``meta``, a sentence for people.
 
     What nothing contradicts, but cannot be judged either, has the reason in ``meta``.
     """
     import great_expectations.expectations as gxe
 
-    return getattr(gxe, f"Expect{kind}")(severity=severity, meta={"says": says, "reason": reason}, **bounds)
+    meta = {"says": says, "reason": reason}
+    return getattr(gxe, f"Expect{kind}")(column=column, severity=severity, meta=meta, **bounds)
 
 
 warn = partial(expect, severity="warning")

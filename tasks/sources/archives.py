@@ -26,8 +26,8 @@ from typing import IO, Any
 from tasks.addresses import is_archive
 from tasks.errors import ArchiveError
 from tasks.files import FULL, room_in
-from tasks.pixels.content import name_content
-from tasks.pixels.decoding import MAX_FILE_BYTES, UndecodableError
+from tasks.pixels.content import UndecodableError, name_content
+from tasks.pixels.decoding import MAX_FILE_BYTES
 from tasks.settings import IngestionSettings
 
 PIECE = 1 << 16
@@ -129,7 +129,8 @@ class Archive:
                 if isinstance(error, OSError) and error.errno in FULL:
                     raise
                 raise self._error(
-                    f"holds {name[:80]!r}, which cannot be unpacked ({_short(error)}); fetch or pack the archive again"
+                    f"holds {name[:80]!r}, which is damaged or cannot be unpacked ({_short(error)}); fetch or pack "
+                    "the archive again"
                 ) from None
             written += member.n_bytes
             progress(written, to_write)
