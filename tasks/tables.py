@@ -40,7 +40,7 @@ Lines = Iterator[tuple[int, list[str]]]
 
 UNKNOWN = (
     *("-", "--", "?", ".", "na", "n/a", "n.a.", "<na>", "nan", "null", "none", "nil", "unknown"),
-    *("anon", "anonymous", "anonymized", "anonymised"),
+    *("anon", "anonymous", "anonymized", "anonymised", "missing", "not available", "xxx", "xxxx", "unbekannt"),
     *("#n/a", "#ref!", "#value!", "#name?", "#div/0!", "#null!", "#num!"),
 )
 """Cells, in lower case, with which tables say that something is not known."""

@@ -168,6 +168,8 @@ def explain_shard(run: Run, shard: Shard) -> None:
 
 def read_predictions(run: Path) -> pd.DataFrame:
     """``predictions.csv`` with ``image_id`` and ``decision`` (1 from the threshold on), test rows if there are any."""
+    if not (run / "predictions.csv").is_file():
+        raise RunError(f"{run / 'predictions.csv'} is missing: run the train flow on this run folder first")
     table = pd.read_csv(run / "predictions.csv")
     ids = read_manifest(run).set_index("path")["image_id"]
     table["image_id"] = table["path"].map(ids)

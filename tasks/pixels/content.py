@@ -17,6 +17,7 @@ NO_PICTURES = {
 }
 PICTURES = {
     "DICOM": rb".{128}DICM",
+    "DICOM without its first 132 bytes": rb"[\x02\x08]\0[\x00-\x20]\0(UL|UI|CS|OB|SH)",
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
     "TIFF": rb"II[*+]\0|MM\0[*+]",
@@ -34,12 +35,12 @@ PROMISING = re.compile(
 )
 """Endings that promise a picture: such a file has a row, whatever it holds."""
 UNPROMISING = re.compile(
-    r"\.(txt|md|log|[ct]sv|xlsx?|ods|docx?|pptx?|jsonl?|ya?ml|toml|xml|html?|ini|cfg|db|sqlite|py|ipynb|js|sh|exe|m|mat|h5"
-    r"|keras|pth?|pkl|np[yz]|parquet|zip|tar|t?gz|bz2|xz|7z|rar|lnk|url|sha256|md5|mp[34]|avi|mov|tmp|part|partial|bak)"
+    r"\.(txt|md|log|[ct]sv|xlsx?|ods|docx?|pptx?|jsonl?|ya?ml|toml|xml|html?|ini|cfg|db|sqlite|py|ipynb|js|sh|exe|mat|h5"
+    r"|keras|pth?|pkl|np[yz]|parquet|zip|tar|t?gz|bz2|xz|7z|rar|lnk|url|sha256|md5|mp[34]|avi|mov)"
 )
 """Endings of files that are no pictures: clutter by name alone, so that nothing is fetched or opened to know."""
-BARE_WORDS = ("README", "LICENSE", "LICENCE", "NOTICE", "AUTHORS", "CHANGELOG", "MAKEFILE", "DICOMDIR")
-"""Names of files without an ending that are no pictures."""
+BARE_PICTURE = re.compile(r"(?!(SHA|MD5)).*\d", re.IGNORECASE)
+"""Names without an ending as devices give them: IM0001, 1.2.840.113619; words such as README have no digit."""
 
 
 class UndecodableError(ValueError):
@@ -61,7 +62,7 @@ def suggests_picture(name: str) -> bool:
     """Whether a file is called like a picture, or like a radiograph as devices export it: no ending, or a number."""
     suffix = PurePosixPath(name).suffix
     bare = not suffix or suffix[1:].isdigit()
-    return promises_picture(name) or (bare and PurePosixPath(name).name.upper() not in BARE_WORDS)
+    return promises_picture(name) or bool(bare and BARE_PICTURE.match(PurePosixPath(name).name))
 
 
 def promises_picture(name: str) -> bool:

@@ -35,7 +35,7 @@ OTHER_PARTS = frozenset(
     TIBIA TOE TSPINE ULNA WHOLEBODY WRIST""".split()  # noqa: SIM905
 )
 """Terms of BodyPartExamined (DICOM PS3.16 annex L) that are no chest; other words are free text."""
-LATERAL = ("LL", "RL", "LATERAL", "LAT", "LLAT", "RLAT")
+LATERAL = re.compile(r"(?i)^(LL|RL|LLAT|RLAT)$|\b(LAT|LATERAL)\b")
 BURNED_IN = "BurnedInAnnotation is YES"
 GROUP_TAGS = {"site": "InstitutionName", "scanner": "ManufacturerModelName", "view": "ViewPosition"}
 GROUP_TAGS |= {"age_band": "PatientAge", "sex": "PatientSex"}
@@ -105,10 +105,18 @@ def refuse_other_pictures(dataset: Any, classes: list[str], max_side_px: int) ->
         raise UndecodableError("is a DICOM in colour, not MONOCHROME1 or MONOCHROME2")
     if dataset.BitsAllocated not in (8, 16) or not 2 <= dataset.BitsStored <= dataset.BitsAllocated:
         raise UndecodableError(f"has {dataset.BitsStored} bits in {dataset.BitsAllocated}, not 8 to 16")
-    if (part := re.sub("[^A-Z]", "", read_text(dataset, "BodyPartExamined").upper())) in OTHER_PARTS:
-        raise UndecodableError(f"shows {part} by its BodyPartExamined, not a chest")
-    if read_text(dataset, "ViewPosition").upper() in LATERAL:
-        raise UndecodableError("is a lateral view by its ViewPosition, not a frontal one")
+    if int(dataset.get("HighBit", dataset.BitsStored - 1)) != dataset.BitsStored - 1:
+        raise UndecodableError("has a HighBit other than BitsStored - 1, which old devices wrote; export it anew")
+    for keyword, codes in (("BodyPartExamined", "AnatomicRegionSequence"), ("ViewPosition", "ViewCodeSequence")):
+        # A DX must have the codes, and may lack the words.
+        for text in (
+            read_text(dataset, keyword),
+            *(read_text(item, "CodeMeaning") for item in dataset.get(codes) or ()),
+        ):
+            if (part := re.sub("[^A-Z]", "", text.upper())) in OTHER_PARTS and keyword == "BodyPartExamined":
+                raise UndecodableError(f"shows {part} by its {keyword} or {codes}, not a chest")
+            if LATERAL.search(text) and keyword == "ViewPosition":
+                raise UndecodableError(f"is a lateral view by its {keyword} or {codes}, not a frontal one")
     refuse_size(dataset.Columns, dataset.Rows, max_side_px)
 
 

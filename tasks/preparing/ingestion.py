@@ -5,6 +5,7 @@ rows are excluded so far (identical files, contradictions, files that are not im
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -31,9 +32,19 @@ from tasks.runs.run import Run
 from tasks.runs.stages import stage_task
 from tasks.settings import IngestionSettings
 from tasks.sources.checksums import READERS, Sum, sum_file, sum_stream
-from tasks.sources.layout import SPLIT_WORDS, Fetched, find_place, find_splits, find_subtypes, refuse_missing_classes
+from tasks.sources.layout import (
+    SPLIT_WORDS,
+    Fetched,
+    Layout,
+    find_place,
+    find_splits,
+    find_subtypes,
+    refuse_missing_classes,
+)
 from tasks.tables import blank_unknown, read_rows
 
+MANY_FOLDERS = 20
+"""More different folders than this below the class folders are patients or series rather than classes."""
 LEFT_OUT = ("n_nested", "n_clutter", "n_unused", "n_ignored")
 
 
@@ -47,11 +58,7 @@ def ingest(run: Run, fetched: Fetched) -> Facts:
         warnings: list[str] = []
         manifest, patients = list_images(fetched, run.settings.ingestion, max_unmatched, warnings.append)
         write_manifest(out, manifest)
-        if not (manifest["source_split"] == "test").any():
-            warnings.append("the source has no test split: nothing will be measured on one, only on validation")
-        if fetched.layout.n_unused:
-            where = "are in no class folder, or beside the folder of index.csv, and are not used"
-            warnings.append(f"{fetched.layout.n_unused:,} pictures {where}, such as {fetched.layout.unused!r}")
+        warnings += describe_layout(manifest, fetched.layout)
         deep = manifest["bits"].dropna()
         more = {"bits": choose_bits(deep), "n_deep": len(deep), "patients": patients, "warnings": warnings}
         return describe_manifest(manifest, fetched) | {"source": run.settings.public_source} | more
@@ -92,6 +99,26 @@ def show_manifest(facts: Facts) -> None:
     show_table("source", facts["counts"], f"Images in {facts['source']}")
 
 
+def describe_layout(manifest: pd.DataFrame, layout: Layout) -> list[str]:
+    """Sentences to warn of: a test split that is missing, pictures that are not used, folders that may be classes."""
+    warnings = []
+    if not (manifest["source_split"] == "test").any():
+        warnings.append("the source has no test split: nothing will be measured on one, only on validation")
+    if layout.n_unused:
+        where = "are in no class folder, or beside the folder of index.csv, and are not used"
+        warnings.append(f"{layout.n_unused:,} pictures {where}, such as {layout.unused!r}")
+    places = [find_place(path) for path in manifest["path"]] if "index.csv" not in layout.tables else []
+    folders = [place.below.rpartition("/")[0] for place in places if place]
+    below = Counter(folder for folder in folders if folder and not find_subtypes(folder))
+    if 0 < len(below) <= MANY_FOLDERS:
+        named = ", ".join(sorted(below)[:5])
+        warnings.append(
+            f"{below.total():,} pictures lie in folders below the class folders ({named}) and count as of these "
+            "classes; ingestion.ignore leaves a folder out"
+        )
+    return warnings
+
+
 def list_images(
     fetched: Fetched, settings: IngestionSettings, max_unmatched: float = 0.0, warn: Callable[[str], None] = print
 ) -> tuple[pd.DataFrame, Facts]:
@@ -126,7 +153,7 @@ def list_images(
         manifest = manifest[manifest["is_picture"]]
         refuse_missing_classes({*zip(manifest["source_split"], manifest["label"], strict=True)}, fetched.name)
     manifest = add_tags(manifest, index, settings.groups)
-    manifest, patients = add_patients(manifest, settings.patients)  # no name of clutter counts
+    manifest, patients = add_patients(manifest, settings.patients, index is not None)  # no name of clutter counts
     manifest["image_id"] = [image_id(path) for path in manifest["path"]]
     return exclude_copies(manifest.sort_values("path", ignore_index=True)), patients
 
@@ -208,10 +235,11 @@ class IndexRow:
     patient_id: Annotated[str, BeforeValidator(blank_unknown)]
     subtype: Annotated[
         Literal["", "normal", "bacteria", "virus", "unknown"],
-        BeforeValidator(lambda text: text and (blank_unknown(text) or "unknown")),
+        BeforeValidator(blank_unknown),
     ] = ""
     split: Annotated[
-        Literal["", "train", "val", "test"], BeforeValidator(lambda word: SPLIT_WORDS.get(word.lower(), word))
+        Literal["", "train", "val", "test"],
+        BeforeValidator(lambda word: SPLIT_WORDS.get(word.lower(), blank_unknown(word))),
     ] = ""
 
 

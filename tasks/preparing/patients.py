@@ -55,16 +55,17 @@ NOTHING = Pattern(
 )
 
 
-def add_patients(table: pd.DataFrame, wanted: str | None) -> tuple[pd.DataFrame, Facts]:
+def add_patients(table: pd.DataFrame, wanted: str | None, has_index: bool) -> tuple[pd.DataFrame, Facts]:
     """The table with ``patient_id``, missing where unknown; and what told it.
 
-    An ``index.csv`` and the tags of DICOM files are taken at their word: names tell the patients that these leave out
-    only where a setting says how.
+    An ``index.csv`` is taken at its word: names tell the patients that it leaves out only where a setting says how.
+    Of DICOM files the tag counts, and the name where that is empty.
 
     Args:
         table: ``path`` of each image, relative to the root; ``patient_id`` if an ``index.csv`` or DICOM files name
             patients.
         wanted: ``ingestion.patients``: a name in ``PATTERNS``, ``none``, or a regular expression.
+        has_index: Whether the source has an ``index.csv``.
 
     Returns:
         The table; and ``by`` (what told the patients, in words), ``n_fit`` (of how many images) and ``own`` (whether
@@ -74,12 +75,16 @@ def add_patients(table: pd.DataFrame, wanted: str | None) -> tuple[pd.DataFrame,
         SettingsError: If what the setting names fits no path.
     """
     listed = table.get("patient_id")
-    if listed is not None and wanted in (None, "none"):
-        return table, {"by": "index.csv or PatientID in DICOM files", "n_fit": int(listed.notna().sum()), "own": True}
-    found, pattern = find_patients(list(table["path"]), wanted)
-    found = found.set_axis(table.index)
-    facts = {"by": pattern.says, "n_fit": int(found.notna().sum()), "own": not pattern.reused}
-    return table.assign(patient_id=found if listed is None else listed.fillna(found)), facts
+    tables = "index.csv or PatientID in DICOM files"
+    if listed is not None and (listed.notna().all() or (has_index and wanted in (None, "none"))):
+        return table, {"by": tables, "n_fit": int(listed.notna().sum()), "own": True}
+    listed = pd.Series(pd.NA, index=table.index, dtype="string") if listed is None else listed
+    left = listed[listed.isna()].index
+    found, pattern = find_patients(list(table["path"][left]), wanted)
+    patients = listed.fillna(found.set_axis(left))
+    by = f"{tables}, else {pattern.says}" if len(left) < len(table) else pattern.says
+    facts = {"by": by, "n_fit": int(patients.notna().sum()), "own": not pattern.reused}
+    return table.assign(patient_id=patients), facts
 
 
 def find_patients(paths: Sequence[str], wanted: str | None) -> tuple["pd.Series[str]", Pattern]:

@@ -84,7 +84,8 @@ def show_checks(checks: Sequence[Facts], checkpoint: Checkpoint, manifest: pd.Da
 
 def describe_failure(item: Facts, manifest: pd.DataFrame) -> str:
     """One clause: what was expected, in how many rows it does not hold, and files, one for each reason of exclusion."""
-    rows = manifest[manifest["image_id"].isin(item["image_ids"])].assign(why=manifest["excluded"].fillna(""))
+    rows = manifest[manifest["image_id"].isin(item["image_ids"])]
+    rows = rows.assign(why=rows["excluded"].fillna(""))
     rows = pd.concat([rows.drop_duplicates("why"), rows]).drop_duplicates("path").head(3)
     examples = [f"{path} ({why})" if why else path for path, why in zip(rows["path"], rows["why"], strict=True)]
     named = f", such as {', '.join(examples)}" if examples else ""

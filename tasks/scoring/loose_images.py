@@ -57,6 +57,7 @@ class LooseImages:
         paths: Paths as in the source, relative, with ``/``.
         n_left_out: Files that are not images (clutter, hidden files, others by name and content), and links to a folder
             above them.
+        least_bits: Bits of 16 that are in use at least, as another source of these images is known to have them.
     """
 
     def __init__(
@@ -75,12 +76,13 @@ class LooseImages:
         self.paths = tuple(path for path, has_row in zip(candidates, kept, strict=True) if has_row)
         self.n_left_out = n_left_out + kept.count(False)
         self._notes: list[str] = []
+        self.least_bits = 0
 
     def read_batches(self, n_images: int = BATCH_IMAGES) -> Iterator[LooseBatch]:
         """All images in order, ``n_images`` at a time; memory holds two batches, one of them read ahead."""
         with ThreadPoolExecutor(READERS) as pool:
             deep = [bits for bits in pool.map(self._measure_bits, self.paths) if bits is not None]
-            self._bits = choose_bits(deep)
+            self._bits = max(choose_bits(deep), self.least_bits)
             for line in describe_dicom(self._notes):
                 print(line)
             if deep:

@@ -76,6 +76,7 @@ def score_images(images: str, out: str, settings: Settings) -> Facts:
     scorer = load_scorer(run, settings)
     counts = {"n_images": 0, "n_pneumonia": 0, "n_unlike": 0, "n_refused": 0}
     with open_loose_images(images, as_packed(run, settings)) as found, open_table(out, None, HEADER) as table:
+        found.least_bits = read_bits(run)
         for batch in watch_batches(found, "score-images", f"Scoring {len(found.paths):,} images"):
             scored = score_batch(scorer, batch.pixels)
             table.write("".join(table_rows(batch, scored, scorer.threshold)).encode())
@@ -145,6 +146,13 @@ def as_packed(run: Path, settings: Settings) -> Settings:
     """The settings with the run's own way of packing: with padding, or stretched."""
     padding = read_parts(run, "pack").given.get("padding", settings.packing.padding)
     return settings.model_copy(update={"packing": settings.packing.model_copy(update={"padding": bool(padding)})})
+
+
+def read_bits(run: Path) -> int:
+    """The bits in use of the 16-bit files that a run was trained on; 0 where it had none, or nobody knows."""
+    there = (run / STAGES_FOLDER / "ingest.json").is_file()
+    facts = read_stage(run, "ingest").facts if there else {}
+    return int(facts["bits"]) if facts.get("n_deep") else 0
 
 
 def read_parts(run: Path, stage: str) -> StageParts:

@@ -22,9 +22,9 @@ SPLIT_WORDS |= dict.fromkeys(("val", "valid", "validation"), "val")
 SUBTYPE_WORDS = {"bacteria": "bacteria", "virus": "virus", "viral": "virus"}
 """Parts of the names of folders below a class folder, in any case -> the subtype."""
 CLUTTER_FOLDERS = (
-    *("__macosx", ".trashes", ".trash", ".thumbnails", "lost+found"),
-    *("$recycle.bin", "recycler", "system volume information"),
-    *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", ".@__thumb"),
+    *("__macosx", ".trashes", ".trash", ".thumbnails", "lost+found", "network trash folder", "temporary items"),
+    *("$recycle.bin", "recycler", "system volume information", "found.000"),
+    *("@eadir", "#recycle", "#snapshot", "~snapshot", "@recycle", "@recently-snapshot", "@tmp", ".@__thumb"),
 )
 """Folders of macOS and Linux, Windows, and a NAS for thumbnails, deleted and older files; in lower case."""
 CLUTTER_FILES = (".", "synophoto_thumb", "synophoto_film", "synoindex_")
@@ -155,6 +155,7 @@ def plan_layout(names: Iterable[str], source: str, ignore: Sequence[str] = ()) -
             "test/PNEUMONIA; name the folder above these, or add an index.csv (path,label,patient_id)"
         )
     root = min(found, key=lambda name: (name.count("/"), name))
+    _refuse_other_tables(root, usable, source)
     nested: dict[str, str] = {}
     if f"{root}index.csv" in usable:
         used = {name for name in seen if name.startswith(root) and is_candidate(name)}
@@ -178,6 +179,24 @@ def plan_layout(names: Iterable[str], source: str, ignore: Sequence[str] = ()) -
         left_out=tuple(name for name in files if name not in kept),
         unused=next(iter(unused), ""),
     )
+
+
+def _refuse_other_tables(root: str, names: Sequence[str], source: str) -> None:
+    """Refuses a table that would be overlooked: called nearly like one of ``TABLES``, or a second index beside."""
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        stem, _, ending = file.lower().rpartition(".")
+        if folder == root.rstrip("/") and f"{stem}.csv" in TABLES and ending in ("csv", "xlsx") and file not in TABLES:
+            raise SourceError(
+                f"source: {source} has {name!r}; call it {stem}.csv (an .xlsx file may be called so too), or leave it "
+                "out with ingestion.ignore"
+            )
+    beside = [name for name in names if name.count("/") == root.count("/") and f"/{name}".endswith("/index.csv")]
+    if len(beside) > 1 and f"{root}index.csv" in beside:
+        raise SourceError(
+            f"source: {source} has {' and '.join(beside[:2])}; join the tables above both folders, name one folder as "
+            "the source, or leave one out with ingestion.ignore"
+        )
 
 
 def plan_loose_images(names: Iterable[str]) -> tuple[tuple[str, ...], int]:

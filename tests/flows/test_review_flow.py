@@ -116,7 +116,7 @@ def test_answers_about_a_run_in_a_bucket_join_those_that_others_gave_there(
         ),
         (["--run-dir", "nowhere", "--answers", "UNKNOWN"], "prepare flow"),
         (["--answers", "UNKNOWN"], "--run-dir"),
-        (["--run-dir", "RUN", "--answers", "UNKNOWN", "--reviewer", "=1"], "formula"),
+        (["--run-dir", "RUN", "--answers", "KNOWN", "--reviewer", "=1"], "formula"),
         (["--run-dir", "RUN", "--no-such-flag", "1"], "no-such-flag"),
     ],
 )
@@ -128,7 +128,8 @@ def test_answers_that_cannot_be_taken_end_in_one_sentence_with_code_2(
     says: str,
 ) -> None:
     (tmp_path / "unknown.csv").write_text("path,device\nz.png,1\n")
-    places = {"RUN": str(prepared[0]), "UNKNOWN": str(tmp_path / "unknown.csv")}
+    (tmp_path / "known.csv").write_text(f"path,device\n{prepared[1]['path'].iloc[0]},1\n")
+    places = {"RUN": str(prepared[0])} | {name.upper(): str(tmp_path / f"{name}.csv") for name in ("known", "unknown")}
     code, out, err = run_review([places.get(flag, flag) for flag in flags], capfd)
     last = err.strip().splitlines()[-1]
     assert code == 2

@@ -143,6 +143,12 @@ def test_what_is_to_be_known_of_a_file_is_noted() -> None:
     assert notes(BurnedInAnnotation="YES", **windowed) == "BurnedInAnnotation is YES"
 
 
+def code(meaning: str) -> Sequence:
+    item = Dataset()
+    item.CodeMeaning = meaning
+    return Sequence([item])
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "ct": ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2"}, "CT Image Storage"),
     "secondary": ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "ingestion.dicom_classes"),
@@ -154,6 +160,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "knee": ({"BodyPartExamined": "KNEE"}, "KNEE"),
     "lateral": ({"ViewPosition": "LL"}, "lateral"),
     "lateral by name": ({"ViewPosition": "LATERAL"}, "lateral"),
+    "lateral by its code": ({"ViewPosition": "", "ViewCodeSequence": code("left lateral")}, "lateral"),
+    "knee by its code": ({"BodyPartExamined": "", "AnatomicRegionSequence": code("Knee")}, "KNEE"),
+    "shifted bits": ({"BitsStored": 10, "HighBit": 11}, "HighBit"),
     "no pixels": ({"PixelData": None}, "without pixels"),
     "no width": ({"WindowCenter": 5, "WindowWidth": 0}, "window"),
     "function": ({"WindowCenter": 5, "WindowWidth": 9, "VOILUTFunction": "CUBIC"}, "VOILUTFunction"),

@@ -10,7 +10,8 @@ from dicom_files import SYNTAXES, draw, make_dicom
 from stage_steps import ingest_all
 
 from tasks.errors import TableError
-from tasks.preparing.groups import measure_association
+from tasks.preparing.groups import add_tags, measure_association
+from tasks.preparing.patients import add_patients
 from tasks.preparing.quality import add_facts, run_checkpoint
 from tasks.runs.run import Run
 from tasks.settings import QualitySettings, Settings
@@ -70,6 +71,13 @@ def test_a_patient_is_the_same_in_each_file_and_another_one_in_other_data(tmp_pa
 def test_a_placeholder_leaves_the_patient_to_the_file_name(tmp_path: Path) -> None:
     _, facts = ingested(tmp_path, write_set(tmp_path / "set", PatientID="ANONYMOUS"))
     assert facts["n_patients_unknown"] == 8
+
+
+def test_a_dicom_file_among_others_takes_no_patient_from_their_names(tmp_path: Path) -> None:
+    table = pd.DataFrame({"path": ["person1_virus_1.png", "IM1"], "sha256": ["a", "b"], "patient": [pd.NA, "77"]})
+    manifest, facts = add_patients(add_tags(table, None, ()), None, has_index=False)
+    assert manifest["patient_id"][0] == "person1" and manifest["patient_id"][1].startswith("P-")
+    assert (facts["n_fit"], facts["own"]) == (2, False)
 
 
 def test_groups_come_from_tags_and_the_table_overrides_them(tmp_path: Path) -> None:

@@ -158,8 +158,8 @@ def test_a_patient_that_is_no_patient_is_missing(cell: str, tmp_path: Path) -> N
 
 
 def test_a_subtype_in_another_word_for_unknown_is_unknown(tmp_path: Path) -> None:
-    table = index(tmp_path, "path,label,patient_id,subtype\na.jpeg,1,p,NA\nval/c.jpeg,1,c,\n")
-    assert table["subtype"].tolist() == ["unknown", "unknown"]
+    table = index(tmp_path, "path,label,patient_id,subtype,split\na.jpeg,1,p,NA,NA\nval/c.jpeg,0,c,NaN,\n")
+    assert table["subtype"].tolist() == ["unknown", "normal"]
 
 
 def test_a_byte_order_mark_and_more_columns_do_not_matter(tmp_path: Path) -> None:
@@ -369,3 +369,10 @@ def test_an_index_that_does_not_fit_leaves_no_run_folder(tmp_path: Path) -> None
     with pytest.raises(TableError, match="lacks the column patient_id"):
         ingest_all(settings(tmp_path, source))
     assert not (tmp_path / "run").exists()
+
+
+def test_folders_below_a_class_that_may_be_classes_of_their_own_are_named(tmp_path: Path) -> None:
+    source = write_set(tmp_path / "mine", {**four(), "train/NORMAL/tuberculosis/x.jpeg": encoded(90, "JPEG")})
+    facts, _ = ingested(tmp_path, source)
+    (warning,) = facts["warnings"]
+    assert warning.startswith("1 pictures lie in folders below the class folders (tuberculosis)")

@@ -12,7 +12,7 @@ from tasks.settings import PATTERN_NAMES, IngestionSettings
 
 
 def patients(paths: list[str], wanted: str | None = None) -> list[Any]:
-    table, _ = add_patients(pd.DataFrame({"path": paths}), wanted)
+    table, _ = add_patients(pd.DataFrame({"path": paths}), wanted, False)
     return [None if pd.isna(patient) else patient for patient in table["patient_id"]]
 
 
@@ -84,9 +84,9 @@ def test_an_index_is_taken_at_its_word_unless_a_setting_says_how_names_tell_what
     table = pd.DataFrame({"path": ["person1_virus_1.png", "person2_virus_1.png"], "patient_id": ["p", pd.NA]})
     for wanted, second, by in (
         (None, None, "index.csv or PatientID in DICOM files"),
-        ("public", "person2", PATTERNS["public"].says),
+        ("public", "person2", f"index.csv or PatientID in DICOM files, else {PATTERNS['public'].says}"),
     ):
-        found, facts = add_patients(table.astype("string"), wanted)
+        found, facts = add_patients(table.astype("string"), wanted, True)
         assert found["patient_id"].fillna("?").tolist() == ["p", second or "?"]
         assert facts["by"] == by
 
@@ -104,17 +104,17 @@ def test_what_is_neither_a_pattern_nor_an_expression_with_a_group_is_refused(tex
 
 
 def test_the_log_says_what_told_the_patients_and_how_many_are_unknown() -> None:
-    _, found = add_patients(pd.DataFrame({"path": ["person1_virus_1.png"] * 39 + ["x.png"]}), None)
+    _, found = add_patients(pd.DataFrame({"path": ["person1_virus_1.png"] * 39 + ["x.png"]}), None, False)
     first, second = describe_patients(found, 1, 40)
     assert first == f"patients: by {PATTERNS['public'].says}, of 39 of 40 images"
     assert second.startswith("warning: the patient of 1 of 40 images is not known")
-    _, found = add_patients(pd.DataFrame({"path": ["x.png"]}), None)
+    _, found = add_patients(pd.DataFrame({"path": ["x.png"]}), None, False)
     assert describe_patients(found, 1, 1)[0].startswith("patients: by nothing (no known pattern of names fits 95 %")
 
 
 @pytest.mark.parametrize(("wanted", "own"), [(None, False), ("public", False), (r"person(\d+)", True)])
 def test_only_the_public_numbers_may_stand_for_two_children(wanted: str | None, own: bool) -> None:
-    _, found = add_patients(pd.DataFrame({"path": ["person1_virus_1.png"]}), wanted)
+    _, found = add_patients(pd.DataFrame({"path": ["person1_virus_1.png"]}), wanted, False)
     assert found["own"] is own
 
 

@@ -317,3 +317,12 @@ def test_what_is_not_judged_is_said_and_stops_nothing(tmp_path: Path, capsys: py
     shown = capsys.readouterr().out
     assert f"not judged: {TRAIN_VAL}: the patient of 1 of 20 images is not known" in shown
     assert "expectations hold, 1 cannot be judged" in shown
+
+
+def test_a_source_of_one_patient_alone_is_refused_in_words(tmp_path: Path) -> None:
+    manifest = sound()
+    own = manifest["split"] != "test"
+    manifest.loc[own, "patient_id"], manifest.loc[own, "split"] = "person1", "val"
+    checks = run_checkpoint(add_facts(manifest, "prepared", BOUNDS, {}), "prepared", BOUNDS, tmp_path)
+    failed = [describe_failure(item, manifest) for item in checks if item["success"] is False]
+    assert any(sentence.startswith("train and val have usable images fails") for sentence in failed)

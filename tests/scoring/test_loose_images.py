@@ -142,6 +142,15 @@ def test_the_bits_in_use_are_those_of_all_deep_files_of_the_source_scored(
         assert "2 files: 12 of 16 bits used" in capsys.readouterr().out
 
 
+def test_a_dark_image_alone_keeps_the_exposure_that_it_has_in_the_source_trained_on(tmp_path: Path) -> None:
+    Image.fromarray(np.linspace(0, 500, 30 * 40).reshape(30, 40).astype(np.uint16)).save(tmp_path / "dark.png")
+    for least_bits, most in ((0, 125), (12, 31)):
+        with open_loose_images(str(tmp_path), Settings()) as found:
+            found.least_bits = least_bits
+            (batch,) = found.read_batches()
+            assert batch.pixels.max() == most
+
+
 def test_images_whose_pixels_look_wrong_are_named_in_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -168,6 +168,25 @@ def test_with_an_index_every_image_below_it_may_be_used_and_no_class_folder_is_n
     assert (layout.n_clutter, layout.n_unused) == (1, 1)
 
 
+@pytest.mark.parametrize("name", ["c/Index.csv", "c/index.xlsx", "c/Device_Review.csv"])
+def test_a_table_that_is_called_nearly_like_one_is_named_and_not_overlooked(name: str) -> None:
+    with pytest.raises(SourceError, match=r"; call it (index|device_review)\.csv "):
+        plan_layout([*below("c/"), name], "x")
+    assert plan_layout([*below("c/"), name], "x", [name]).n_ignored == 1
+
+
+def test_two_indexes_side_by_side_are_refused() -> None:
+    with pytest.raises(SourceError, match=r"has test/index\.csv and train/index\.csv"):
+        plan_layout(["train/index.csv", "train/a.png", "test/index.csv", "test/b.png"], "x")
+
+
+def test_scripts_and_words_without_an_ending_are_no_pictures() -> None:
+    layout = plan_layout([*FOUR, "LICENSE", "SHA256SUMS", "scripts/run"], "x")
+    assert (layout.n_clutter, layout.n_unused) == (3, 0)
+    with pytest.raises(SourceError, match="1 pictures in 'export/'"):
+        plan_layout([*FOUR, "export/IM0001"], "x")
+
+
 def test_tables_count_at_the_root_only() -> None:
     layout = plan_layout([*below("c/"), "c/device_review.csv", "c/train/device_review.csv", "device_review.csv"], "x")
     assert (layout.tables, layout.n_clutter) == (("device_review.csv",), 2)
