@@ -25,6 +25,7 @@ from tasks.runs.run import Run
 from tasks.runs.stages import STAGES_FOLDER, stage_task
 from tasks.settings import QualitySettings
 
+LOOKING = "no images are {}"
 Checkpoint = Literal["source", "prepared"]
 AT_ONCE = 256
 BETWEEN, AMONG, FILLED = "ColumnValuesToBeBetween", "ColumnValuesToBeInSet", "ColumnValuesToNotBeNull"
@@ -83,9 +84,15 @@ def show_checks(checks: Sequence[Facts], checkpoint: Checkpoint, manifest: pd.Da
 
 
 def describe_failure(item: Facts, manifest: pd.DataFrame) -> str:
-    """One clause: what was expected, in how many rows it does not hold, and files, one for each reason of exclusion."""
+    """One clause: what was expected, in how many rows it does not hold, and examples.
+
+    Where somebody has to look at files, the examples are files, one for each reason of exclusion; a log keeps else to
+    ids, since names of files may name patients.
+    """
     rows = manifest[manifest["image_id"].isin(item["image_ids"])]
     rows = rows.assign(why=rows["excluded"].fillna(""))
+    if item["severity"] == "warning" and item["says"] not in map(LOOKING.format, LOOKS.values()):
+        rows = rows.assign(path="image " + rows["image_id"], why="")
     rows = pd.concat([rows.drop_duplicates("why"), rows]).drop_duplicates("path").head(3)
     examples = [f"{path} ({why})" if why else path for path, why in zip(rows["path"], rows["why"], strict=True)]
     named = f", such as {', '.join(examples)}" if examples else ""
@@ -223,7 +230,7 @@ def _prepared_suite(table: pd.DataFrame, quality: QualitySettings, own_patients:
             max_value=1.0,
         ),
         *(
-            warn("ColumnValuesToNotBeInSet", "looks", f"no images are {says}", value_set=[look])
+            warn("ColumnValuesToNotBeInSet", "looks", LOOKING.format(says), value_set=[look])
             for look, says in LOOKS.items()
         ),
         expect(BETWEEN, "share_odd", odd, max_value=quality.max_odd),

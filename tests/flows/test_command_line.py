@@ -425,7 +425,9 @@ def test_make_passes_the_source_as_it_was_typed(source: str, by: str, tmp_path: 
         (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
     (tmp_path / ".venv" / ".run").touch()
     words = ["make", "run", "ARGS=--splitting.salt 'a$b c'", *([f"SOURCE={source}"] if by == "argument" else [])]
-    kept = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "SOURCE")}
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "SOURCE")
+    }
     environment = kept | ({"SOURCE": source} if by == "variable" else {})
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["-m", "flows.pipeline", "--source", source, "--splitting.salt", "a$b c"]
