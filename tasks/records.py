@@ -1,5 +1,6 @@
 """The nouns that cross a task boundary: facts, classes, splits, reasons, and the two networks of a run."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, model_validator
@@ -21,6 +22,12 @@ GROUP_PREFIX = "by_"
 """Of the columns of a manifest that hold what ``ingestion.groups`` names, in front of that name."""
 UNKNOWN = "unknown"
 """The value of such a group, in results and checks, where an image has none."""
+
+
+def group_columns(table: Iterable[str]) -> list[str]:
+    """The columns of a table, or of its names, that hold such groups."""
+    return [name for name in table if name.startswith(GROUP_PREFIX)]
+
 
 READ_DEVICE = "shows a medical device (reviewed)"
 SCORED_DEVICE = "shows a medical device (screener)"

@@ -38,17 +38,17 @@ Row = TypeVar("Row")
 Lines = Iterator[tuple[int, list[str]]]
 """Number of a line or row in the file, and its cells."""
 
-UNKNOWN = (
-    *("-", "--", "?", ".", "na", "n/a", "n.a.", "<na>", "nan", "null", "none", "nil", "unknown"),
-    *("anon", "anonymous", "anonymized", "anonymised", "missing", "not available", "xxx", "xxxx", "unbekannt"),
-    *("#n/a", "#ref!", "#value!", "#name?", "#div/0!", "#null!", "#num!"),
+UNKNOWN = re.compile(
+    r"[0\W_]{2,}|\W|x{3,}|na|n[/.]a\.?|<na>|nan|null|none|nil|unknown|unbekannt|missing|not available|removed|deleted"
+    r"|anon(ymous|ymi[sz]ed)?([ ^_]patient)?|de-?identified|#(n/a|ref!|value!|name\?|div/0!|null!|num!)",
+    re.IGNORECASE,
 )
-"""Cells, in lower case, with which tables say that something is not known."""
+"""What tables and DICOM tags hold where something is not known."""
 
 
 def blank_unknown(text: str) -> str:
     """A cell without spaces around it; empty where it says that nothing is known."""
-    return "" if text.strip().lower() in UNKNOWN else text.strip()
+    return "" if UNKNOWN.fullmatch(text.strip()) else text.strip()
 
 
 def read_rows(path: Path, setting: str, model: Callable[..., Row]) -> Iterator[Row]:

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +185,9 @@ def _refuse_surroundings() -> None:
             "starts a server), or unset it"
         )
     home = Path(PREFECT_HOME.value()).absolute()
-    there = next(part for part in (home, *home.parents) if part.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
+    with suppress(OSError):
+        home.mkdir(parents=True, exist_ok=True)
+    if not (home.is_dir() and os.access(home, os.W_OK)):
         raise SettingsError(
             f"PREFECT_HOME: {home} cannot be written to; name a folder that can, or set PREFECT_API_URL"
         )

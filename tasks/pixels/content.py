@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 HEAD_BYTES = 1024
 MAX_PIXELS = 64_000_000  # 8,000 x 8,000; guards memory, 8 bytes a pixel at most. A large detector has 20 megapixels
+MAX_FILE_BYTES = 200_000_000  # guards memory: Pillow needs twice as much for data before the pixels
 TAKEN = ("JPEG", "PNG", "TIFF", "BMP", "WebP", "DICOM")
 SOP_CLASS = rb".{128}DICM.{,40}\x02\0\x02\0UI..1\.2\.840\.10008\."
 NO_PICTURES = {
@@ -86,6 +87,16 @@ def refuse_size(width_px: int, height_px: int, max_side_px: int) -> None:
         raise UndecodableError(f"has {width_px * height_px / 1e6:,.0f} megapixels, more than {MAX_PIXELS / 1e6:g}")
     if max(width_px, height_px) > max_side_px:
         raise UndecodableError(f"is {width_px} x {height_px} px, longer than {max_side_px} px")
+
+
+def refuse_bytes(n_bytes: int) -> None:
+    """Refuses a file of more than ``MAX_FILE_BYTES``.
+
+    Raises:
+        UndecodableError: If it has more.
+    """
+    if n_bytes > MAX_FILE_BYTES:
+        raise UndecodableError(f"has more than {MAX_FILE_BYTES / 1e6:g} MB")
 
 
 def describe_refusal(head: bytes) -> str:

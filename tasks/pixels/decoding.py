@@ -20,7 +20,6 @@ from tasks.pixels.content import HEAD_BYTES, TAKEN, UndecodableError, describe_r
 from tasks.pixels.dicom import CLASSES, read_dicom
 from tasks.pixels.greys import SIDE_PX
 
-MAX_FILE_BYTES = 200_000_000  # guards memory: Pillow needs twice as much for data before the pixels
 LARGE_BYTES = 40_000_000
 BAND_PX = 256
 ORIENTATION, PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF

@@ -40,14 +40,12 @@ BURNED_IN = "BurnedInAnnotation is YES"
 GROUP_TAGS = {"site": "InstitutionName", "scanner": "ManufacturerModelName", "view": "ViewPosition"}
 GROUP_TAGS |= {"age_band": "PatientAge", "sex": "PatientSex"}
 """Names that ``ingestion.groups`` may give -> the tag that has their value."""
-NOBODY = re.compile(r"|[0\W_]+|anon(ymous|ymi[sz]ed)?|unknown|none|n/?a|nan|null|removed|deleted", re.IGNORECASE)
-"""What stands in PatientID where the patient is not known."""
 AGE_BANDS = ((1, "0"), (5, "1-4"), (18, "5-17"), (1_000, "18 or more"))
 """Ends of bands in years, and their names."""
 
 
 def read_header(dataset: Any, groups: list[str]) -> dict[str, Any]:
-    """Size, patient (``""`` where unknown), values of the groups asked for, and what is to be counted (``notes``,
+    """Size, patient (as PatientID has it), values of the groups asked for, and what is to be counted (``notes``,
     joined by ``"; "``)."""
     windows = (dataset[tag].VM if tag in dataset else 0 for tag in ("WindowCenter", "WindowWidth"))
     n_windows = len(dataset.get("VOILUTSequence") or ()) or min(windows)
@@ -57,12 +55,10 @@ def read_header(dataset: Any, groups: list[str]) -> dict[str, Any]:
         "BodyPartExamined is not CHEST": read_text(dataset, "BodyPartExamined").upper() != "CHEST",
         BURNED_IN: read_text(dataset, "BurnedInAnnotation").upper() == "YES",
     }
-    number = read_text(dataset, "PatientID")
-    patient = "" if NOBODY.fullmatch(number) else f"{read_text(dataset, 'IssuerOfPatientID')} {number}".strip()
     return {
         "width_px": dataset.Columns,
         "height_px": dataset.Rows,
-        "patient": patient,
+        "patient": read_text(dataset, "PatientID"),
         "groups": {name: read_group(dataset, name) for name in groups if name in GROUP_TAGS},
         "notes": "; ".join(note for note, applies in notes.items() if applies),
     }

@@ -235,5 +235,7 @@ def count_pairs(manifest: pd.DataFrame, pairs: pd.DataFrame) -> Facts:
     n_files = manifest[manifest["pixels_sha256"].notna()].groupby("pixels_sha256")["sha256"].transform("nunique")
     near = pairs[pairs["kind"] == "near"]
     across = (near["split"] == "test") != (near["other_split"] == "test")
-    more = {"n_other_files": int((n_files > 1).sum()), "n_near": len(near), "n_near_test": int(across.sum())}
-    return count_copies(manifest) | more
+    group_of = manifest.set_index("path")["group_id"]
+    apart = near["path"].map(group_of) != near["other"].map(group_of)
+    more = {"n_near": len(near), "n_near_test": int(across.sum()), "n_near_apart": int(apart.sum())}
+    return count_copies(manifest) | {"n_other_files": int((n_files > 1).sum())} | more

@@ -39,13 +39,16 @@ def add_tags(manifest: pd.DataFrame, table: Path | None, groups: tuple[str, ...]
     nothing = pd.Series(pd.NA, index=manifest.index, dtype="object")
     patients, tags = manifest.get("patient", nothing), manifest.get("groups", nothing)
     manifest = manifest.drop(columns=["patient", "groups"], errors="ignore")
-    tagged = hide_patients(patients.replace("", pd.NA), manifest["sha256"], n_digits=16).astype("string")
-    if tagged.notna().any():
-        manifest["patient_id"] = manifest.get("patient_id", tagged).fillna(tagged)
-    listed = read_group_table(table, groups, list(manifest["path"])) if table and groups else {}
+    patients = patients.map(blank_unknown, na_action="ignore").replace("", pd.NA)
+    if patients.notna().any():
+        listed = manifest.get("patient_id", nothing).astype("string")
+        hidden = hide_patients(patients, manifest["sha256"], n_digits=16)
+        # A number that the table names already is one child's in both, and no secret any more.
+        manifest["patient_id"] = listed.fillna(hidden.mask(patients.isin(listed.dropna()), patients).astype("string"))
+    rows = read_group_table(table, groups, list(manifest["path"])) if table and groups else {}
     for name in groups:
         found = [
-            getattr(listed.get(path), name, "") or (tag.get(name) if isinstance(tag, dict) else "")
+            getattr(rows.get(path), name, "") or (tag.get(name) if isinstance(tag, dict) else "")
             for path, tag in zip(manifest["path"], tags, strict=True)
         ]
         values = pd.Series(found, manifest.index, dtype="string").replace("", pd.NA)
@@ -63,11 +66,6 @@ def read_group_table(table: Path, groups: tuple[str, ...], images: list[str]) ->
     rows = list(read_rows(table, "index.csv", create_model("GroupRow", **columns)))
     matched = match_paths((row.path for row in rows), images).images
     return {matched[row.path]: row for row in rows if row.path in matched}
-
-
-def name_groups(table: pd.DataFrame) -> list[str]:
-    """The columns of a table that hold groups."""
-    return [str(column) for column in table.columns if str(column).startswith(GROUP_PREFIX)]
 
 
 def measure_association(groups: "pd.Series[str]", labels: "pd.Series[int]") -> float:

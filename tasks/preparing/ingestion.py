@@ -5,6 +5,7 @@ rows are excluded so far (identical files, contradictions, files that are not im
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,16 +17,17 @@ import pandas as pd
 from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
+from tasks.addresses import is_archive
 from tasks.errors import SourceError, TableError
 from tasks.files import open_source
 from tasks.matching import accept_match, match_paths
-from tasks.pixels.content import HEAD_BYTES, UndecodableError, is_picture, suggests_picture
-from tasks.pixels.decoding import MAX_FILE_BYTES, choose_bits, in_turn, read_header
+from tasks.pixels.content import HEAD_BYTES, UndecodableError, is_picture, refuse_bytes, suggests_picture
+from tasks.pixels.decoding import choose_bits, in_turn, read_header
 from tasks.pixels.dicom import describe_dicom
 from tasks.preparing.copies import count_copies, exclude_copies
 from tasks.preparing.groups import add_tags
 from tasks.preparing.patients import add_patients, describe_patients
-from tasks.records import Facts
+from tasks.records import CLASS_NAMES, NORMAL, Facts
 from tasks.runs.artifacts import show_table
 from tasks.runs.manifest import image_id, write_manifest
 from tasks.runs.run import Run
@@ -58,7 +60,7 @@ def ingest(run: Run, fetched: Fetched) -> Facts:
         warnings: list[str] = []
         manifest, patients = list_images(fetched, run.settings.ingestion, max_unmatched, warnings.append)
         write_manifest(out, manifest)
-        warnings += describe_layout(manifest, fetched.layout)
+        warnings += describe_doubts(manifest, fetched.layout)
         deep = manifest["bits"].dropna()
         more = {"bits": choose_bits(deep), "n_deep": len(deep), "patients": patients, "warnings": warnings}
         return describe_manifest(manifest, fetched) | {"source": run.settings.public_source} | more
@@ -99,14 +101,25 @@ def show_manifest(facts: Facts) -> None:
     show_table("source", facts["counts"], f"Images in {facts['source']}")
 
 
-def describe_layout(manifest: pd.DataFrame, layout: Layout) -> list[str]:
-    """Sentences to warn of: a test split that is missing, pictures that are not used, folders that may be classes."""
+def describe_doubts(manifest: pd.DataFrame, layout: Layout) -> list[str]:
+    """Sentences to warn of: a test split that is missing, files that are not used, and what may go with the class."""
     warnings = []
     if not (manifest["source_split"] == "test").any():
         warnings.append("the source has no test split: nothing will be measured on one, only on validation")
     if layout.n_unused:
         where = "are in no class folder, or beside the folder of index.csv, and are not used"
         warnings.append(f"{layout.n_unused:,} pictures {where}, such as {layout.unused!r}")
+    if archives := [name for name in layout.left_out if is_archive(name)]:
+        warnings.append(
+            f"{len(archives):,} archives beside the images are not read, such as {archives[0]!r}; unpack them"
+        )
+    odd = manifest["path"].map(lambda path: bool(find_subtypes(PurePosixPath(path).name)))
+    if n_odd := int((odd & (manifest["label"] == NORMAL)).sum()):
+        warnings.append(f"{n_odd:,} images in the class normal are called like a bacterial or viral pneumonia")
+    used = manifest.dropna(subset="bits").groupby("label")["bits"].max().map(lambda bits: choose_bits([bits]))
+    if used.nunique() > 1:
+        counts = " and ".join(f"{bits} of 16 bits in {CLASS_NAMES[label]} images" for label, bits in used.items())
+        warnings.append(f"{counts} are used, so that exposure may go with the class; export both in the same way")
     places = [find_place(path) for path in manifest["path"]] if "index.csv" not in layout.tables else []
     folders = [place.below.rpartition("/")[0] for place in places if place]
     below = Counter(folder for folder in folders if folder and not find_subtypes(folder))
@@ -196,8 +209,7 @@ def read_file(path: Path, settings: IngestionSettings, known: Sum | None = None)
         facts["is_picture"] = is_picture(path.name, stream.read(HEAD_BYTES))
         stream.seek(0)
         try:
-            if n_bytes > MAX_FILE_BYTES:
-                raise UndecodableError(f"has more than {MAX_FILE_BYTES / 1e6:g} MB")
+            refuse_bytes(n_bytes)
             with in_turn(n_bytes):  # data before the pixels is read whole
                 header = read_header(stream, settings.max_side_px, settings.dicom_classes, settings.groups)
             facts |= {name: value for name, value in header.items() if value is not None}
@@ -269,6 +281,7 @@ def read_index_table(
     match = match_paths((row.path for row in listed), images, left_out)
     if warning := accept_match(match, f"index.csv: {path}", images, max_unmatched):
         warn(warning)
+    warn_of_spellings({row.patient_id for row in listed}, warn)
     rows: dict[str, Facts] = {}
     for row in listed:
         image = match.images.get(row.path)
@@ -287,6 +300,16 @@ def read_index_table(
     return fill_splits(pd.DataFrame(list(rows.values())), warn)
 
 
+def warn_of_spellings(patients: set[str], warn: Callable[[str], None]) -> None:
+    """Warns of patients whose names differ in case, or in zeros that a spreadsheet drops: ``7`` and ``007``."""
+    spelled = Counter(re.sub(r"(?<!\d)0+(?=\d)|\.0$", "", patient.casefold()) for patient in patients)
+    if n_twice := sum(n > 1 for n in spelled.values()):
+        warn(
+            f"index.csv: {n_twice:,} patients are spelled in several ways, which differ in case or in zeros alone, and "
+            "each way counts as a child; spell them alike if they are one"
+        )
+
+
 def fill_splits(table: pd.DataFrame, warn: Callable[[str], None]) -> pd.DataFrame:
     """The table with ``train`` as the ``source_split`` of images of which neither a column nor a folder tells it."""
     unknown = table["source_split"] == ""
@@ -302,6 +325,7 @@ def describe_manifest(manifest: pd.DataFrame, fetched: Fetched) -> Facts:
     """Counts of a manifest after ingestion, for the log and the report."""
     counts = manifest.groupby(["source_split", "label"]).agg(n=("path", "size"), patients=("patient_id", "nunique"))
     notes = list(manifest["notes"].dropna()) if "notes" in manifest else []
+    undecodable = manifest["excluded"].str.startswith("undecodable")
     others = set(fetched.layout.images) - set(manifest["path"])  # that an index does not name, or that are no pictures
     pictures = {name for name in others if "index.csv" in fetched.layout.tables and suggests_picture(name)}
     return {
@@ -320,8 +344,8 @@ def describe_manifest(manifest: pd.DataFrame, fetched: Fetched) -> Facts:
         **count_copies(manifest),
         "n_dicom": len(notes),
         "dicom": describe_dicom(notes),
-        "n_undecodable": int(manifest["excluded"].str.startswith("undecodable").sum()),
-        "n_patients_unknown": int(manifest["patient_id"].isna().sum()),
+        "n_undecodable": int(undecodable.sum()),
+        "n_patients_unknown": int((manifest["patient_id"].isna() & ~undecodable).sum()),
         "counts": [
             {"split": split, "class": "pneumonia" if label else "normal", "images": int(n), "patients": int(patients)}
             for (split, label), (n, patients) in counts.iterrows()

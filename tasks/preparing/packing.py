@@ -21,8 +21,8 @@ from prefect import task
 
 from tasks.errors import RunError, SourceError
 from tasks.files import digest, locked, open_source, read_record, write_json, write_whole
-from tasks.pixels.content import UndecodableError
-from tasks.pixels.decoding import MAX_FILE_BYTES, decode, in_turn
+from tasks.pixels.content import MAX_FILE_BYTES, UndecodableError
+from tasks.pixels.decoding import decode, in_turn
 from tasks.pixels.greys import SIDE_PX
 from tasks.pixels.packed import PackedImages
 from tasks.pixels.shards import LOST_SHARDS, shards_exist
@@ -113,7 +113,7 @@ def describe_copies(facts: Facts) -> list[str]:
         "n_conflicts": "warning: {n_conflicts:,} images equal one with the other label and are not trained on; "
         f"{{n_conflicts_test:,}} of them stay in test{named}",
         "n_near": "warning: {n_near:,} pairs of pictures are nearly equal, {n_near_test:,} of them in test and outside "
-        "of it; same_pictures.csv in the run folder names them",
+        "of it, {n_near_apart:,} of two patients; same_pictures.csv in the run folder names them",
     }
     return [line.format(**facts) for name, line in lines.items() if facts[name]]
 

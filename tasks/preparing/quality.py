@@ -17,8 +17,8 @@ import pandas as pd
 from tasks.errors import DataCheckError
 from tasks.files import write_json
 from tasks.pixels.looks import LOOKS, judge_looks
-from tasks.preparing.groups import measure_association, name_groups
-from tasks.records import GROUP_PREFIX, SPLITS, SUBTYPES, Facts
+from tasks.preparing.groups import measure_association
+from tasks.records import GROUP_PREFIX, SPLITS, SUBTYPES, Facts, group_columns
 from tasks.runs.artifacts import show_table
 from tasks.runs.manifest import hide_patients, key_pictures
 from tasks.runs.run import Run
@@ -155,7 +155,7 @@ def add_facts(
     table["contradicts"] = (excluded.str.startswith("conflict") | (n_labels > 1)).astype(float)
     training = usable & (split == "train")
     table["device_in_training"] = (training & manifest["has_device"].fillna(False).astype(bool)).astype(float)
-    for group in name_groups(manifest):
+    for group in group_columns(manifest):
         table[f"v_{group}"] = measure_association(manifest.loc[training, group], manifest.loc[training, "label"])
     return table
 

@@ -60,7 +60,9 @@ def finished_path(run: Run, source_sha256: str) -> Path:
     parts = {
         "source": source_sha256,
         "settings": chosen,
-        "ingestion": settings.ingestion.model_dump(include={"max_side_px", "ignore", "patients"}),
+        "ingestion": settings.ingestion.model_dump(
+            include={"max_side_px", "ignore", "patients", "dicom_classes", "groups"}
+        ),
         "review": sha256_of_file(review) if review.is_file() else None,
         "answers": sorted(read_answered(run).items()),
         "screener": (screener.sha256, None if known is None else sorted(known)),

@@ -9,7 +9,7 @@ import pandas as pd
 
 from tasks.errors import RunError
 from tasks.files import digest
-from tasks.records import GROUP_PREFIX
+from tasks.records import group_columns
 
 # Nullable dtypes throughout: missing means unknown, never 0.
 MANIFEST_DTYPES: dict[str, str] = {
@@ -91,7 +91,7 @@ def write_manifest(folder: Path, manifest: pd.DataFrame) -> None:
         name: manifest[name].astype(dtype) if name in manifest else pd.array([pd.NA] * len(manifest), dtype=dtype)
         for name, dtype in MANIFEST_DTYPES.items()
     }
-    added = [name for name in manifest if name == "notes" or name.startswith(GROUP_PREFIX)]
+    added = [*group_columns(manifest), *(["notes"] if "notes" in manifest else [])]
     columns |= {name: manifest[name].astype("string") for name in added}
     table = pd.DataFrame(columns).sort_values("path", ignore_index=True)
     path = folder / "manifest.parquet"

@@ -16,8 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import ArchiveError, SourceError
-from tasks.pixels.content import HEAD_BYTES, UndecodableError, is_picture, promises_picture
-from tasks.pixels.decoding import MAX_FILE_BYTES, choose_bits, decode, in_turn, needs_header, read_header
+from tasks.pixels.content import (
+    HEAD_BYTES,
+    MAX_FILE_BYTES,
+    UndecodableError,
+    is_picture,
+    promises_picture,
+    refuse_bytes,
+)
+from tasks.pixels.decoding import choose_bits, decode, in_turn, needs_header, read_header
 from tasks.pixels.dicom import describe_dicom
 from tasks.pixels.greys import SIDE_PX
 from tasks.records import Facts
@@ -190,8 +197,7 @@ def _read_file(path: Path, n_bytes: int) -> bytes:
     state = path.stat()
     if not stat.S_ISREG(state.st_mode):
         raise UndecodableError("is a pipe or device, not a file")
-    if state.st_size > MAX_FILE_BYTES:
-        raise UndecodableError(f"has more than {MAX_FILE_BYTES / 1e6:g} MB")
+    refuse_bytes(state.st_size)
     with path.open("rb") as stream:
         return stream.read(min(n_bytes, state.st_size + 1))  # one more: a system file may hold more than its size
 

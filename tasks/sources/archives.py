@@ -26,8 +26,7 @@ from typing import IO, Any
 from tasks.addresses import is_archive
 from tasks.errors import ArchiveError
 from tasks.files import FULL, room_in
-from tasks.pixels.content import UndecodableError, name_content
-from tasks.pixels.decoding import MAX_FILE_BYTES
+from tasks.pixels.content import MAX_FILE_BYTES, UndecodableError, name_content, refuse_bytes
 from tasks.settings import IngestionSettings
 
 PIECE = 1 << 16
@@ -142,8 +141,7 @@ class Archive:
             UndecodableError: If the member is damaged or declares more than ``MAX_FILE_BYTES``.
         """
         member, data = self._files[name], bytearray()
-        if member.n_bytes > MAX_FILE_BYTES:
-            raise UndecodableError(f"has {member.n_bytes / 1e6:,.0f} MB, more than {MAX_FILE_BYTES / 1e6:g}")
+        refuse_bytes(member.n_bytes)
         try:
             with self._one_at_a_time, self._pick(member.entry) as stream:
                 while piece := stream.read(min(PIECE, n_bytes - len(data))):

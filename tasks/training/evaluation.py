@@ -25,7 +25,7 @@ from tasks.measures import (
     summarise,
     weighted_measures,
 )
-from tasks.records import GROUP_PREFIX, UNKNOWN, Facts
+from tasks.records import GROUP_PREFIX, UNKNOWN, Facts, group_columns
 from tasks.runs.artifacts import show_table
 from tasks.runs.run import Run
 from tasks.runs.stages import stage_task
@@ -133,7 +133,7 @@ def measure(table: pd.DataFrame, shifts: pd.DataFrame, settings: EvaluationSetti
 
 def measure_own_groups(table: pd.DataFrame, threshold: float, settings: EvaluationSettings, seed: int) -> Facts:
     """``{split: {name: {value: group}}}`` for each group of ``ingestion.groups``; empty where there is none."""
-    names = [str(column) for column in table if str(column).startswith(GROUP_PREFIX)]
+    names = group_columns(table)
     found: Facts = {}
     for split in settings.splits if names else ():
         rows = table[table["split"] == split]

@@ -291,11 +291,6 @@ def test_only_the_patient_and_the_groups_asked_for_leave_the_reader() -> None:
     assert "Planted" not in str(header) and "Somewhere" not in str(header)
 
 
-@pytest.mark.parametrize("word", ["", "  ", "ANONYMOUS", "Unknown", "N/A", "0000"])
-def test_a_placeholder_is_no_patient(word: str) -> None:
-    assert read_header(make_dicom(RAMP, bits=12, PatientID=word), 20_000)["patient"] == ""
-
-
 def test_the_words_of_an_error_quote_no_tag() -> None:
     found = make_dataset(RAMP, 12)
     found.add_new("WindowCenter", "DS", "")

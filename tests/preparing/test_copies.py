@@ -169,7 +169,7 @@ def test_nearly_equal_pictures_are_listed_and_stay(tmp_path: Path) -> None:
     files = {"test/NORMAL/a.png": encoded(chest(1)), "train/NORMAL/b.jpeg": encoded(dimmed(chest(1), 0.8), "JPEG")}
     facts, manifest, pairs = packed(tmp_path, files)
     assert (manifest["excluded"] == "").all()
-    assert (facts["n_near"], facts["n_near_test"], facts["n_other_files"]) == (1, 1, 0)
+    assert (facts["n_near"], facts["n_near_test"], facts["n_near_apart"], facts["n_other_files"]) == (1, 1, 0, 0)
     (row,) = pairs.to_dict("records")
     assert (row["kind"], {row["path"], row["other"]}) == ("near", set(files))
     assert 0.99 <= row["correlation"] < 1

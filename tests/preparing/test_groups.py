@@ -73,11 +73,25 @@ def test_a_placeholder_leaves_the_patient_to_the_file_name(tmp_path: Path) -> No
     assert facts["n_patients_unknown"] == 8
 
 
-def test_a_dicom_file_among_others_takes_no_patient_from_their_names(tmp_path: Path) -> None:
+def test_a_dicom_file_among_others_takes_no_patient_from_their_names() -> None:
     table = pd.DataFrame({"path": ["person1_virus_1.png", "IM1"], "sha256": ["a", "b"], "patient": [pd.NA, "77"]})
     manifest, facts = add_patients(add_tags(table, None, ()), None, has_index=False)
     assert manifest["patient_id"][0] == "person1" and manifest["patient_id"][1].startswith("P-")
     assert (facts["n_fit"], facts["own"]) == (2, False)
+
+
+@pytest.mark.parametrize(
+    "word", ["", "  ", "ANONYMOUS", "Unknown", "N/A", "0000", "DE-IDENTIFIED", "ANONYMOUS^PATIENT"]
+)
+def test_a_placeholder_is_no_patient(word: str) -> None:
+    table = pd.DataFrame({"path": ["a", "b"], "sha256": ["a", "b"], "patient": [word, "77"]})
+    assert add_tags(table, None, ())["patient_id"].isna().tolist() == [True, False]
+
+
+def test_a_patient_that_the_table_names_is_the_same_child_in_a_dicom_file() -> None:
+    table = pd.DataFrame({"path": ["a", "b", "c"], "sha256": ["a", "b", "c"], "patient": [pd.NA, "P3", "P4"]})
+    found = add_tags(table.assign(patient_id=["P3", pd.NA, pd.NA]), None, ())["patient_id"].tolist()
+    assert found[:2] == ["P3", "P3"] and found[2].startswith("P-")
 
 
 def test_groups_come_from_tags_and_the_table_overrides_them(tmp_path: Path) -> None:

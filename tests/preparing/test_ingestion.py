@@ -12,9 +12,17 @@ from PIL import Image
 from stage_steps import ingest_all
 
 from tasks.errors import SourceError, TableError
-from tasks.preparing.ingestion import describe_path, read_file, read_index_table, subtype_of
+from tasks.preparing.ingestion import (
+    describe_doubts,
+    describe_path,
+    read_file,
+    read_index_table,
+    subtype_of,
+    warn_of_spellings,
+)
 from tasks.runs.manifest import MANIFEST_DTYPES, image_id, read_manifest
 from tasks.settings import IngestionSettings, Settings
+from tasks.sources.layout import plan_layout
 
 FOUR = ["train/NORMAL/a.jpeg", "train/PNEUMONIA/b.jpeg", "test/NORMAL/c.jpeg", "test/PNEUMONIA/d.jpeg"]
 
@@ -240,7 +248,7 @@ def test_a_folder_becomes_a_manifest_with_a_row_per_image(tmp_path: Path) -> Non
     assert facts["n_undecodable"] == 1
     row = manifest.loc["val/PNEUMONIA/person8_virus_2.png"]
     assert (row["width_px"], row["height_px"], row["subtype"]) == (90, 70, "virus")
-    assert manifest["patient_id"].isna().all() and facts["n_patients_unknown"] == 11, "two of eleven names are chance"
+    assert manifest["patient_id"].isna().all() and facts["n_patients_unknown"] == 10, "two of ten names are chance"
     assert manifest[["split", "has_device", "device_score"]].isna().all(axis=None)
 
 
@@ -369,6 +377,35 @@ def test_an_index_that_does_not_fit_leaves_no_run_folder(tmp_path: Path) -> None
     with pytest.raises(TableError, match="lacks the column patient_id"):
         ingest_all(settings(tmp_path, source))
     assert not (tmp_path / "run").exists()
+
+
+def test_normal_images_called_like_a_pneumonia_and_archives_beside_images_are_counted(tmp_path: Path) -> None:
+    more: dict[str, bytes | str] = {"train/NORMAL/person1_bacteria_1.jpeg": picture(9), "train/NORMAL/more.zip": "PK"}
+    facts, _ = ingested(tmp_path, write_set(tmp_path / "mine", {**four(), **more}))
+    first, second = facts["warnings"]
+    assert first.startswith("1 archives beside the images are not read, such as 'train/NORMAL/more.zip'")
+    assert second.startswith("1 images in the class normal are called like")
+
+
+def test_bits_in_use_that_go_with_the_class_are_said() -> None:
+    manifest = pd.DataFrame({"path": ["a", "b"], "source_split": "test", "label": [0, 1], "bits": [12, 14]})
+    layout = plan_layout(["index.csv", "a", "b"], "x")
+    (warning,) = describe_doubts(manifest, layout)
+    assert warning.startswith("12 of 16 bits in normal images and 14 of 16 bits in pneumonia images are used")
+    assert describe_doubts(manifest.assign(bits=[12, 11]), layout) == []
+
+
+def test_patients_spelled_in_several_ways_are_counted_and_not_named() -> None:
+    said: list[str] = []
+    warn_of_spellings({"p1", "P1", "7", "007", "12", "12.0", "120", "p10", ""}, said.append)
+    assert len(said) == 1 and said[0].startswith("index.csv: 3 patients are spelled in several ways")
+    warn_of_spellings({"1", "10", "100", "p2"}, said.append)
+    assert len(said) == 1
+
+
+def test_a_file_that_does_not_decode_is_no_image_of_an_unknown_patient(tmp_path: Path) -> None:
+    facts, _ = ingested(tmp_path, write_set(tmp_path / "mine", {**four(), "train/NORMAL/x.jpeg": "no picture"}))
+    assert (facts["n_undecodable"], facts["n_patients_unknown"]) == (1, 4)
 
 
 def test_folders_below_a_class_that_may_be_classes_of_their_own_are_named(tmp_path: Path) -> None:

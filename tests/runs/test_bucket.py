@@ -210,11 +210,12 @@ def test_a_finished_stage_whose_upload_broke_off_is_sent_when_it_is_asked_for_ag
     done: list[int] = []
     here = machine(tmp_path / "here", address)
     do_stage(here, done)
-    sent = set(names_below(bucket, "test_a_finished_stage_whose"))
+    prefix = address.removeprefix(f"s3://{BUCKET}/").removesuffix("run")
+    sent = set(names_below(bucket, prefix))
     for name in (name for name in sent if "/cache/work/" in name):
         bucket.delete_object(Bucket=BUCKET, Key=name)
     assert do_stage(here, done)["reused"] is True and done == [1]
-    assert set(names_below(bucket, "test_a_finished_stage_whose")) == sent
+    assert set(names_below(bucket, prefix)) == sent
 
 
 def test_a_stage_that_changes_a_sealed_run_breaks_its_seal_in_the_bucket_too(

@@ -12,7 +12,8 @@ from dicom_files import draw, make_dicom
 from PIL import Image
 
 from tasks.errors import SourceError
-from tasks.pixels.decoding import MAX_FILE_BYTES, decode
+from tasks.pixels.content import MAX_FILE_BYTES
+from tasks.pixels.decoding import decode
 from tasks.pixels.looks import MEAN_CHEST
 from tasks.scoring.batches import watch_batches
 from tasks.scoring.loose_images import open_loose_images

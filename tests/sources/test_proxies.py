@@ -1,7 +1,7 @@
 """Proxies: sources are fetched through them, whatever kind they are of; this machine's own servers are not."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.request import getproxies
 
@@ -14,6 +14,7 @@ from tunnel_proxy import running_proxy
 from tasks import LOOPBACK, pass_by_proxies
 
 CONTENT = zip_bytes(300_000)
+Fetch = Callable[[], bytes]
 NAMES = [case(f"{scheme}_proxy") for scheme in ("http", "https", "all", "no") for case in (str.lower, str.upper)]
 
 
@@ -31,35 +32,30 @@ def proxy() -> Iterator[tuple[str, list[str]]]:
         yield found
 
 
+@pytest.fixture
+def fetched(dropbox: DropboxServer, tmp_path: Path) -> Fetch:
+    return lambda: fetch(dropbox.put("chest.zip", CONTENT), tmp_path, settings(dropbox)).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("name", "scheme"), [("HTTPS_PROXY", "http"), ("all_proxy", "socks5"), ("ALL_PROXY", "socks5h")]
 )
 def test_a_link_is_fetched_through_the_proxy(
-    name: str,
-    scheme: str,
-    dropbox: DropboxServer,
-    proxy: tuple[str, list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, scheme: str, fetched: Fetch, proxy: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, f"{scheme}://{proxy[0]}")
-    assert fetch(dropbox.put("chest.zip", CONTENT), tmp_path, settings(dropbox)).read_bytes() == CONTENT
+    assert fetched() == CONTENT
     assert proxy[1] and {place.partition(":")[0] for place in proxy[1]} <= {"localhost", "127.0.0.1"}
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
 @pytest.mark.parametrize("scheme", ["http", "socks5"])
 def test_servers_on_this_machine_are_asked_past_every_proxy(
-    name: str,
-    scheme: str,
-    dropbox: DropboxServer,
-    proxy: tuple[str, list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, scheme: str, fetched: Fetch, proxy: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, f"{scheme}://{proxy[0]}")
     pass_by_proxies()
-    assert fetch(dropbox.put("chest.zip", CONTENT), tmp_path, settings(dropbox)).read_bytes() == CONTENT
+    assert fetched() == CONTENT
     assert proxy[1] == []
     with httpx.Client() as client:
         patterns = [pattern.pattern for pattern, transport in client._mounts.items() if transport is None]
