@@ -170,7 +170,8 @@ def test_a_home_that_is_not_there_yet_is_made_for_prefect(tmp_path: Path) -> Non
     home = tmp_path / "not" / "yet"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment |= {"HOME": str(home)}
-    code = "from flows.engine.command_line import run_command\nraise SystemExit(run_command(lambda settings: 'done', [], 'x'))"
+    code = "from flows.engine.command_line import run_command\n"
+    code += "raise SystemExit(run_command(lambda settings: 'done', [], 'x'))"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "done"), done.stderr
