@@ -182,6 +182,7 @@ def build_run(run: Path) -> None:
         "n_nested": 61,
         "n_nested_only": 0,
         "n_clutter": 5,
+        "warnings": [f"3 pictures are in no class folder, and are not used, such as 'x{HOSTILE}'"],
     }
     pack = {"n_test_copies": 0, "n_conflicts_test": 1, "n_near": 4, "n_near_test": 2}
     nothing = {"value": None, "low": None, "high": None, "reason": "a class has too few readings"}

@@ -112,8 +112,8 @@ def describe_copies(facts: Facts) -> list[str]:
         "{n_duplicates_excluded:,} copies are excluded, {n_test_copies:,} kept in test",
         "n_conflicts": "warning: {n_conflicts:,} images equal one with the other label and are not trained on; "
         f"{{n_conflicts_test:,}} of them stay in test{named}",
-        "n_near": "warning: {n_near:,} pairs of pictures are nearly equal, {n_near_test:,} of them in test and outside "
-        "of it, {n_near_apart:,} of two patients; same_pictures.csv in the run folder names them",
+        "n_near": "warning: {n_near:,} pairs of pictures are nearly equal; {n_near_apart:,} are of two patients, of "
+        "{n_near_test:,} only one is in test; same_pictures.csv in the run folder names them",
     }
     return [line.format(**facts) for name, line in lines.items() if facts[name]]
 

@@ -76,7 +76,9 @@ def describe_left_out(run: Path, manifest: pd.DataFrame) -> Facts:
     also = {name: ingest.get(name, 0) for name in left_out}
     also |= {name: pack[name] for name in ("n_test_copies", "n_conflicts_test", "n_near", "n_near_test")}
     also |= {
-        "n_patients_unknown": int(manifest["patient_id"].isna().sum()),
+        "n_patients_unknown": int((manifest["patient_id"].isna() & ~reasons.str.startswith("undecodable")).sum()),
+        # Without the examples: they name files, and a report goes to more people than a log.
+        "warnings": [sentence.partition(", such as ")[0] for sentence in ingest.get("warnings", ())],
         "n_unscreened_train": screen["n_unscreened_train"],
     }
     return {"n": len(excluded), "reasons": rows, **also}

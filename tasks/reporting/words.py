@@ -20,6 +20,7 @@ STAGES = {
     "calibrate": "Join and calibrate the networks",
     "evaluate": "Measure the network",
     "explain": "Explain single answers",
+    "audit": "Audit what the network looks at",
 }
 
 

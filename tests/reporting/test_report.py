@@ -148,8 +148,9 @@ def test_unknown_patients_are_warned_of_at_the_top(page: Page) -> None:
 
 def test_nearly_equal_pictures_and_contradictions_in_test_are_counted(page: Page) -> None:
     assert (
-        "4 Pairs of nearly equal pictures, named in same_pictures.csv of the run folder; 2 of them lie in" in page.text
+        "4 Pairs of nearly equal pictures, named in same_pictures.csv of the run folder; of 2 of them one" in page.text
     )
+    assert "Warning: 3 pictures are in no class folder, and are not used." in page.text
     assert "1 Test images that equal an image with the other label" in page.text
 
 
