@@ -155,7 +155,9 @@ class SampleSettings(Section):
 class QualitySettings(Section):
     """Bounds of the data checks."""
 
-    max_undecodable: float = Field(0.01, ge=0, le=1, description="Largest accepted share of files that do not decode.")
+    max_undecodable: float = Field(
+        0.01, ge=0, le=1, description="Largest accepted share of files that are refused or do not decode."
+    )
     max_odd: float = Field(
         0.05, ge=0, le=1, description="Largest accepted share of images that are flat, saturated or inverted."
     )

@@ -39,8 +39,8 @@ Lines = Iterator[tuple[int, list[str]]]
 """Number of a line or row in the file, and its cells."""
 
 UNKNOWN = re.compile(
-    r"[0\W_]{2,}|\W|x{3,}|na|n[/.]a\.?|<na>|nan|null|none|nil|unknown|unbekannt|missing|not available|removed|deleted"
-    r"|anon(ymous|ymi[sz]ed)?([ ^_]patient)?|de-?identified|#(n/a|ref!|value!|name\?|div/0!|null!|num!)",
+    r"[0\W_]{2,}|\W|x{3,}|9{5,}|na|n[/.]a\.?|<na>|nan|null|none|nil|unknown|unbekannt|missing|not available|removed"
+    r"|deleted|anon(ymous|ymi[sz]ed)?([ ^_]patient)?|de-?identified|#(n/a|ref!|value!|name\?|div/0!|null!|num!)",
     re.IGNORECASE,
 )
 """What tables and DICOM tags hold where something is not known."""

@@ -62,7 +62,14 @@ def ingest(run: Run, fetched: Fetched) -> Facts:
         write_manifest(out, manifest)
         warnings += describe_doubts(manifest, fetched.layout)
         deep = manifest["bits"].dropna()
-        more = {"bits": choose_bits(deep), "n_deep": len(deep), "patients": patients, "warnings": warnings}
+        deepest = str(manifest["image_id"][deep.idxmax()]) if len(deep) else ""
+        more = {
+            "bits": choose_bits(deep),
+            "n_deep": len(deep),
+            "deepest": deepest,
+            "patients": patients,
+            "warnings": warnings,
+        }
         return describe_manifest(manifest, fetched) | {"source": run.settings.public_source} | more
 
     given = {
@@ -94,7 +101,8 @@ def show_manifest(facts: Facts) -> None:
         f"{facts['n_duplicates_excluded']:,} copies excluded, {facts['n_test_copies']:,} copies kept in test, "
         f"{facts['n_conflicts']:,} files with contradicting labels"
     )
-    deep = [f"{facts['n_deep']:,} files: {facts['bits']} of 16 bits used"] if facts["n_deep"] else []
+    used = f"{facts['n_deep']:,} files: {facts['bits']} of 16 bits used, most by image {facts['deepest']}"
+    deep = [used] if facts["n_deep"] else []
     patients = describe_patients(facts["patients"], facts["n_patients_unknown"], facts["n_images"])
     for line in [*deep, *facts["dicom"], *patients]:
         print(line)
@@ -109,6 +117,8 @@ def describe_doubts(manifest: pd.DataFrame, layout: Layout) -> list[str]:
     if layout.n_unused:
         where = "are in no class folder, or beside the folder of index.csv, and are not used"
         warnings.append(f"{layout.n_unused:,} pictures {where}, such as {layout.unused!r}")
+    if layout.idle:
+        warnings.append(f"ingestion.ignore: nothing in the source is called {layout.idle[0]!r}")
     if archives := [name for name in layout.left_out if is_archive(name)]:
         warnings.append(
             f"{len(archives):,} archives beside the images are not read, such as {archives[0]!r}; unpack them"

@@ -97,7 +97,7 @@ def pack(run: Run, bits: int, n_new: int) -> Facts:
     )
     print(
         f"packed {facts['n_packed']:,} images in {facts['n_shards']:,} shards, {n_new:,} of them new; "
-        f"{facts['n_undecodable']:,} do not decode"
+        f"{facts['n_undecodable']:,} are refused or do not decode"
     )
     for line in describe_copies(facts):
         print(line)

@@ -28,6 +28,8 @@ from tasks.settings import QualitySettings
 LOOKING = "no images are {}"
 Checkpoint = Literal["source", "prepared"]
 AT_ONCE = 256
+MANY_IMAGES, MUCH = 30, 0.1
+"""More images than one child of the public set has, and this share of a source, are rather a word that is none."""
 BETWEEN, AMONG, FILLED = "ColumnValuesToBeBetween", "ColumnValuesToBeInSet", "ColumnValuesToNotBeNull"
 
 
@@ -143,6 +145,7 @@ def add_facts(
     picture = key_pictures(manifest)
     groups = pd.DataFrame({"split": split, "label": manifest["label"], "patient": manifest["patient_id"]})[usable]
     table["n_of_class"] = aligned(groups.groupby(["split", "label"])["label"].transform("size"))
+    table["n_of_patient"] = aligned(manifest.groupby("patient_id")["patient_id"].transform("size"))
     n_wanted = split.eq("train").fillna(False).map({True: quality.min_train_images, False: quality.min_images})
     table["n_lacking"] = n_wanted - table["n_of_class"]
     table["n_classes"] = aligned(groups.groupby("split")["label"].transform("nunique"))
@@ -182,8 +185,9 @@ def build_suite(
     enough = f"{quality.min_train_images} or more usable images in train and {quality.min_images} in each other split"
     sides: Facts = {"min_value": float(quality.min_side_px), "max_value": float(quality.max_side_px)}
     px = f"{quality.min_side_px} to {quality.max_side_px:,} px"
-    decoding = f"at most {100 * quality.max_undecodable:g} % of the files do not decode"
+    decoding = f"at most {100 * quality.max_undecodable:g} % of the files are refused or do not decode"
     apart = f"and class are associated by at most {quality.max_association:g} (Cramér's V) in train"
+    many = max(MANY_IMAGES, int(MUCH * len(table)))
     groups = [name for name in table if name.startswith(f"v_{GROUP_PREFIX}")]
     suite = [
         expect(AMONG, "label", "every label is 0 or 1", value_set=[0.0, 1.0]),
@@ -197,6 +201,7 @@ def build_suite(
         expect(BETWEEN, "n_classes", "each split that exists has both classes", min_value=2.0),
         expect(BETWEEN, "n_lacking", f"each class has {enough}", max_value=0.0),
         expect(BETWEEN, "share_undecodable", decoding, max_value=quality.max_undecodable),
+        warn(BETWEEN, "n_of_patient", f"no patient has more than {many:,} images", max_value=float(many)),
         warn(AMONG, "contradicts", "equal pictures have one label", value_set=[0.0]),
         *(warn(BETWEEN, f"{side}_px", f"{side} is {px}", **sides) for side in ("width", "height")),
         *(

@@ -1,6 +1,6 @@
 """Archives, zip and tar, read without trust: every name and declared size is checked before a byte is written.
 
-What a file is, its content decides. A packed tar (``.tar.gz``) and an archive that is all that an archive holds are
+What a file is, its content decides. A packed tar (``.tar.gz``) and the one archive in an archive without pictures are
 unpacked into a nameless file first, so that whatever is read in the end has an index of members. A member never yields
 more than it declares: ``zipfile`` and ``tarfile`` stop there.
 """
@@ -26,7 +26,7 @@ from typing import IO, Any
 from tasks.addresses import is_archive
 from tasks.errors import ArchiveError
 from tasks.files import FULL, room_in
-from tasks.pixels.content import MAX_FILE_BYTES, UndecodableError, name_content, refuse_bytes
+from tasks.pixels.content import MAX_FILE_BYTES, UndecodableError, name_content, refuse_bytes, suggests_picture
 from tasks.settings import IngestionSettings
 
 PIECE = 1 << 16
@@ -97,10 +97,11 @@ class Archive:
             raise ArchiveError(f"source: {path} cannot be read ({error.strerror}); give another path") from None
         self._files, self._pick = self._list(self.stream)
         shown = [name for name in self._files if not name.startswith((".", "__MACOSX")) and "/." not in name]
-        if shown and all(map(is_archive, shown)):
-            if len(shown) > 1:
-                raise self._error(f"holds other archives ({', '.join(shown[:3])}); unpack it and name the folder")
-            self._files, self._pick = self._list(self._spool(self._pick, self._files[shown[0]].entry))
+        inner = [name for name in shown if is_archive(name)]
+        if inner and not any(map(suggests_picture, shown)):
+            if len(inner) > 1:
+                raise self._error(f"holds other archives ({', '.join(inner[:3])}); unpack it and name the folder")
+            self._files, self._pick = self._list(self._spool(self._pick, self._files[inner[0]].entry))
         self.names = sorted(self._files)
 
     def count_bytes(self, name: str) -> int:

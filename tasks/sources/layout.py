@@ -46,6 +46,7 @@ class Layout:
         n_unused: Pictures left out because they lie beside the class folders, or outside of the root of an index.
         left_out: The names of all files that are neither images nor tables, as they are in the source, sorted.
         unused: One of the pictures that ``n_unused`` counts, or ``""``.
+        idle: Patterns of ``ingestion.ignore`` that fit no file.
     """
 
     root: str
@@ -58,6 +59,7 @@ class Layout:
     n_unused: int
     left_out: tuple[str, ...]
     unused: str
+    idle: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,7 @@ def plan_layout(names: Iterable[str], source: str, ignore: Sequence[str] = ()) -
         n_unused=len(unused),
         left_out=tuple(name for name in files if name not in kept),
         unused=next(iter(unused), ""),
+        idle=tuple(pattern for pattern in ignore if not any(_is_ignored(name, [pattern]) for name in ignored)),
     )
 
 

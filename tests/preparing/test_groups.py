@@ -81,7 +81,7 @@ def test_a_dicom_file_among_others_takes_no_patient_from_their_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["", "  ", "ANONYMOUS", "Unknown", "N/A", "0000", "DE-IDENTIFIED", "ANONYMOUS^PATIENT"]
+    "word", ["", "  ", "ANONYMOUS", "Unknown", "N/A", "0000", "999999999", "DE-IDENTIFIED", "ANONYMOUS^PATIENT"]
 )
 def test_a_placeholder_is_no_patient(word: str) -> None:
     table = pd.DataFrame({"path": ["a", "b"], "sha256": ["a", "b"], "patient": [word, "77"]})

@@ -299,7 +299,8 @@ def test_the_bits_in_use_are_decided_once_for_all_deep_files_of_a_source(
     }
     facts, _ = ingested(tmp_path, write_set(tmp_path / "mine", deep))
     assert (facts["bits"], facts["n_deep"]) == (10, 3)
-    assert "3 files: 10 of 16 bits used" in capsys.readouterr().out
+    most = image_id("train/NORMAL/1024.png")
+    assert f"3 files: 10 of 16 bits used, most by image {most}" in capsys.readouterr().out
 
 
 def test_broken_files_with_the_same_bytes_are_named_broken_and_not_contradictions(tmp_path: Path) -> None:

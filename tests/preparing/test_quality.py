@@ -73,6 +73,14 @@ def both(first: Break, second: Break) -> Break:
     return lambda manifest: second(first(manifest))
 
 
+def crowd(manifest: pd.DataFrame) -> pd.DataFrame:
+    """31 more pictures of the first child."""
+    more = pd.concat([manifest.head(1)] * 31).assign(
+        **{name: [f"{name}{n}" for n in range(31)] for name in ("path", "image_id", "sha256")}
+    )
+    return pd.concat([manifest, more], ignore_index=True)
+
+
 # The sentence of each expectation, and what breaks it and nothing else.
 BREAKS: dict[str, Break] = {
     "every label is 0 or 1": changed("val/1/0", label=2),
@@ -87,7 +95,10 @@ BREAKS: dict[str, Break] = {
     "each class has 4 or more usable images in train and 1 in each other split": both(
         changed("train/1/0", excluded="duplicate of x"), changed("train/1/1", excluded="duplicate of y")
     ),
-    "at most 1 % of the files do not decode": changed("val/1/0", excluded="undecodable: is not a JPEG or PNG"),
+    "at most 1 % of the files are refused or do not decode": changed(
+        "val/1/0", excluded="undecodable: is not a JPEG or PNG"
+    ),
+    "no patient has more than 30 images": crowd,
     "equal pictures have one label": changed("val/1/0", excluded="conflict: the same picture as x"),
     "width is 64 to 8,000 px": changed("val/1/0", width_px=63),
     "height is 64 to 8,000 px": changed("val/1/0", height_px=8001),
@@ -107,6 +118,7 @@ PREPARED_BREAKS: dict[str, Break] = {
 }
 WARNINGS = {
     *(sentence for sentence in PREPARED_BREAKS if sentence.startswith("no images are ")),
+    "no patient has more than 30 images",
     "equal pictures have one label",
     "width is 64 to 8,000 px",
     "height is 64 to 8,000 px",
@@ -263,7 +275,7 @@ def test_a_failed_check_of_broken_files_names_one_for_each_reason(tmp_path: Path
     with pytest.raises(DataCheckError) as caught:
         checked(tmp_path, manifest)
     assert (
-        f"at most 1 % of the files do not decode fails in 6 of 30 rows, such as test/1/0 ({pointer}), "
+        f"at most 1 % of the files are refused or do not decode fails in 6 of 30 rows, such as test/1/0 ({pointer}), "
         f"val/1/0 ({page}), test/1/1 ({pointer})"
     ) in str(caught.value)
 

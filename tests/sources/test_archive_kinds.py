@@ -154,9 +154,9 @@ def test_deflate64_of_windows_explorer_is_named_before_anything_is_written(tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_an_archive_that_is_all_that_an_archive_holds_is_unpacked_with_it(tmp_path: Path) -> None:
+def test_the_one_archive_in_an_archive_without_pictures_is_unpacked_with_it(tmp_path: Path) -> None:
     for inner in (make_zip(tmp_path / "in.zip", *TREE.items()), make_tar(tmp_path / "in.tar.gz", TREE, "w:gz")):
-        clutter = ("__MACOSX/._in.zip", b"1"), (".DS_Store", b"2")
+        clutter = ("__MACOSX/._in.zip", b"1"), (".DS_Store", b"2"), ("README", b"3"), ("set/LICENSE.txt", b"4")
         path = make_zip(tmp_path / "x.zip", (f"set/{inner.name}", inner.read_bytes()), *clutter)
         assert unpack(path, tmp_path / "out") == sorted(TREE)
         assert files_below(tmp_path / "out") == TREE

@@ -137,6 +137,11 @@ def test_an_unknown_folder_of_pictures_stops_the_run_and_may_be_ignored(folder: 
         assert (layout.images, layout.n_ignored, layout.n_clutter) == (tuple(sorted(FOUR)), 1, 0)
 
 
+def test_patterns_that_fit_nothing_are_known() -> None:
+    layout = plan_layout([*below("a/"), "a/b/1.png"], "my.zip", ["a/val", "b", "covid*"])
+    assert layout.idle == ("a/val", "covid*")
+
+
 def test_pictures_beside_folders_that_are_known_are_counted_and_named() -> None:
     layout = plan_layout([*below("c/"), "overview.png", "c/logo.png", "c/train/all.png", "c/notes.txt"], "x")
     assert (layout.images, layout.n_unused, layout.unused) == (tuple(sorted(FOUR)), 3, "c/logo.png")
