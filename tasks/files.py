@@ -8,6 +8,7 @@ import resource
 import shutil
 import stat
 import threading
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ WAY_OUT = (
 REPOSITORY = Path(__file__).resolve().parents[1]
 BROKEN = (
     *(OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError, SyntaxError),
-    *(zipfile.BadZipFile, zlib.error),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
 """What NumPy and zipfile raise for a damaged or foreign file."""
 

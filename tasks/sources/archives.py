@@ -93,6 +93,7 @@ class Archive:
         self._one_at_a_time = threading.Lock()  # a ZipFile counts its open members without a lock; a tar has one place
         try:
             self.stream = held.enter_context(path.open("rb"))
+            self.stream.read(1)
         except OSError as error:
             raise ArchiveError(f"source: {path} cannot be read ({error.strerror}); give another path") from None
         self._files, self._pick = self._list(self.stream)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -31,6 +32,8 @@ SHAPING = (
     *("ViewPosition", "PhotometricInterpretation", "PresentationLUTShape", "VOILUTFunction", "TransferSyntaxUID"),
     *("PresentationIntentType", "SpecificCharacterSet", "BurnedInAnnotation"),
 )
+PICTURE = re.compile(rb"base64,[\w+/=]+")
+"""Of a page: by chance four of its letters are those of an age."""
 NOT_OF_IMAGES = (0x0000, 0x0002, 0x0004, 0x0006)
 
 
@@ -95,6 +98,7 @@ def test_no_planted_tag_is_in_a_run_its_cache_its_log_or_its_artifacts(
             with zipfile.ZipFile(path) as archive:
                 left[str(path)] = b"".join(archive.read(name) for name in archive.namelist())
     assert len(left) > 50
+    left = {place: PICTURE.sub(b"", content) for place, content in left.items()}
     for mark in (WORD, WORD.upper(), NAME, "Nameword", DAY, TIME, UID, NUMBER, "057Y"):
         assert [place for place, content in left.items() if mark.encode() in content] == [], mark
     groups = json.loads((run / "metrics.json").read_text())["by_group"]["test"]

@@ -178,12 +178,15 @@ def test_a_zip_that_is_replaced_while_it_is_read_is_refused_by_name(
 def test_a_source_that_never_stops_changing_gives_one_whole_reading_or_a_refusal_by_name(
     faults: FaultTable, settings: Settings, source: Path, tmp_path: Path
 ) -> None:
-    """Nothing is timed here: another thread rewrites, removes and adds files at seeded random moments."""
+    """Another thread rewrites, removes and adds files at random moments, some within a reading."""
+    start = time.perf_counter()
+    ingest_all(settings)
+    pace = time.perf_counter() - start
     stop, draws = threading.Event(), random.Random(8)
     paths = sorted(source.rglob("*.png"))
 
     def change() -> None:
-        while not stop.wait(draws.uniform(0, 0.05)):  # about a quarter of the readings is refused
+        while not stop.wait(draws.uniform(0, pace)):  # about a quarter of the readings is refused
             path = draws.choice(paths)
             if draws.random() < 0.2:
                 path.unlink(missing_ok=True)
