@@ -14,9 +14,11 @@ from flows.engine.labels import label_run
 from flows.engine.run_folders import bring_run, own_run_folder
 from flows.engine.runners import do_shards, open_runner
 from tasks.preparing.ingestion import ingest
+from tasks.preparing.mask_shards import draw_masks, plan_masks
 from tasks.preparing.packing import pack, pack_shards, plan_packing
 from tasks.preparing.quality import check
-from tasks.preparing.screening import plan_screening, screen, screen_shards
+from tasks.preparing.screening import screen
+from tasks.preparing.segmenting import segment
 from tasks.preparing.splitting import split
 from tasks.runs.run import Run
 from tasks.settings import Settings
@@ -51,9 +53,10 @@ def pack_images(runner: TaskRunner[Any], run: Run, folder: str) -> None:
 
 
 def screen_images(runner: TaskRunner[Any], run: Run, folder: str) -> None:
-    """Screens the packed images that are not in the cache, and decides which leave training."""
-    do_shards(runner, "screened", screen_shards, plan_screening(run), run=run)
+    """Draws masks of the packed images that are not in the cache, of devices and of lungs, and judges both."""
+    do_shards(runner, "screened", draw_masks, plan_masks(run), run=run)
     screen(run, folder)
+    segment(run)
 
 
 if __name__ == "__main__":

@@ -17,21 +17,28 @@ from tasks.settings import Settings
 
 
 class ScreenFlags(TableFlags):
-    """Screens X-rays for medical devices: a score and a decision for each image, and masks of where devices are."""
+    """Screens X-rays for medical devices: a score and a decision for each image, and masks of devices and lungs."""
 
     out: Place = Field(min_length=1, description="CSV file to write: path,device_score,has_device,refused.")
     masks: Place | None = Field(
         None, min_length=1, description="Folder for a mask <image_id>.png of each image; default: no masks."
     )
+    lungs: Place | None = Field(None, min_length=1, description="Folder for the same of the lungs; default: none.")
 
 
 @flow(name="screen", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def screen(
-    images: Place, out: Place, masks: Place | None = None, strict: bool = False, settings: Settings = Settings()
+    images: Place,
+    out: Place,
+    masks: Place | None = None,
+    lungs: Place | None = None,
+    strict: bool = False,
+    settings: Settings = Settings(),
 ) -> str:
     """Scores a folder or archive of X-rays for medical devices; returns the address of the table."""
-    find_images(images, out, masks, settings)
-    counts = screen_images(images, out, masks, settings)
+    folders = {name: str(folder) for name, folder in (("masks", masks), ("lungs", lungs)) if folder is not None}
+    find_images(images, out, folders, settings)
+    counts = screen_images(images, out, folders, settings)
     if strict:
         demand_all(counts, out)
     return out

@@ -1,8 +1,8 @@
 """Clean up: removes old run folders, then cache entries that no remaining run uses.
 
 ``make clean-runs KEEP=8``, or ``python -m infra.clean_runs --keep 8 --dry-run`` to see what would go. Kept are the
-newest finished runs, the target of ``latest``, the runs in ``published.json``, those with a trained screener, all that
-a process has locked, and all that was written within a day.
+newest finished runs, the target of ``latest``, the runs in ``published.json``, those with a trained screener or
+segmenter, all that a process has locked, and all that was written within a day.
 """
 
 import json
@@ -26,8 +26,8 @@ from tasks.runs.stages import STAGES_FOLDER, read_stage_record
 from tasks.settings import Settings
 
 DAY_S = 86_400
-INDICES = ("arrays/index.json", "masks/index.json")
-ENTRIES_NOT_STAGES = ("arrays", "masks", "finished", "runs")
+SHARDS = ("arrays", "masks", "lungs")
+ENTRIES_NOT_STAGES = (*SHARDS, "finished", "runs")
 
 
 class CleanFlags(BaseModel):
@@ -111,7 +111,7 @@ def choose_leaving(runs: list[FoundRun], keep: int, protected: set[Path], now: f
         for run in runs
         if run.folder in leaving
         and run.folder.resolve() not in protected
-        and not (run.folder / "screener").exists()
+        and not any((run.folder / trained).exists() for trained in ("screener", "segmenter"))
         and not is_held(run.folder / f".{run.folder.name}.lock")
     ]
 
@@ -173,9 +173,9 @@ def name_used(run: Path) -> Iterator[str]:
         found = read_stage_record(record)
         yield found.entry
         yield from (str(name) for name in found.parts.given.get("entries", ()))
-    for index in INDICES:
-        if (run / index).exists():
-            for shard in read_json(run / index)["shards"]:
+    for kind in SHARDS:
+        if (index := run / kind / "index.json").exists():
+            for shard in read_json(index)["shards"]:
                 name = str(shard.get("name") or "/".join(Path(shard["address"]).parts[-3:]))
                 yield from (name, str(Path(name).with_suffix(".json")))
 
@@ -183,7 +183,7 @@ def name_used(run: Path) -> Iterator[str]:
 def list_cache(cache: Path) -> Iterator[tuple[str, Path]]:
     """Name and path of all that can be removed separately: entries of stages, shards and their lists, notes."""
     for kind in sorted(path for path in cache.iterdir() if path.is_dir() and path.name != "runs"):
-        parts = kind.rglob("*") if kind.name in ("arrays", "masks") else kind.iterdir()
+        parts = kind.rglob("*") if kind.name in SHARDS else kind.iterdir()
         for path in sorted(parts):
             is_entry = path.is_dir() if kind.name not in ENTRIES_NOT_STAGES else path.is_file()
             if is_entry:
@@ -230,7 +230,7 @@ def remove(path: Path) -> None:
 
 def remove_empty(cache: Path) -> None:
     """Removes empty shelves."""
-    for kind in ("arrays", "masks"):
+    for kind in SHARDS:
         for folder in sorted((cache / kind).rglob("*"), reverse=True):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.errors import RunError
 from tasks.files import read_json
-from tasks.records import Facts
+from tasks.records import FOREIGN, MODEL, TWIN, Facts
 
 Estimate = Facts
 """``{"value", "low", "high"}``; all three ``None``, and a ``reason``, where it cannot be computed."""
@@ -80,6 +80,8 @@ class Metrics(GroupsAtThreshold):
     border_only: Estimate = NOT_MEASURED
     border_removed: Estimate = NOT_MEASURED
     border_loss: Estimate = NOT_MEASURED
+    lungs_only: Estimate = NOT_MEASURED
+    lungs_removed: Estimate = NOT_MEASURED
 
 
 class NetworkVerdict(Finding):
@@ -92,14 +94,25 @@ class NetworkVerdict(Finding):
 
 
 class Verdicts(Finding):
-    """The verdicts on the model and on its twin, where they were compared."""
+    """The verdicts on the model and, where they were compared, on its twin or on a network of other people."""
 
     model: NetworkVerdict
     unfiltered: NetworkVerdict | None = None
+    foreign: NetworkVerdict | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The networks that there are, the one that the audit is about first."""
+        return (FOREIGN, MODEL) if self.foreign else (MODEL, TWIN) if self.unfiltered else (MODEL,)
+
+    def of(self, name: str) -> NetworkVerdict:
+        """The verdict on one of them."""
+        found: NetworkVerdict = getattr(self, name)
+        return found
 
 
 class Audit(Finding):
-    """``audit.json``; each part is by network."""
+    """``audit.json``; each part is by network. ``performance`` and ``network`` are of ``flows.audit`` alone."""
 
     verdict: Verdicts
     split: str
@@ -110,6 +123,8 @@ class Audit(Finding):
     blanked: dict[str, Facts] = {}
     attribution: dict[str, Facts] = {}
     groups: dict[str, Facts] = {}
+    performance: dict[str, MeasuredGroup] = {}
+    network: Facts = {}
 
 
 FindingT = TypeVar("FindingT", bound=Finding)

@@ -5,9 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, model_validator
 
-MODEL, TWIN = "model", "unfiltered"
+MODEL, TWIN, FOREIGN = "model", "unfiltered", "foreign"
 
-TITLES = {MODEL: "the model", TWIN: "its unscreened twin"}
+TITLES = {MODEL: "the model", TWIN: "its unscreened twin", FOREIGN: "the network"}
 
 Facts = dict[str, Any]
 """Facts of a stage for log and report: JSON, counts and short strings, never arrays."""

@@ -218,6 +218,10 @@ class ScreeningSettings(Section):
         description="Folder of another screener: model.keras, model.sha256 and readings.csv, which lists what it "
         "learnt from; without that list the report does not measure it. Default: the shipped one.",
     )
+    segmenter: Place | None = Field(
+        None,
+        description="Folder of another segmenter of lungs: model.keras and model.sha256. Default: the shipped one.",
+    )
     threshold: float = Field(
         0.3,
         ge=0,
@@ -268,6 +272,11 @@ class TrainingSettings(Section):
     side_px: int = Field(128, ge=32, le=224, description="Side that the network resizes images to, in pixels.")
     width: int = Field(
         24, ge=4, le=256, description="Channels of the first convolution from scratch; later ones are multiples."
+    )
+    field: Literal["whole", "lungs", "varied"] = Field(
+        "whole",
+        description="What the network sees: the whole picture, the lungs alone, or the whole picture after a training "
+        "that varies what is outside of the lungs.",
     )
     backbone: str | None = Field(
         None, description="A Keras Applications network to start from (MobileNetV3Small, …); default: from scratch."
@@ -344,6 +353,27 @@ class AuditingSettings(Section):
     )
     max_outside_auc: float = Field(
         0.75, ge=0.5, le=1, description="Largest accepted AUC where only the outside of the lung window is left."
+    )
+    max_lungs_loss: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="Largest accepted loss of AUC where nothing but the lungs is left; a network that never saw a "
+        "blank surround loses some for that alone, one that reads the surround much more.",
+    )
+    max_lungs_removed_auc: float = Field(
+        0.66,
+        ge=0.5,
+        le=1,
+        description="Largest accepted AUC where the lungs are covered; 0.5 is chance, and the sick child's chest "
+        "around them leaves a little more.",
+    )
+    max_hole_gain: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="Largest accepted gain in AUC where an image's own lungs are covered over covering another "
+        "child's: what a network reads from the shape of the hole.",
     )
     max_excess_lift: float = Field(
         0.5,

@@ -5,13 +5,13 @@ from functools import lru_cache
 
 import numpy as np
 import pandas as pd
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import binary_erosion, gaussian_filter
 
 from tasks.drawings.chests import draw_chest, imagine_child
 from tasks.drawings.devices import draw_devices, pick_kinds
-from tasks.explaining.auditing import Scene
-from tasks.explaining.subjects import Subject
+from tasks.explaining.subjects import Scene, Subject
 from tasks.measures import choose_threshold, to_logit
+from tasks.pixels.covering import LUNG_MARGIN_PX
 from tasks.pixels.window import window_place
 from tasks.records import NORMAL, PNEUMONIA
 from tasks.settings import Settings
@@ -79,7 +79,13 @@ def draw_scene(groups: tuple[tuple[int, bool, int], ...], seed: int = 0) -> Scen
     # The size of the file tells nothing: it goes round within each class.
     table["width_px"] = pd.array([1_000 + 10 * (i % 3) for i in range(len(table))], dtype="Int32")
     table["height_px"] = pd.array([800 + 10 * (i % 2) for i in range(len(table))], dtype="Int32")
-    return Scene(table, np.stack(packed), np.stack(masks))
+    lungs = np.broadcast_to(lung_window(), (len(table), SIDE_PX, SIDE_PX))
+    return Scene(table, np.stack(packed), np.stack(masks), lungs)
+
+
+def lung_window() -> np.ndarray:
+    """The mask of lungs that fill the lung window, once the audit widens them: uint8 ``(side, side)``."""
+    return np.where(binary_erosion(window_place(SIDE_PX), np.ones((3, 3)), LUNG_MARGIN_PX), 255, 0).astype(np.uint8)
 
 
 def usual_scene(seed: int = 0) -> Scene:

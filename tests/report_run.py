@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from tasks.explaining.auditing import Scene, audit_networks
-from tasks.explaining.baselines import ask_baselines
-from tasks.explaining.subjects import Subject
+from tasks.explaining.auditing import audit_networks
+from tasks.explaining.baselines import ask_baselines, ask_shape
+from tasks.explaining.subjects import Scene, Subject
 from tasks.files import read_json, write_json
 from tasks.pixels.shifts import SHIFTS
 from tasks.records import Facts
@@ -141,6 +141,8 @@ def build_metrics() -> Facts:
         "border_only": value(0.5912),
         "border_removed": value(0.9014),
         "border_loss": {"value": 0.0097, "low": -0.0021, "high": 0.0203},
+        "lungs_only": value(0.9533) | {"n": 8},
+        "lungs_removed": value(0.6144) | {"n": 8},
     }
 
 
@@ -309,7 +311,7 @@ def build_audit(rows: list[Facts]) -> Facts:
     """``audit.json`` of a network that knows nothing, on images nobody screened."""
     table = pd.DataFrame(rows).assign(has_device=pd.array([None] * len(rows), dtype="boolean"), width_px=9, height_px=7)
     pixels = np.random.default_rng(5).integers(0, 255, (len(rows), 224, 224), dtype=np.uint8)
-    scene = Scene(table, pixels, np.zeros_like(pixels))
+    scene = Scene(table, pixels, np.zeros_like(pixels), np.zeros_like(pixels))
     return audit_scene(scene, {"model": lambda packed: 0.4 + packed[:, :40, :40].mean((1, 2)) / 1000})
 
 
@@ -338,7 +340,9 @@ def audit_two_networks() -> str:
     def read_bars(packed: np.ndarray) -> np.ndarray:
         return np.asarray(1 / (1 + np.exp(-((packed > 150).mean((1, 2)) * 800 - 2))))
 
-    return json.dumps(audit_scene(Scene(table, pixels, masks), {"model": read_lungs, "unfiltered": read_bars}))
+    lungs = np.zeros_like(masks)
+    lungs[:, 80:140, 50:170] = 255
+    return json.dumps(audit_scene(Scene(table, pixels, masks, lungs), {"model": read_lungs, "unfiltered": read_bars}))
 
 
 def compare_networks(run: Path) -> Settings:
@@ -361,9 +365,10 @@ def audit_scene(scene: Scene, networks: dict[str, Callable[[np.ndarray], np.ndar
     # Learnt from other grain: from the audited images themselves 300 cells of a ring would learn them by heart.
     learnt = np.random.default_rng(8).integers(60, 80, scene.packed.shape, dtype=np.uint8)
     baselines = ask_baselines(scene.rows, learnt, scene.rows, scene.packed)
+    shape = ask_shape(scene.rows, scene.lungs, scene.lungs)
     settings = Settings(evaluation=EvaluationSettings(n_bootstrap=50), auditing=AuditingSettings(n_images=30))
     suspects = [Subject(name, ask, 0.5, ask(scene.packed)) for name, ask in networks.items()]
-    return audit_networks(scene, suspects, baselines, [], settings)
+    return audit_networks(scene, suspects, (baselines, shape), [], settings)
 
 
 def settings_for(run: Path, **more: Any) -> Settings:

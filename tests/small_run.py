@@ -33,14 +33,14 @@ def write_run(run: Path, scores: Sequence[float], cache: Path) -> pd.DataFrame:
             "excluded": "",
         }
     )
-    for folder in (run / "arrays", run / "masks", cache):
+    for folder in (run / "arrays", run / "masks", run / "lungs", cache / "shelf"):
         folder.mkdir(parents=True, exist_ok=True)
     write_manifest(run, manifest)
-    np.save(cache / "shard.npy", pixels)
-    write_shard(cache / "shard.npz", np.array(scores, np.float32), masks)
+    np.save(cache / "shelf" / "shard.npy", pixels)
+    write_shard(cache / "shelf" / "shard.npz", masks, scores=np.array(scores, np.float32))
     places = {image: [0, row] for row, image in enumerate(manifest["image_id"])}
-    for name in ("arrays", "masks"):
-        shard = "shard.npy" if name == "arrays" else "shard.npz"
+    for name in ("arrays", "masks", "lungs"):
+        shard = "shelf/shard.npy" if name == "arrays" else "shelf/shard.npz"
         (run / name / "index.json").write_text(json.dumps({"shards": [{"name": shard}], "images": places}))
     return manifest
 

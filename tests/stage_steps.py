@@ -2,8 +2,10 @@
 
 from tasks.explaining.explanations import explain_shards, gather_explanations, plan_explanations
 from tasks.preparing.ingestion import ingest
+from tasks.preparing.mask_shards import draw_masks, plan_masks
 from tasks.preparing.packing import pack, pack_shards, plan_packing
-from tasks.preparing.screening import plan_screening, screen, screen_shards
+from tasks.preparing.screening import screen
+from tasks.preparing.segmenting import segment
 from tasks.records import Facts
 from tasks.runs.run import Run
 from tasks.runs.stages import STAGES_FOLDER
@@ -26,8 +28,10 @@ def pack_all(settings: Settings, folder: str) -> Facts:
 
 
 def screen_all(settings: Settings, folder: str) -> Facts:
-    screen_shards.fn(Run(settings), plan_screening.fn(Run(settings)))
-    return screen.fn(Run(settings), folder)
+    draw_masks.fn(Run(settings), plan_masks.fn(Run(settings)))
+    facts = screen.fn(Run(settings), folder)
+    segment.fn(Run(settings))
+    return facts
 
 
 def explain_all(settings: Settings) -> Facts:

@@ -90,25 +90,36 @@ def test_no_module_is_named_like_one_of_the_standard_library() -> None:
 
 DECODING = "pixels.content pixels.decoding pixels.dicom pixels.dicom_reader pixels.greys"
 KERAS = "networks.files networks.keras_backend networks.normalisation pixels.greys records"
-CLASSIFIER = f"{KERAS} networks.backbones networks.classifier"
-PROBES = f"{CLASSIFIER} measures networks.twin pixels.window explaining.subjects drawings.transplant"
-SCREENER = f"{KERAS} devices.files devices.quality devices.readings devices.screener matching measures tables"
+CLASSIFIER = f"{KERAS} networks.backbones networks.classifier networks.field"
+PROBES = f"{CLASSIFIER} measures networks.twin pixels.covering pixels.window explaining.subjects drawings.transplant"
+SCREENER = (
+    f"{KERAS} networks.blocks networks.shipped devices.files devices.quality devices.readings devices.screener "
+    "matching measures tables"
+)
 KEYS = {
     "preparing.ingestion": f"matching {DECODING} preparing.copies preparing.groups preparing.patients "
     "records runs.manifest sources.layout tables",
     "preparing.quality": "matching pixels.greys pixels.looks preparing.groups records runs.manifest tables",
     "preparing.splitting": "records runs.manifest",
     "preparing.packing": f"{DECODING} preparing.copies records runs.manifest",
-    "preparing.screening": f"{SCREENER} runs.manifest",
-    "training.fitting": f"{CLASSIFIER} networks.augmentation networks.checkpoints networks.twin training.members "
-    "training.labelled_images",
-    "training.calibration": f"{CLASSIFIER} measures networks.familiarity networks.twin pixels.shifts",
-    "training.evaluation": f"{CLASSIFIER} measures pixels.shifts",
+    "preparing.screening": "devices.files devices.quality devices.readings matching measures networks.shipped records "
+    "runs.manifest tables",
+    "preparing.segmenting": "networks.lung_fields pixels.greys records",
+    "training.fitting": f"{CLASSIFIER} networks.augmentation networks.checkpoints networks.field_augmentation "
+    "networks.twin training.members training.labelled_images",
+    "training.calibration": f"{CLASSIFIER} measures networks.familiarity networks.twin networks.blocks "
+    "networks.segmenter networks.shipped pixels.shifts",
+    "training.evaluation": f"{CLASSIFIER} measures pixels.covering pixels.shifts",
     "explaining.explanations": f"{PROBES} explaining.lime_sampling explaining.lime_quality explaining.pictures "
     "runs.manifest",
-    "explaining.auditing": f"{PROBES} explaining.baselines explaining.probes explaining.verdict drawings.devices",
+    "explaining.auditing": f"{PROBES} explaining.baselines explaining.lungs explaining.probes explaining.verdict "
+    "drawings.devices",
     "training.screener": f"{SCREENER} {DECODING} networks.augmentation networks.checkpoints drawings.chests "
-    "drawings.devices drawings.distractors drawings.sample training.screener_lessons training.screener_losses",
+    "drawings.devices drawings.distractors drawings.sample training.screener_lessons training.screener_losses "
+    "training.drawn_pictures training.epochs",
+    "training.lungs": f"{KERAS} {DECODING} measures tables networks.augmentation networks.blocks networks.checkpoints "
+    "networks.segmenter drawings.chests drawings.devices drawings.sample training.drawn_pictures training.epochs "
+    "training.lung_lessons training.lung_quality",
 }
 """Beside a stage's own module, what is in its key: what shapes its result. More makes a comment cost a training."""
 

@@ -27,11 +27,11 @@ def label_run() -> str:
 
 
 def find_subject(parameters: dict[str, Any]) -> str:
-    """The subject of a run: the X-rays it is given, the run it takes answers for, or the source in its settings."""
+    """The subject of a run: the X-rays or network it is given, the run it takes answers for, or its source."""
     settings = parameters["settings"]
     assert isinstance(settings, Settings)
-    if "images" in parameters:
-        return hide_keys(str(parameters["images"]))
+    if given := parameters.get("images", parameters.get("model")):
+        return hide_keys(str(given))
     return str(settings.run_dir) if "answers" in parameters else settings.public_source
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tasks.devices.answers import safe_path
 from tasks.files import write_whole
 from tasks.pixels.greys import SIDE_PX
-from tasks.pixels.masks import DeviceMasks
+from tasks.pixels.masks import Masks
 from tasks.pixels.outlines import draw_outline, encode_jpeg
 from tasks.pixels.packed import PackedImages
 from tasks.runs.artifacts import show_markdown
@@ -74,7 +74,7 @@ def count_doubtful(run: Run) -> int:
     return len(doubtful_rows(run.manifest(), run.settings.screening))
 
 
-def write_sheet(out: Path, rows: pd.DataFrame, images: PackedImages, masks: DeviceMasks, source_name: str) -> None:
+def write_sheet(out: Path, rows: pd.DataFrame, images: PackedImages, masks: Masks, source_name: str) -> None:
     """Writes ``review/index.html`` and ``review/doubtful.csv`` (``path,sha256,device_score,split``) below ``out``.
 
     Args:

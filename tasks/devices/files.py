@@ -1,36 +1,18 @@
 """The files of a screener: ``model.keras``, ``model.sha256``, ``card.json``, ``readings.csv``; loads no network."""
 
 import csv
-from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.errors import RunError
-from tasks.files import REPOSITORY, sha256_of_file
+from tasks.networks.shipped import SHIPPED, NetworkFiles, find_network
 
-SHIPPED_SCREENER = REPOSITORY / "data" / "screener"
+SHIPPED_SCREENER = SHIPPED["screener"]
 LEARNT_FROM = ("fit", "tune")
 
 
-@dataclass(frozen=True)
-class ScreenerFiles:
-    """A screener on disk: its folder, the sha256 of its network, and a name for people."""
-
-    folder: Path
-    sha256: str
-    name: str
-
-
-def find_screener(setting: str | None) -> ScreenerFiles:
-    """The screener that ``screening.screener`` names, else the shipped one; the checksum is computed from the file.
-
-    Raises:
-        RunError: If the folder has no ``model.keras``.
-    """
-    folder = SHIPPED_SCREENER if setting is None else Path(setting)
-    model = folder / "model.keras"
-    if not model.is_file():
-        raise RunError(f"screening.screener: {model} is missing; name a folder that flows.train_screener wrote")
-    return ScreenerFiles(folder, sha256_of_file(model), "the shipped screener" if setting is None else str(folder))
+def find_screener(setting: str | None) -> NetworkFiles:
+    """The screener that ``screening.screener`` names, else the shipped one; RunError if it has no ``model.keras``."""
+    return find_network("screener", setting)
 
 
 def known_readings(folder: Path) -> frozenset[str] | None:

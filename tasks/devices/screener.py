@@ -1,8 +1,8 @@
 """The screener: a segmentation network that finds medical devices in an X-ray.
 
 From an X-ray as it is in memory it predicts a mask of devices. The `device_score` comes from that mask alone, not from
-the rest of the picture, so the mask shows what led to the score. The network is a small U-Net (Ronneberger et al. 2015,
-arXiv:1505.04597) with residual blocks. Weights are shipped in ``data/screener/``, with a card.
+the rest of the picture, so the mask shows what led to the score. Weights are shipped in ``data/screener/``, with a
+card.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import RunError
+from tasks.networks.blocks import convolve, go_down_and_up
 from tasks.networks.files import load_network
 from tasks.networks.keras_backend import keras
 from tasks.networks.normalisation import Standardise, draw_kernels
@@ -67,16 +68,7 @@ def build_core(seed: int, widths: tuple[int, ...] = WIDTHS) -> keras.Model:
     kernels = draw_kernels(seed)
     pixels = keras.Input((SIDE_PX, SIDE_PX, 1), name="pixels")
     x = Standardise()(pixels)
-    x = _convolve(x, widths[0], kernels, kernel=5, strides=2)
-    levels = []
-    for depth, channels in enumerate(widths):
-        x = layers.MaxPooling2D(2)(x) if depth else x
-        x = _residual_block(x, channels, kernels)
-        levels.append(x)
-    for skip, channels in zip(levels[-2::-1], widths[-2::-1], strict=True):
-        x = layers.Conv2D(channels, 1, use_bias=False, kernel_initializer=next(kernels))(x)
-        x = layers.Add()([layers.UpSampling2D(2, interpolation="bilinear")(x), skip])
-        x = _convolve(x, channels, kernels)
+    x = go_down_and_up(convolve(x, widths[0], kernels, kernel=5, strides=2), widths, kernels)
     to_logit = layers.Conv2D(1, 3, padding="same", kernel_initializer=next(kernels), dtype="float32", name="mask_logit")
     logits = to_logit(x)
     evidence = StrongestEvidence(dtype="float32", name="evidence")(logits)
@@ -101,23 +93,6 @@ def finish_screener(core: keras.Model) -> keras.Model:
 def build_screener(seed: int, widths: tuple[int, ...] = WIDTHS) -> keras.Model:
     """An untrained screener; see `build_core` and `finish_screener`."""
     return finish_screener(build_core(seed, widths))
-
-
-def _convolve(x: Any, channels: int, kernels: Iterator[Any], kernel: int = 3, strides: int = 1) -> Any:
-    x = layers.Conv2D(
-        channels, kernel, strides=strides, padding="same", use_bias=False, kernel_initializer=next(kernels)
-    )(x)
-    return layers.Activation("relu")(layers.BatchNormalization(momentum=0.95)(x))
-
-
-def _residual_block(x: Any, channels: int, kernels: Iterator[Any]) -> Any:
-    """Two 3 x 3 convolutions with a shortcut: (n, s, s, c) -> (n, s, s, channels)."""
-    shortcut = x
-    if x.shape[-1] != channels:
-        shortcut = layers.Conv2D(channels, 1, use_bias=False, kernel_initializer=next(kernels))(x)
-    x = _convolve(x, channels, kernels)
-    x = layers.Conv2D(channels, 3, padding="same", use_bias=False, kernel_initializer=next(kernels))(x)
-    return layers.Activation("relu")(layers.Add()([layers.BatchNormalization(momentum=0.95)(x), shortcut]))
 
 
 def screen_pixels(model: keras.Model, packed: NDArray[np.uint8], batch_size: int = 32) -> Iterator[Screened]:

@@ -99,6 +99,14 @@ def draw_chest(
     return np.asarray(np.clip(enlarged, 0, 1), np.float32)
 
 
+def outline_lungs(child: Child, shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Where the lungs are in what `draw_chest` draws of the same child and shape by a generator in the same state.
+
+    As people outline them: what the heart covers counts, what shines through the diaphragm does not.
+    """
+    return np.asarray(_draw_lungs(_View.pose(child, *shape, rng), child, rng)[0] >= 0.4)
+
+
 def finish_film(picture: Floats, rng: np.random.Generator) -> Floats:
     """Adds what the machine adds: blur, grain, side letter and the edge of the beam; keeps shape and range."""
     height, width = picture.shape

@@ -1,9 +1,10 @@
 """The embedded sample: drawn chest X-rays of children in the layout of the public archive, with its flaws.
 
-Nothing here comes from a real picture. The truth about every drawing (class, subtype, devices and their masks) is
-written beside the data set, where the pipeline does not look.
+Nothing here comes from a real picture. The truth about every drawing (class, subtype, lungs, devices and their masks)
+is written beside the data set, where the pipeline does not look.
 """
 
+import copy
 import csv
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tasks.drawings.chests import Finding, draw_chest, finish_film, imagine_child
+from tasks.drawings.chests import Finding, draw_chest, finish_film, imagine_child, outline_lungs
 from tasks.drawings.devices import CONSPICUOUS, draw_devices, pick_kinds
 
 DEVICE_EFFECTS = ("natural", "strong")
@@ -69,6 +70,7 @@ class _Reading:
     confidence: int = 2
     box: tuple[float, ...] = ()
     mask: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
+    lungs: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), np.bool_))
 
 
 def write_sample(
@@ -85,8 +87,8 @@ def write_sample(
     Under `root` lie `chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg` and the warts of the public archive: a
     nested `chest_xray/chest_xray/` that repeats pictures, a `__MACOSX/` tree of stubs, `.DS_Store` files, identical
     files under two names in train, a tiny `val/`. `chest_xray/device_review.csv` holds readings of a quarter of the
-    training pictures. Under `truth` lie `truth.csv` (path,label,subtype,device,kinds) and, for each picture with
-    devices, `masks/<path>.png` (0 none, `k + 1` for `device_drawing.KINDS[k]`).
+    training pictures. Under `truth` lie `truth.csv` (path,label,subtype,device,kinds), for each picture
+    `lungs/<path>.png` (1 bit) and, for each with devices, `masks/<path>.png` (0 none, `k + 1` for `devices.KINDS[k]`).
 
     Args:
         root: folder of the data set, created if needed.
@@ -229,13 +231,14 @@ def _draw_plan(
     severity = _draw_severity(plan.finding, rng)
     if device_effect == "strong":
         severity *= PLANTED_SEVERITY if plan.finding != "normal" else 1.0
+    lungs = outline_lungs(child, (height, width), copy.deepcopy(rng))
     film = draw_chest(child, plan.finding, severity, (height, width), rng)
-    reading = _Reading(confidence=int(rng.choice([2, 1, 0], p=[0.73, 0.23, 0.04])))
+    reading = _Reading(lungs=lungs, confidence=int(rng.choice([2, 1, 0], p=[0.73, 0.23, 0.04])))
     if plan.has_device:
         kinds = pick_kinds(rng)
         strength = CONSPICUOUS if device_effect == "strong" and plan.split != "test" else 1.0
         drawn, mask = _draw_seen(film[:, :, np.newaxis], kinds, rng, strength)
-        reading = _read_device(film, drawn[:, :, 0], mask, kinds)
+        reading = replace(_read_device(film, drawn[:, :, 0], mask, kinds), lungs=lungs)
         film = drawn[:, :, 0]
     return np.round(finish_film(film, rng) * 255).astype(np.uint8), reading
 
@@ -308,10 +311,10 @@ def _write_truth(truth: Path, plans: list[_Plan], readings: list[_Reading]) -> N
     for plan, reading in zip(plans, readings, strict=True):
         label, device = int(plan.finding != "normal"), int(bool(reading.kinds))
         rows.append((plan.path, label, plan.finding, device, ";".join(reading.kinds)))
-        if device:
-            mask = truth / "masks" / f"{plan.path}.png"
-            mask.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(reading.mask).save(mask)
+        for name, mask in [("lungs", reading.lungs), *([("masks", reading.mask)] if device else [])]:
+            file = truth / name / f"{plan.path}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(file)
     _write_csv(truth / "truth.csv", _TRUTH_COLUMNS, sorted(rows, key=lambda row: str(row[0])))
 
 

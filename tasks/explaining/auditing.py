@@ -1,20 +1,19 @@
 """Audit: does the network read the lung, or the device?
 
 Reads ``model.keras`` and, when compared, its unscreened twin ``unfiltered.keras``, ``predictions.csv``,
-``metrics.json``, the packed arrays, the masks of devices and ``explanations/``; writes ``audit.json``. Every network is
-asked about the same changed images.
+``metrics.json``, the packed arrays, the masks of devices and lungs and ``explanations/``; writes ``audit.json``. Every
+network is asked about the same changed images.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from prefect import task
 
 from tasks.errors import AuditError
-from tasks.explaining.baselines import Baseline, ask_baselines
+from tasks.explaining.baselines import Baseline, ask_baselines, ask_shape
+from tasks.explaining.lungs import ask_lungs, measure_by_place, measure_shape, weigh_lungs
 from tasks.explaining.probes import (
     Answers,
     Change,
@@ -28,35 +27,24 @@ from tasks.explaining.probes import (
     put_real,
     take_off,
 )
-from tasks.explaining.subjects import Subject, load_subject
+from tasks.explaining.subjects import Scene, Subject, load_subject
 from tasks.explaining.verdict import judge
 from tasks.files import read_json, sha256_of_file, write_json
-from tasks.findings import Audit, read_audit, read_metrics
+from tasks.findings import Audit, NetworkVerdict, read_audit, read_metrics
 from tasks.measures import Array, draw_patients, measure_group, summarise
 from tasks.networks.twin import used_rows
 from tasks.pixels.masks import SURE
 from tasks.pixels.packed import PackedImages
 from tasks.pixels.window import window_place
-from tasks.records import MODEL, TITLES, Facts
+from tasks.records import TITLES, Facts
 from tasks.runs.artifacts import show_table
 from tasks.runs.run import Run
 from tasks.runs.stages import stage_task
 from tasks.settings import AuditingSettings, Settings
 
-Packed = NDArray[np.uint8]
-
 PARTS = ("baselines", "insertion", "removal", "blanked", "attribution", "groups")
 NO_DEVICE = "no image of the audited split is known to show a device that the screener sees too"
 NO_CLEAN = "no image of the audited split is known to show no device"
-
-
-@dataclass(frozen=True)
-class Scene:
-    """The audited images: a row each, their pixels and the screener's masks, all uint8 ``(n, 224, 224)``."""
-
-    rows: pd.DataFrame
-    packed: Packed
-    masks: Packed
 
 
 @stage_task("audit")
@@ -65,21 +53,15 @@ def audit(run: Run) -> Facts:
     names = run.settings.networks
 
     def make(out: Path) -> Facts:
-        manifest, images = run.manifest(), run.images()
-        scene = gather_scene(run, manifest, images)
+        scene = gather_scene(run, run.manifest(), run.images())
         subjects = [load_subject(run.folder, name, scene.packed) for name in names]
-        used = used_rows(manifest)
-        train = manifest[manifest["image_id"].isin(used.loc[used["split"] == "train", "image_id"])]
-        baselines = ask_baselines(train, images.read(list(train["image_id"])), scene.rows, scene.packed)
-        patients = manifest.set_index("image_id")["group_id"]
-        explained = [read_json(path) for path in sorted((run.folder / "explanations").glob("*.json"))]
-        explained = [{**item, "group_id": patients[item["image_id"]]} for item in explained]
-        found = audit_networks(scene, subjects, baselines, explained, run.settings)
+        found = audit_subjects(run, scene, subjects, run.folder / "explanations")
         write_json(out / "audit.json", Audit(**found).as_json())
         return {"verdict": found["verdict"], "n_images": found["n_images"]}
 
     explanations = sorted((run.folder / "explanations").glob("*.json"))
-    reads = [*(f"{name}.keras" for name in names), "predictions.csv", "manifest.parquet", "masks/index.json"]
+    reads = [*(f"{name}.keras" for name in names), "predictions.csv", "manifest.parquet"]
+    reads += ["masks/index.json", "lungs/index.json"]
     given = {
         "explanations": {path.name: sha256_of_file(path) for path in explanations},
         "threshold": read_metrics(run.folder).threshold,
@@ -101,12 +83,16 @@ def require_passed(run: Run) -> None:
     Raises:
         AuditError: If it did.
     """
-    verdict = read_audit(run.folder).verdict.model
-    failed = [part for part in verdict.failed if part in run.settings.auditing.fail_on]
+    refuse_failed(read_audit(run.folder).verdict.model, run.settings.auditing, run.address("report/index.html"))
+
+
+def refuse_failed(verdict: NetworkVerdict, auditing: AuditingSettings, report: str) -> None:
+    """Raises AuditError where a network failed a part that ``fail_on`` names; ``report`` is where it is written up."""
+    failed = [part for part in verdict.failed if part in auditing.fail_on]
     if failed:
         raise AuditError(
-            f"auditing.fail_on: the model failed {' and '.join(failed)}; the report in "
-            f"{run.address('report/index.html')} says by how much, and the run is not sealed"
+            f"auditing.fail_on: the model failed {' and '.join(failed)}; the report in {report} says by how much, and "
+            "the run is not sealed"
         )
 
 
@@ -116,13 +102,27 @@ def gather_scene(run: Run, manifest: pd.DataFrame, images: PackedImages) -> Scen
     main = "test" if (evaluated["split"] == "test").any() else "val"
     rows = manifest[manifest["path"].isin(evaluated.loc[evaluated["split"] == main, "path"])].reset_index(drop=True)
     ids = list(rows["image_id"])
-    return Scene(rows, images.read(ids), run.masks().read(ids))
+    return Scene(rows, images.read(ids), run.masks().read(ids), run.lungs().read(ids))
+
+
+def audit_subjects(run: Run, scene: Scene, subjects: list[Subject], explanations: Path) -> Facts:
+    """``audit.json`` for networks that were asked about images of a run, and explained in a folder."""
+    manifest = run.manifest()
+    used = used_rows(manifest)
+    train = manifest[manifest["image_id"].isin(used.loc[used["split"] == "train", "image_id"])]
+    ids = list(train["image_id"])
+    baselines = ask_baselines(train, run.images().read(ids), scene.rows, scene.packed)
+    shape = ask_shape(train, run.lungs().read(ids), scene.lungs)
+    patients = manifest.set_index("image_id")["group_id"]
+    explained = [read_json(path) for path in sorted(explanations.glob("*.json"))]
+    explained = [{**item, "group_id": patients[item["image_id"]]} for item in explained]
+    return audit_networks(scene, subjects, (baselines, shape), explained, run.settings)
 
 
 def audit_networks(
     scene: Scene,
     subjects: list[Subject],
-    baselines: dict[str, Baseline],
+    baselines: tuple[dict[str, Baseline], Baseline],
     explained: list[Facts],
     settings: Settings,
 ) -> Facts:
@@ -130,8 +130,8 @@ def audit_networks(
 
     Args:
         scene: The audited images.
-        subjects: The networks, ``model`` first.
-        baselines: As from ``ask_baselines``.
+        subjects: The networks, the one that this is about first.
+        baselines: As from ``ask_baselines`` and from ``ask_shape``.
         explained: The JSON of each explanation.
         settings: ``auditing``, the draws of ``evaluation.n_bootstrap``, and the seed.
     """
@@ -139,12 +139,14 @@ def audit_networks(
     put_on, taken_off = change_devices(scene, auditing, seed)
     found: Facts = {"split": str(scene.rows["split"].iloc[0]), "n_images": len(scene.rows)}
     found |= {part: {} for part in PARTS}
+    shape = measure_shape(scene.rows, baselines[1], n_bootstrap, seed)
     for subject in subjects:
         every = draw_patients(scene.rows["group_id"], n_bootstrap, seed)
-        found["baselines"][subject.name] = compare_baselines(scene, subject, baselines, n_bootstrap, seed)
+        found["baselines"][subject.name] = compare_baselines(scene, subject, baselines[0], n_bootstrap, seed)
         for part, changes in (("insertion", put_on), ("removal", taken_off)):
             found[part][subject.name] = ask_changes(scene, subject, changes, n_bootstrap, seed)
         found["blanked"][subject.name] = ask_blanked(scene, subject, every)
+        found["blanked"][subject.name] |= ask_lungs(scene, subject, n_bootstrap, seed) | {"lungs_shape": shape}
         found["attribution"][subject.name] = weigh_attribution(explained, subject.name, n_bootstrap, seed)
         found["groups"][subject.name] = measure_groups(scene, subject, n_bootstrap, seed)
     found["verdict"] = {subject.name: judge(found, subject.name, auditing) for subject in subjects}
@@ -191,7 +193,10 @@ def change_devices(
 
 
 def ask_changes(scene: Scene, subject: Subject, changes: dict[str, Change] | str, n_bootstrap: int, seed: int) -> Facts:
-    """What a network says of changed images: ``gap``, and per variant what ``measure_change`` gives; or a reason."""
+    """What a network says of changed images: ``gap``, and what ``measure_change`` gives per variant; or a reason.
+
+    A variant also has ``over_lungs`` and ``elsewhere``, the same by place.
+    """
     if isinstance(changes, str):
         return {"reason": changes}
     gap = measure_gap(scene.rows, subject.probability)
@@ -203,6 +208,7 @@ def ask_changes(scene: Scene, subject: Subject, changes: dict[str, Change] | str
         before, after = subject.probability[change.at], subject.ask(change.changed)
         answers = Answers(before, after, control, subject.threshold, gap)
         facts[name] = measure_change(scene.rows.iloc[change.at], answers, n_bootstrap, seed)
+        facts[name] |= measure_by_place(scene, change, answers, n_bootstrap, seed)
     return facts
 
 
@@ -224,14 +230,16 @@ def ask_blanked(scene: Scene, subject: Subject, weights: Array) -> Facts:
 def weigh_attribution(explained: list[Facts], name: str, n_bootstrap: int, seed: int) -> Facts:
     """Lift of LIME's positive weight: on devices, on the same places of images without one, and in the lung window.
 
+    And ``lungs``, as from ``weigh_lungs``.
+
     A lift is the share of the weight that lies on a place over the place's share of the area; 1 is as by chance.
     """
-    maps = [item if name == MODEL else {**item, **item[name]} for item in explained]
+    maps = [{**item, **item.get(name, {})} for item in explained]  # of the first network they lie on top
     table = pd.DataFrame([{**item["places"], **item} for item in maps if item["places"] is not None])
     nothing: Facts = {"value": None, "low": None, "high": None}
     if not len(table):
         return {"n": 0, "reason": "no explained image has a map with positive weight"}
-    facts: Facts = {"n_explained": len(table)}
+    facts: Facts = {"n_explained": len(table), "lungs": weigh_lungs(maps, n_bootstrap, seed)}
     lifts = {}
     for key, at, place, why in (
         ("device", table["mask"] == "own", "device", "no explained image shows a device"),

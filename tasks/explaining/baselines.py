@@ -7,6 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks.measures import Array
+from tasks.pixels.covering import find_lungs, widen_lungs
 
 GRID = 28
 RING = 3
@@ -20,6 +21,7 @@ SAYS = {
     "grey": "a logistic regression on mean and spread of grey",
     "size": "a logistic regression on width, height and aspect of the file",
 }
+SHAPE_SAYS = "a logistic regression on size, extent and place of the outline of the lungs"
 
 
 def describe_ring(packed: Packed) -> Array:
@@ -41,6 +43,24 @@ def describe_size(rows: pd.DataFrame) -> Array:
     """Width and height in pixels, and their ratio, ``(n, 3)``."""
     width, height = rows["width_px"].to_numpy(float), rows["height_px"].to_numpy(float)
     return np.stack([width, height, width / height], axis=1)
+
+
+def describe_shape(places: NDArray[np.bool_]) -> Array:
+    """The outline of lungs, and nothing of what is in them: bool ``(n, side, side)`` -> ``(n, 10)``, 0 to 1.
+
+    Share of the area left and right of the middle; first and last row and column; middle and spread of rows and of
+    columns.
+    """
+    middle = places.shape[2] // 2
+    found = [places[:, :, :middle].mean((1, 2)), places[:, :, middle:].mean((1, 2))]
+    for axis in (2, 1):
+        along = places.mean(axis)  # (n, side): how much of each row, then of each column, is lung
+        at = np.linspace(0, 1, along.shape[1])
+        some, total = along > 0, along.sum(1)
+        centre = along @ at / total
+        spread = np.sqrt(np.maximum(along @ at**2 / total - centre**2, 0))
+        found += [at[some.argmax(1)], at[-1 - some[:, ::-1].argmax(1)], centre, spread]
+    return np.stack(found, axis=1)
 
 
 def answer_by(features: Array, labels: NDArray[np.int64], asked: Array) -> Array:
@@ -92,10 +112,31 @@ def ask_baselines(train: pd.DataFrame, train_packed: Packed, rows: pd.DataFrame,
         ("grey", describe_grey(train_packed), describe_grey(packed)),
         ("size", describe_size(train), describe_size(rows)),
     ):
-        if len(np.unique(labels)) < 2:
-            found[name] = Baseline(SAYS[name], everyone, None, "training has one class only")
-        elif not np.ptp(features, axis=0).any():
-            found[name] = Baseline(SAYS[name], everyone, None, "all training images are alike in it")
-        else:
-            found[name] = Baseline(SAYS[name], everyone, answer_by(features, labels, asked))
+        found[name] = _learn(SAYS[name], features, labels, asked, everyone)
     return found
+
+
+def ask_shape(train: pd.DataFrame, train_lungs: Packed, lungs: Packed) -> Baseline:
+    """What the outline of the lungs alone says of the audited images: a hole has a shape too.
+
+    It is none of ``SAYS``, which see no lung at all: who draws an outline has looked at the lungs.
+
+    Args:
+        train: ``label`` of the training images.
+        train_lungs: Masks of their lungs, uint8 ``(n, 224, 224)``.
+        lungs: Those of the audited images; images without lungs are not asked about.
+    """
+    learnt, asked = widen_lungs(train_lungs), widen_lungs(lungs)
+    seen, at = find_lungs(learnt), find_lungs(asked)
+    labels = train["label"].to_numpy(int)[seen]
+    if not at.any():
+        return Baseline(SHAPE_SAYS, at, None, "no lungs are found in the audited images")
+    return _learn(SHAPE_SAYS, describe_shape(learnt[seen]), labels, describe_shape(asked[at]), at)
+
+
+def _learn(says: str, features: Array, labels: NDArray[np.int64], asked: Array, at: NDArray[np.bool_]) -> Baseline:
+    if len(np.unique(labels)) < 2:
+        return Baseline(says, at, None, "training has one class only")
+    if not np.ptp(features, axis=0).any():
+        return Baseline(says, at, None, "all training images are alike in it")
+    return Baseline(says, at, answer_by(features, labels, asked))

@@ -1,8 +1,8 @@
 """Explain: which parts of an X-ray a network's answer rests on, by LIME (Ribeiro et al. 2016), and how sure that is.
 
-Reads ``predictions.csv``, ``metrics.json``, the packed arrays, the masks of devices, ``model.keras`` and, when
-compared, ``unfiltered.keras``; writes a ``.json`` and a ``.png`` per image into ``explanations/``. Images are explained
-in shards, each kept in the cache as soon as it is done: planned, explained side by side, and gathered.
+Reads ``predictions.csv``, ``metrics.json``, the packed arrays, the masks of devices and lungs, ``model.keras`` and,
+when compared, ``unfiltered.keras``; writes a ``.json`` and a ``.png`` per image into ``explanations/``. Images are
+explained in shards, each kept in the cache as soon as it is done: planned, explained side by side, and gathered.
 """
 
 import threading
@@ -16,11 +16,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from prefect import task
 
+from tasks.drawings.transplant import grow_mask
 from tasks.errors import RunError
 from tasks.explaining.subjects import Network, load_for_lime, read_threshold_of
 from tasks.files import digest, make_once, read_json, sha256_of_file, write_json
+from tasks.pixels.covering import find_lungs, widen_lungs
 from tasks.pixels.greys import to_float
 from tasks.pixels.shards import LOST_SHARDS
+from tasks.pixels.window import window_place
 from tasks.records import MODEL, Facts
 from tasks.runs.bucket import fetch_entry, fetch_run, keep_entry
 from tasks.runs.keys import code_version, package_versions
@@ -124,6 +127,7 @@ def list_shards(run: Run) -> list[Shard]:
         },
         "arrays": read_json(run.folder / "arrays" / "index.json")["shards"],
         "masks": read_json(run.folder / "masks" / "index.json")["shards"],
+        "lungs": read_json(run.folder / "lungs" / "index.json")["shards"],
         "explanation": explanation.model_dump(include={"n_samples", "n_segments", "batch_size"}),
         "seed": run.settings.seed,
         "code": code_version(__name__),
@@ -148,22 +152,29 @@ def explain_shard(run: Run, shard: Shard) -> None:
     """Explains the images of a shard into the cache, here and the shared one."""
 
     def make(out: Path) -> None:
-        images, masks = run.images(), run.masks()
         with LOADING:
             size = run.settings.explanation.batch_size
             networks = {
                 name: (load_for_lime(run.folder, name, size), read_threshold_of(run.folder, name))
                 for name in run.settings.networks
             }
-        for row in shard.rows:
-            grey = to_float(images.read([row["image_id"]]))[0, ..., 0]
-            mask = masks.read([row["mask_of"]])[0] if row["mask_of"] else None
-            facts, picture = explain_row(row, grey, mask, networks, run.settings)
-            write_json(out / f"{row['image_id']}.json", facts)
-            picture.save(out / f"{row['image_id']}.png", optimize=True)
+        explain_rows(run, shard.rows, networks, out)
 
     make_once(run.cache / shard.name, make, is_valid=lambda entry: is_whole(entry, shard))
     keep_entry(run, shard.name)
+
+
+def explain_rows(run: Run, rows: Sequence[Facts], networks: dict[str, tuple[Network, float]], out: Path) -> None:
+    """Writes ``.json`` and ``.png`` of images, rows as from ``plan_images``, into a folder."""
+    images, masks, lungs = run.images(), run.masks(), run.lungs()
+    for row in rows:
+        grey = to_float(images.read([row["image_id"]]))[0, ..., 0]
+        device = masks.read([row["mask_of"]])[0] if row["mask_of"] else None
+        place = widen_lungs(lungs.read([row["image_id"]]))
+        film = Film(grey, device, place[0] if find_lungs(place)[0] else None)
+        facts, picture = explain_row(row, film, networks, run.settings)
+        write_json(out / f"{row['image_id']}.json", facts)
+        picture.save(out / f"{row['image_id']}.png", optimize=True)
 
 
 def read_predictions(run: Path) -> pd.DataFrame:
@@ -200,41 +211,57 @@ def choose_images(predictions: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
 # -- one image ---------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Film:
+    """An image and what is known of its places.
+
+    Attributes:
+        grey: float32 ``(side, side)``, 0.0 to 1.0.
+        device: uint8 of that shape, 255 surely a device; of the image itself, or of another one to compare with.
+        lungs: The place of its lungs, bool of that shape; ``None`` where none are found.
+    """
+
+    grey: NDArray[np.float32]
+    device: NDArray[np.uint8] | None
+    lungs: NDArray[np.bool_] | None
+
+    @property
+    def places(self) -> dict[str, NDArray[np.bool_]]:
+        """The places that weight is weighed on, bool ``(side, side)``, by name."""
+        found = {"window": window_place(self.grey.shape[0])}
+        found |= {} if self.device is None else {"device": grow_mask(self.device)}
+        return found | ({} if self.lungs is None else {"lungs": self.lungs})
+
+
 def explain_row(
-    row: Facts,
-    grey: NDArray[np.float32],
-    mask: NDArray[np.uint8] | None,
-    networks: dict[str, tuple[Network, float]],
-    settings: Settings,
+    row: Facts, film: Film, networks: dict[str, tuple[Network, float]], settings: Settings
 ) -> tuple[Facts, Any]:
     """What is written about an image: the facts of its ``.json``, and its picture.
 
     Args:
         row: As from ``plan_images``.
-        grey: float32 ``(side, side)``, 0.0 to 1.0.
-        mask: uint8 of that shape, 255 surely a device; of the image itself, or of another one to compare with.
-        networks: Name -> network and its threshold; ``model`` is one of them.
+        film: Its pixels and places.
+        networks: Name -> network and its threshold; facts of the first lie on top, of others below their name.
         settings: ``explanation`` and the seed.
     """
-    from tasks.drawings.transplant import grow_mask
     from tasks.explaining.lime_sampling import cut_image
     from tasks.explaining.pictures import draw_explanation
-    from tasks.pixels.window import window_place
 
-    cut = cut_image(grey, settings.explanation.n_segments)
-    places = {"window": window_place(grey.shape[0])} | ({} if mask is None else {"device": grow_mask(mask)})
+    cut = cut_image(film.grey, settings.explanation.n_segments)
     own = row["mask_of"] == row["image_id"]
     facts = {k: v for k, v in row.items() if k not in ("mask_of", "n_seeds")}
-    facts |= {"mask": None if mask is None else "own" if own else "other"}
+    facts |= {"mask": None if film.device is None else "own" if own else "other"}
     for name, (network, threshold) in networks.items():
         found = explain_pieces(cut, network, threshold, settings, row["n_seeds"])
-        found["places"] = share_weight(np.array(found["weights"]), cut.pieces, places)
-        if name == MODEL:
+        weights = np.array(found["weights"])
+        found["places"] = share_weight(weights, cut.pieces, film.places)
+        found["places_against"] = share_weight(-weights, cut.pieces, film.places)
+        if name == next(iter(networks)):
             found = {k: v for k, v in found.items() if k not in row}  # as predictions.csv has it
             facts |= found
         else:
             facts[name] = found
-    return facts, draw_explanation(grey, cut.pieces, facts, mask if own else None)
+    return facts, draw_explanation(film.grey, cut.pieces, facts, film.device if own else None, film.lungs)
 
 
 def explain_pieces(cut: "CutImage", network: Network, threshold: float, settings: Settings, n_seeds: int) -> Facts:

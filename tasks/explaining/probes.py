@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tasks.drawings.devices import CONSPICUOUS, KINDS, draw_devices, pick_kinds
 from tasks.drawings.transplant import fill_place, grow_mask, lift_density, put_density
 from tasks.measures import Array, draw_patients, summarise, to_logit, weighted_measures
+from tasks.pixels.covering import cover
 from tasks.pixels.greys import to_float
 from tasks.pixels.window import window_place
 from tasks.records import NORMAL, PNEUMONIA, Facts
@@ -104,13 +105,8 @@ def _grey(packed: Packed, row: int) -> NDArray[np.float32]:
 
 
 def blank(packed: Packed, inside: bool) -> Packed:
-    """Images of which only the outside (``inside`` blanked) or only the inside of the lung window is left.
-
-    What is blanked has the mean of what is left: the mean of the whole image would tell what was covered.
-    """
-    covered = window_place(packed.shape[1]) == inside
-    means = np.rint(packed[:, ~covered].mean(1)).astype(np.uint8)
-    return np.where(covered, means[:, None, None], packed)
+    """Images of which only the outside (``inside`` blanked) or only the inside of the lung window is left."""
+    return cover(packed, window_place(packed.shape[1]) == inside)
 
 
 # -- what a network says of it -----------------------------------------------------------------------------------------
@@ -168,7 +164,7 @@ def measure_change(rows: pd.DataFrame, answers: Answers, n_bootstrap: int, seed:
     for label, name in ((NORMAL, "normal"), (PNEUMONIA, "pneumonia")):
         at = labels == label
         if not at.any():
-            facts[name] = {"n": 0, "reason": f"no {name} image could be changed"}
+            facts[name] = {"n": 0, "reason": f"no {name} image is among the changed ones"}
             continue
         weights = draw_patients(rows.loc[at, "group_id"], n_bootstrap, seed)
         with np.errstate(invalid="ignore", divide="ignore"):

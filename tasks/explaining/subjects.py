@@ -1,4 +1,4 @@
-"""The networks that are explained and audited, the model and its twin: loaded, and ready to be asked."""
+"""What is explained and audited: the model and its twin, loaded and ready to be asked, and the images of an audit."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +16,16 @@ from tasks.records import MODEL
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 """Grey images float32 ``(n, side, side)``, 0.0 to 1.0, to P(label = 1), float64 ``(n,)``."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The audited images: a row each, their pixels and the masks of devices and lungs, all uint8 ``(n, 224, 224)``."""
+
+    rows: pd.DataFrame
+    packed: NDArray[np.uint8]
+    masks: NDArray[np.uint8]
+    lungs: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,15 @@ def _plain(*path: str) -> Callable[[Facts], "tuple[Facts, int] | str"]:
     return find
 
 
+def _counted(name: str) -> Callable[[Facts], "tuple[Facts, int] | str"]:
+    def find(part: Facts) -> "tuple[Facts, int] | str":
+        if name not in part:
+            return "it was not measured"
+        return part[name], int(part[name]["n"])
+
+    return find
+
+
 def _least_gain(part: Facts) -> "tuple[Facts, int] | str":
     gains = [one["gain"] | {"n": one["n"]} for one in part["each"].values() if one["gain"]["value"] is not None]
     if not gains:
@@ -97,6 +106,14 @@ RULES = (
     ),
     Rule("removal", "pneumonia missed without its device", _change("filled", "pneumonia", "net_flips"), "max_flips"),
     Rule("blanked", "AUC from outside of the lung window alone", _plain("outside"), "max_outside_auc"),
+    Rule("blanked", "loss of AUC with nothing but the lungs left", _counted("lungs_loss"), "max_lungs_loss"),
+    Rule("blanked", "AUC with the lungs covered", _counted("lungs_removed"), "max_lungs_removed_auc"),
+    Rule(
+        "blanked",
+        "AUC with the lungs covered above that with another child's lungs covered",
+        _counted("hole_gain"),
+        "max_hole_gain",
+    ),
     Rule(
         "attribution",
         "LIME weight on devices above that on the same places without one",

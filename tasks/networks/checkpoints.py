@@ -1,4 +1,4 @@
-"""Shared by the trainings of classifier and screener: schedule, seeds of an epoch, checkpoints, stop signals."""
+"""Shared by all trainings: schedule, seeds of an epoch, checkpoints, stop signals."""
 
 import json
 import threading
@@ -33,6 +33,12 @@ def build_optimizer(learning_rate: float, epochs: int, n_train: int, batch_size:
     )
     momentum = float(np.clip(1 - 1 / steps, 0.5, 0.99))
     return keras.optimizers.AdamW(schedule, weight_decay=0.02, use_ema=True, ema_momentum=momentum)
+
+
+@keras.saving.register_keras_serializable("x_ray")
+def mean_of_losses(truth: Any, losses: Any) -> Any:
+    """The loss of a trainer that gives the loss of each picture itself; ``truth`` is not looked at."""
+    return keras.ops.mean(losses)
 
 
 def reseed(model: Any, seed: int, epoch: int) -> None:

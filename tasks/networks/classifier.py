@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.networks.backbones import add_backbone
+from tasks.networks.field import KeepLungs, Widen
 from tasks.networks.keras_backend import keras
 from tasks.networks.normalisation import LocalContrast, Standardise, draw_kernels
 from tasks.pixels.greys import SIDE_PX, to_float
@@ -60,28 +61,33 @@ def build_member(settings: TrainingSettings, seed: int, name: str = "member_1") 
     """Builds one network: a small residual one, or a Keras Applications network if ``backbone`` names one.
 
     Args:
-        settings: ``side_px``, ``width``, ``backbone`` and ``weights``.
+        settings: ``side_px``, ``width``, ``field``, ``backbone`` and ``weights``.
         seed: Seed of the initial weights.
 
     Returns:
         float32 ``(n, side_px, side_px, 1)`` in 0.0 to 1.0 -> logits ``(n, 2)`` in the order of ``OUTPUTS``; without a
-        backbone, at the default width, 278,714 weights.
+        backbone, at the default width, 278,714 weights. With the field ``lungs`` it takes their masks too,
+        ``(n, side_px, side_px, 1)``.
 
     Raises:
         SettingsError: If there is no such backbone, or its weights are not available.
     """
     kernels = draw_kernels(seed)
     pixels = keras.Input((settings.side_px, settings.side_px, 1), name="small_pixels")
+    lungs = keras.Input((settings.side_px, settings.side_px, 1), name="small_lungs")
+    is_kept = settings.field == "lungs"
+    x = KeepLungs(dtype="float32")(pixels, lungs) if is_kept else pixels
     if settings.backbone is None:
         # In single precision under any policy: the difference of two means has few digits left.
-        x = Standardise(dtype="float32")(LocalContrast(dtype="float32")(pixels))
-        x = _residual_features(x, settings.width, kernels)
+        x = LocalContrast(dtype="float32")(x)
+        x = layers.Multiply(dtype="float32")([x, lungs]) if is_kept else x  # the border of the lungs is no contrast
+        x = _residual_features(Standardise(dtype="float32")(x), settings.width, kernels)
     else:
         keras.utils.set_random_seed(seed)  # a backbone without a weights file draws its own
-        x = add_backbone(pixels, settings.backbone, settings.weights)
+        x = add_backbone(x, settings.backbone, settings.weights)
     x = layers.Dropout(0.3, seed=seed + 3)(x)
     logits = layers.Dense(len(OUTPUTS), kernel_initializer=next(kernels), dtype="float32", name="logits")(x)
-    return keras.Model(pixels, logits, name=name)
+    return keras.Model([pixels, lungs] if is_kept else pixels, logits, name=name)
 
 
 def _residual_features(x: Any, width: int, kernels: Iterator[Any]) -> Any:
@@ -112,8 +118,12 @@ def shrink(side_px: int) -> keras.layers.Layer:
     return layers.Resizing(side_px, side_px, interpolation="bilinear", antialias=True, name="shrink")
 
 
-def join_members(members: Sequence[keras.Model]) -> keras.Model:
+def join_members(members: Sequence[keras.Model], segmenter: keras.Model | None = None) -> keras.Model:
     """The model of a run: one network made of its members, which need different names.
+
+    Args:
+        members: As from ``build_member``.
+        segmenter: Finds the lungs for members that see these alone; it becomes a part of the model.
 
     Returns:
         float32 ``(n, 224, 224, 1)`` in 0.0 to 1.0 -> ``probability`` and ``bacteria``, ``(n, 1)`` each, from the mean
@@ -121,8 +131,14 @@ def join_members(members: Sequence[keras.Model]) -> keras.Model:
         ``set_calibration``, slopes are 1 and offsets 0.
     """
     pixels = keras.Input((SIDE_PX, SIDE_PX, 1), name="pixels")
-    small = shrink(members[0].input_shape[1])(pixels)
-    logits = [member(small) for member in members]
+    see_lungs = len(members[0].inputs) == 2
+    resize = shrink(members[0].inputs[0].shape[1])
+    seen = resize(pixels)
+    if see_lungs:
+        assert segmenter is not None
+        segmenter.trainable = False
+        seen = [seen, Widen(dtype="float32")(resize(segmenter(pixels)))]
+    logits = [member(seen) for member in members]
     mean = layers.Average(name="mean_logits")(logits) if len(logits) > 1 else logits[0]
     to_answer = {name: Calibrate(column, name=name) for column, name in enumerate(OUTPUTS)}
     alone = [to_answer["probability"](part) for part in logits]

@@ -7,6 +7,7 @@ from typing import Any
 from tasks.errors import RunError
 from tasks.files import BROKEN, sha256_of_file
 
+AGAIN = "train again"
 MAX_RATIO, SMALL = 10, 20_000_000
 """Most bytes that a network's file may unpack to: a multiple of its size, plus a constant."""
 
@@ -53,7 +54,9 @@ def load_network(folder: Path, name: str = "model") -> Any:
     return load_checked(folder / f"{name}.keras", read_checksum(folder, name), f"{name}.sha256")
 
 
-def load_checked(path: Path, sha256: str, noted_in: str = "its checksum", *, compiled: bool = False) -> Any:
+def load_checked(
+    path: Path, sha256: str, noted_in: str = "its checksum", *, compiled: bool = False, way_out: str = AGAIN
+) -> Any:
     """Loads a ``keras.Model`` from a ``.keras`` file after checking its checksum; the only place that loads one.
 
     Args:
@@ -61,6 +64,7 @@ def load_checked(path: Path, sha256: str, noted_in: str = "its checksum", *, com
         sha256: Its expected checksum.
         noted_in: Where that is recorded, for the error.
         compiled: With optimiser and loss, to resume training.
+        way_out: For the error.
 
     Raises:
         RunError: If it is not a ``.keras`` file, the checksum differs, or it does not load in Keras' safe mode.
@@ -69,14 +73,14 @@ def load_checked(path: Path, sha256: str, noted_in: str = "its checksum", *, com
 
     # Keras picks the format by the name, and would load an .h5 file without its safe mode.
     if path.suffix != ".keras":
-        raise RunError(f"{path} is not a .keras file: train again")
+        raise RunError(f"{path} is not a .keras file: {way_out}")
     _refuse_change(path, sha256, noted_in)
-    _refuse_bomb(path)
+    _refuse_bomb(path, way_out)
     try:
         return keras.saving.load_model(path, compile=compiled, safe_mode=True)
     except Exception as error:  # Keras raises many kinds for a foreign network, some without a message
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{path} does not load ({reason[:120]}): train again") from None
+        raise RunError(f"{path} does not load ({reason[:120]}): {way_out}") from None
 
 
 def _refuse_change(path: Path, sha256: str, noted_in: str) -> None:
@@ -88,7 +92,7 @@ def _refuse_change(path: Path, sha256: str, noted_in: str) -> None:
         raise RunError(f"{path} does not match {noted_in}: it was changed after training; train again")
 
 
-def _refuse_bomb(path: Path) -> None:
+def _refuse_bomb(path: Path, way_out: str) -> None:
     """Refuses a file that would unpack to much more than its size; weights hardly compress.
 
     Raises:
@@ -98,6 +102,6 @@ def _refuse_bomb(path: Path) -> None:
         with zipfile.ZipFile(path) as members:
             n_bytes = sum(member.file_size for member in members.infolist())
     except BROKEN:
-        raise RunError(f"{path} does not load (it is not a .keras file): train again") from None
+        raise RunError(f"{path} does not load (it is not a .keras file): {way_out}") from None
     if n_bytes > MAX_RATIO * path.stat().st_size + SMALL:
-        raise RunError(f"{path} does not load (it unpacks to {n_bytes / 1e6:,.0f} MB): train again")
+        raise RunError(f"{path} does not load (it unpacks to {n_bytes / 1e6:,.0f} MB): {way_out}")

@@ -1,9 +1,9 @@
-"""Masks of devices by the screener: compressed shards in the cache, an index in the run folder."""
+"""Masks of devices or of lungs: compressed shards in the cache, an index in the run folder."""
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +12,17 @@ from tasks.errors import RunError
 from tasks.files import BROKEN, write_whole
 from tasks.pixels.shards import read_index
 
+MaskKind = Literal["masks", "lungs"]
+IMPLAUSIBLE = "lungs/implausible.json"
 MASK_SIDE_PX = 224
 SURE = 128
-"""Brightness of a mask from which a pixel counts as device: a probability of one half."""
+"""Brightness of a mask from which a pixel counts as device, or as lung: a probability of one half."""
 
 
-def write_shard(path: Path, scores: NDArray[np.float32], masks: NDArray[np.uint8]) -> None:
-    """Writes the screener's results for a shard: scores ``(n,)``, masks uint8 ``(n, 224, 224)``, 255 surely device."""
+def write_shard(path: Path, masks: NDArray[np.uint8], scores: NDArray[np.float32] | None = None) -> None:
+    """Writes a shard: masks uint8 ``(n, 224, 224)``, 255 sure; the screener's ``scores`` too, float32 ``(n,)``."""
     content = io.BytesIO()
-    np.savez_compressed(content, scores=scores, masks=masks)
+    np.savez_compressed(content, allow_pickle=False, masks=masks, **({} if scores is None else {"scores": scores}))
     write_whole(path, content.getvalue())
 
 
@@ -48,11 +50,14 @@ def _read_part(path: Path, name: str, dtype: np.dtype[Any], shape: tuple[int, ..
     return found
 
 
-class DeviceMasks:
-    """The masks of a run; ``masks/index.json`` holds the shards and, for each image id, its shard and row."""
+class Masks:
+    """The masks of a run, of devices (``masks``) or of ``lungs``.
 
-    def __init__(self, run: Path, cache: Path) -> None:
-        self._index = run / "masks" / "index.json"
+    ``<kind>/index.json`` holds the shards and, for each image id, its shard and row.
+    """
+
+    def __init__(self, run: Path, cache: Path, kind: MaskKind = "masks") -> None:
+        self._index = run / kind / "index.json"
         names, self._rows = read_index(self._index)
         self._shards = [cache / name for name in names]
         self._open: tuple[int, NDArray[np.uint8]] | None = None
@@ -61,10 +66,10 @@ class DeviceMasks:
         return image_id in self._rows
 
     def read(self, image_ids: Sequence[str]) -> NDArray[np.uint8]:
-        """uint8 ``(len(image_ids), 224, 224)``: 255 surely a device, 0 surely none.
+        """uint8 ``(len(image_ids), 224, 224)``: 255 surely a device or lung, 0 surely none.
 
         Raises:
-            RunError: If an image was not screened, or a shard is gone or damaged.
+            RunError: If an image has no mask, or a shard is gone or damaged.
         """
         if missing := [image_id for image_id in image_ids if image_id not in self._rows]:
             raise RunError(f"{self._index} lacks the image {missing[0]}: run the prepare flow on this run folder again")

@@ -1,13 +1,14 @@
 """Check: Great Expectations suites over the manifest, at two checkpoints.
 
-Reads ``manifest.parquet`` and, once they are packed, the pixels; writes ``checks/<checkpoint>/`` with ``summary.json``
-(ours, for the report), ``result.json`` (Great Expectations' own) and ``data_docs/``. *source* runs after ingest and
-checks the source's own splits; *prepared* runs after screening and checks the data for training and evaluation.
+Reads ``manifest.parquet`` and, once they are packed, the pixels and which images show no lungs; writes
+``checks/<checkpoint>/`` with ``summary.json`` (ours, for the report), ``result.json`` (Great Expectations' own) and
+``data_docs/``. *source* runs after ingest and checks the source's own splits; *prepared* runs after screening and
+checks the data for training and evaluation.
 """
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +16,9 @@ from typing import Any, Literal
 import pandas as pd
 
 from tasks.errors import DataCheckError
-from tasks.files import write_json
+from tasks.files import read_record, write_json
 from tasks.pixels.looks import LOOKS, judge_looks
+from tasks.pixels.masks import IMPLAUSIBLE
 from tasks.preparing.groups import measure_association
 from tasks.records import GROUP_PREFIX, SPLITS, SUBTYPES, Facts, group_columns
 from tasks.runs.artifacts import show_table
@@ -26,6 +28,7 @@ from tasks.runs.stages import STAGES_FOLDER, stage_task
 from tasks.settings import QualitySettings
 
 LOOKING = "no images are {}"
+LUNGS = "every image shows two plausible lungs"
 Checkpoint = Literal["source", "prepared"]
 AT_ONCE = 256
 MANY_IMAGES, MUCH = 30, 0.1
@@ -44,8 +47,10 @@ def check(run: Run, checkpoint: Checkpoint) -> Facts:
     own_patients = listed and run.facts("ingest")["patients"]["own"]
 
     def make(out: Path) -> Facts:
-        looks = judge_images(run, run.manifest()["image_id"]) if checkpoint == "prepared" else {}
-        facts = add_facts(run.manifest(), checkpoint, run.settings.quality, looks)
+        manifest = run.manifest()
+        looks = judge_images(run, manifest["image_id"]) if checkpoint == "prepared" else {}
+        lungless = read_record(run.folder / IMPLAUSIBLE) if checkpoint == "prepared" else {}
+        facts = add_facts(manifest, checkpoint, run.settings.quality, looks, lungless)
         checks = run_checkpoint(facts, checkpoint, run.settings.quality, out / "checks" / checkpoint, own_patients)
         write_json(out / "checks" / checkpoint / "summary.json", checks)
         return {"checks": checks}
@@ -53,7 +58,7 @@ def check(run: Run, checkpoint: Checkpoint) -> Facts:
     quality = run.settings.quality.model_dump()
     facts = run.stage(
         f"check_{checkpoint}",
-        reads=["manifest.parquet", *(["arrays/index.json"] if checkpoint == "prepared" else [])],
+        reads=["manifest.parquet", *(["arrays/index.json", IMPLAUSIBLE] if checkpoint == "prepared" else [])],
         given={"quality": quality, "checkpoint": checkpoint, "own_patients": own_patients},
         make=make,
         packages=("great-expectations",),
@@ -93,7 +98,7 @@ def describe_failure(item: Facts, manifest: pd.DataFrame) -> str:
     """
     rows = manifest[manifest["image_id"].isin(item["image_ids"])]
     rows = rows.assign(why=rows["excluded"].fillna(""))
-    if item["severity"] == "warning" and item["says"] not in map(LOOKING.format, LOOKS.values()):
+    if item["severity"] == "warning" and item["says"] not in (LUNGS, *map(LOOKING.format, LOOKS.values())):
         rows = rows.assign(path="image " + rows["image_id"], why="")
     rows = pd.concat([rows.drop_duplicates("why"), rows]).drop_duplicates("path").head(3)
     examples = [f"{path} ({why})" if why else path for path, why in zip(rows["path"], rows["why"], strict=True)]
@@ -110,11 +115,16 @@ def judge_images(run: Run, image_ids: Sequence[str]) -> dict[str, str]:
 
 
 def add_facts(
-    manifest: pd.DataFrame, checkpoint: Checkpoint, quality: QualitySettings, looks: Mapping[str, str]
+    manifest: pd.DataFrame,
+    checkpoint: Checkpoint,
+    quality: QualitySettings,
+    looks: Mapping[str, str],
+    lungless: Collection[str] = (),
 ) -> pd.DataFrame:
     """A plain table for the suites: the manifest with more columns for expectations across rows.
 
-    At *source* the splits are the source's own, and there are no ``looks``. A share of the rows stands in those that
+    At *source* the splits are the source's own, and there are no ``looks`` of packed images, nor any of them that are
+    ``lungless``. A share of the rows stands in those that
     make it up. ``n_of_class`` and ``n_classes`` count usable rows of the row's split;
     rows that are not usable keep missing values there, which expectations skip.
     """
@@ -141,6 +151,7 @@ def add_facts(
             "looks": manifest["image_id"].map(dict(looks)).astype(object),
         }
     )
+    table["lungless"] = manifest["image_id"].map({name: float(name in lungless) for name in looks})
     table["share_odd"] = share(table["looks"].isin(list(LOOKS)))
     picture = key_pictures(manifest)
     groups = pd.DataFrame({"split": split, "label": manifest["label"], "patient": manifest["patient_id"]})[usable]
@@ -239,6 +250,7 @@ def _prepared_suite(table: pd.DataFrame, quality: QualitySettings, own_patients:
             for look, says in LOOKS.items()
         ),
         expect(BETWEEN, "share_odd", odd, max_value=quality.max_odd),
+        warn(AMONG, "lungless", LUNGS, value_set=[0.0]),
         expect(AMONG, "device_in_training", "no training image is known to show a device", value_set=[0.0]),
     ]
 

@@ -1,70 +1,36 @@
 """Screen: decides which images show a medical device, and excludes them from training.
 
-Reads the packed arrays, a review table, people's answers and ``manifest.parquet``; writes ``device_score`` (always the
-network's), ``has_device``, ``device_reviewed`` and more reasons in ``excluded``, ``excluded.csv`` for people,
+Reads the masks of devices, a review table, people's answers and ``manifest.parquet``; writes ``device_score`` (always
+the network's), ``has_device``, ``device_reviewed`` and more reasons in ``excluded``, ``excluded.csv`` for people,
 ``masks/index.json`` (where the masks are in the cache) and ``review/``, the sheet of doubtful images. Images with
 devices stay in validation and test on purpose: the network will meet devices in use, and only these images show
 whether it relies on them. Training leaves out the rows with a reason in ``excluded`` (``used_rows`` in ``twin``).
 """
 
-import importlib.metadata
-import threading
-from collections.abc import Collection, Sequence
-from functools import lru_cache
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
-from prefect import task
 
 from tasks.devices.answers import read_answered, safe_path
 from tasks.devices.contact_sheet import TEMPLATE, doubtful_rows, find_doubtful, show_sheet, write_sheet
-from tasks.devices.files import ScreenerFiles, find_screener, known_readings
+from tasks.devices.files import find_screener, known_readings
 from tasks.devices.quality import judge_screener
 from tasks.devices.readings import find_review_of
-from tasks.errors import RunError, SourceError
-from tasks.files import digest, locked, read_record, sha256_of_file, write_json, write_whole
+from tasks.errors import SourceError
+from tasks.files import digest, sha256_of_file, write_json, write_whole
 from tasks.measures import format_value
-from tasks.pixels.greys import SIDE_PX
-from tasks.pixels.masks import DeviceMasks, read_scores, write_shard
-from tasks.pixels.packed import open_shard
-from tasks.pixels.shards import LOST_SHARDS, shards_exist
+from tasks.pixels.masks import Masks, read_scores
+from tasks.pixels.shards import shards_exist
+from tasks.preparing.mask_shards import index_masks
 from tasks.records import CLASS_NAMES, DEVICE_REASONS, DOUBTFUL_DEVICE, READ_DEVICE, SCORED_DEVICE, Facts
 from tasks.runs.artifacts import show_table
-from tasks.runs.bucket import fetch_files, keep_files
-from tasks.runs.keys import code_version
 from tasks.runs.manifest import write_manifest
-from tasks.runs.provenance import BACKENDS, find_backend
 from tasks.runs.run import Run
 from tasks.runs.stages import STAGES_FOLDER, stage_task
 from tasks.settings import ScreeningSettings
 
 N_BOOTSTRAP = 1_000
-LOADING = threading.Lock()
-"""Held while a network is loaded; otherwise several threads would load it at once."""
-
-
-@task(name="plan screening")
-def plan_screening(run: Run) -> list[str]:
-    """Names of the packed shards still to screen with this screener."""
-    targets, cache = find_targets(run), run.cache
-    fetch_files(run, targets.values())
-    return [source for source, target in targets.items() if not (cache / target).exists()]
-
-
-@task(name="screen shards")
-def screen_shards(run: Run, shards: Sequence[str]) -> None:
-    """Writes scores and masks of packed shards into the cache, here and shared."""
-    screener, cache = find_screener(run.settings.screening.screener), run.cache
-    model = open_screener(screener)
-    fetch_files(run, shards)
-    for source in shards:
-        target = name_target(screener, Path(source))
-        with locked((cache / target).with_suffix(".lock")):
-            if not (cache / target).exists():  # otherwise another run was faster
-                screen_shard(model, cache / source, cache / target)
-        keep_files(run, [target])
 
 
 @stage_task("screen")
@@ -77,7 +43,7 @@ def screen(run: Run, folder: str) -> Facts:
     answered = {sha: device for sha, device in read_answered(run).items() if sha in present}
     screener = find_screener(run.settings.screening.screener)
     known = known_readings(screener.folder)
-    index = index_masks(run)
+    index = index_masks(run, "masks")
     settings = run.settings.screening
 
     def make(out: Path) -> Facts:
@@ -87,13 +53,7 @@ def screen(run: Run, folder: str) -> Facts:
         write_manifest(out, decided)
         write_whole(out / "excluded.csv", describe_excluded(decided))
         doubtful = doubtful_rows(decided, settings)
-        write_sheet(
-            out,
-            doubtful,
-            run.images(),
-            DeviceMasks(out, run.cache),
-            run.settings.public_source,
-        )
+        write_sheet(out, doubtful, run.images(), Masks(out, run.cache), run.settings.public_source)
         judged = keep_fair_readings(decided, review.readings, known)
         quality = judge_screener(
             judged, known or (), settings.threshold, settings.leaves_from, N_BOOTSTRAP, run.settings.seed
@@ -150,58 +110,6 @@ def describe_excluded(decided: pd.DataFrame) -> str:
 
 
 # -- scores and masks --------------------------------------------------------------------------------------------------
-
-
-def find_targets(run: Run) -> dict[str, str]:
-    """Name in the cache of each packed shard of a run -> name of its scores and masks by this screener."""
-    screener = find_screener(run.settings.screening.screener)
-    arrays = read_record(run.folder / "arrays" / "index.json", shards=list, images=dict)
-    return {shard["name"]: name_target(screener, Path(shard["name"])) for shard in arrays["shards"]}
-
-
-def name_target(screener: ScreenerFiles, source: Path) -> str:
-    """Name of the scores and masks of a packed shard; it changes with weights, code and packages."""
-    code = [code_version(name) for name in ("tasks.devices.screener", "tasks.pixels.masks")]
-    runs_on = [importlib.metadata.version(name) for name in ("keras", BACKENDS[find_backend()])]
-    version = digest({"screener": screener.sha256, "code": code, "runs_on": runs_on})[:16]
-    return f"masks/{version}/{source.parent.name}/{source.stem}.npz"
-
-
-def index_masks(run: Run) -> Facts:
-    """``masks/index.json``: ``{"shards": [{"name"}], "images": {image_id: [shard, row]}}``, as for the arrays.
-
-    Raises:
-        RunError: If a shard was not screened, or this machine cannot find it.
-    """
-    targets, cache = list(find_targets(run).values()), run.cache
-    fetch_files(run, targets)
-    if missing := [target for target in targets if not (cache / target).exists()]:
-        raise RunError(f"scaling.runner: {len(missing):,} of the screened shards not found; {LOST_SHARDS}")
-    arrays = read_record(run.folder / "arrays" / "index.json", shards=list, images=dict)
-    return {"shards": [{"name": target} for target in targets], "images": arrays["images"]}
-
-
-def open_screener(screener: ScreenerFiles) -> Any:
-    """The network of a screener, loaded once per process."""
-    with LOADING:
-        return _load(screener.folder.resolve(), screener.sha256)
-
-
-@lru_cache(maxsize=1)
-def _load(folder: Path, sha256: str) -> Any:
-    from tasks.devices.screener import load_screener
-
-    return load_screener(folder)
-
-
-def screen_shard(model: Any, source: Path, target: Path) -> None:
-    """Screens one packed shard, uint8 ``(n, 224, 224)``, and writes a compressed shard of scores and masks."""
-    from tasks.devices.screener import screen_pixels
-
-    batches = list(screen_pixels(model, open_shard(source)))
-    scores = np.concatenate([batch.scores for batch in batches] or [np.empty(0, np.float32)])
-    masks = np.concatenate([batch.masks for batch in batches] or [np.empty((0, SIDE_PX, SIDE_PX), np.uint8)])
-    write_shard(target, scores, masks)
 
 
 def add_scores(manifest: pd.DataFrame, index: Facts, cache: Path) -> pd.DataFrame:

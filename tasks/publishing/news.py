@@ -10,6 +10,7 @@ from tasks.devices.answers import read_answered, share_answers
 from tasks.devices.files import find_screener, known_readings
 from tasks.devices.readings import SHIPPED_REVIEW
 from tasks.files import REPOSITORY, digest, read_record, sha256_of_file, write_json
+from tasks.networks.shipped import find_network
 from tasks.runs.bucket import fetch_files, keep_files, read_seal
 from tasks.runs.places import SEAL
 from tasks.runs.provenance import PACKAGES, checksum_of_weights
@@ -66,6 +67,7 @@ def finished_path(run: Run, source_sha256: str) -> Path:
         "review": sha256_of_file(review) if review.is_file() else None,
         "answers": sorted(read_answered(run).items()),
         "screener": (screener.sha256, None if known is None else sorted(known)),
+        "segmenter": find_network("segmenter", settings.screening.segmenter).sha256,
         "weights": checksum_of_weights(settings.training),
         "code": code,
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},

@@ -7,16 +7,34 @@ from typing import Any
 
 import numpy as np
 
-from tasks.explaining.baselines import SAYS
+from tasks.explaining.baselines import SAYS, SHAPE_SAYS
 from tasks.explaining.pictures import FAINTEST
 from tasks.files import read_json
-from tasks.findings import Audit, NetworkVerdict, read_audit
+from tasks.findings import NOT_MEASURED, Audit, NetworkVerdict, read_audit
 from tasks.measures import describe_value
 from tasks.pixels.window import WINDOW
-from tasks.records import MODEL, TWIN, Facts
+from tasks.records import FOREIGN, MODEL, TWIN, Facts
 from tasks.reporting.inputs import SPLIT_NAMES
+from tasks.reporting.lungs import PLACES, describe_lungs
 
-HEADS = {MODEL: "This model", TWIN: "Without screening"}
+HEADS = {(MODEL,): ["This model"], (MODEL, TWIN): ["This model", "Without screening"]}
+HEADS[(FOREIGN, MODEL)] = ["This network", "The run’s model"]
+"""Titles of the columns, by the networks of the audit."""
+OTHERS = {
+    TWIN: "It is compared with a twin. The twin was trained with the same seeds and epochs, and on as many images of "
+    "each class, but without screening for devices.",
+    MODEL: "It is compared with the model of the run, which was asked about the same changed images.",
+}
+SUBJECTS = {MODEL: "The model", FOREIGN: "The network"}
+COMPARISONS = {
+    TWIN: (
+        "Its twin, trained without screening,",
+        "with screening",
+        "Screening made no difference that the intervals can show",
+    ),
+    MODEL: ("The run’s model", "than the run’s model", "The intervals show no difference to it"),
+}
+"""Of the other network: what it is, how the first is better or worse, and what is said where it is neither."""
 INSERTIONS = {
     "electrode": "Electrodes, drawn",
     "line": "Lines, drawn",
@@ -49,36 +67,38 @@ def describe_audit(run: Path) -> Facts:
         RunError: If the run folder has no ``audit.json``.
     """
     audit = read_audit(run)
-    model, twin = audit.verdict.model, audit.verdict.unfiltered
-    names = [MODEL, TWIN] if twin else [MODEL]
+    names = list(audit.verdict.names)
+    verdicts = [audit.verdict.of(name) for name in names]
     return {
         "n": audit.n_images,
         "split": SPLIT_NAMES[audit.split],
-        "compared": twin is not None,
-        "heads": [HEADS[name] for name in names],
-        "sentence": say_verdict(model),
-        "passed": model.passed,
-        "comparison": say_comparison(model, twin) if twin else None,
-        "rules": describe_rules([model, twin] if twin else [model]),
+        "other": OTHERS[names[1]] if len(names) > 1 else None,
+        "heads": HEADS[audit.verdict.names],
+        "sentence": say_verdict(verdicts[0], SUBJECTS[names[0]]),
+        "passed": verdicts[0].passed,
+        "comparison": say_comparison(verdicts[0], verdicts[1], COMPARISONS[names[1]]) if len(names) > 1 else None,
+        "rules": describe_rules(verdicts),
         "changes": describe_changes(audit, names),
+        "places": describe_places(audit, names),
         "figure": draw_changes(audit, names),
         "sights": describe_sights(audit, names),
+        "lungs": describe_lungs(audit, names, HEADS[audit.verdict.names]),
         "window": [f"{100 * share:.0f} %" for share in WINDOW],
         "window_share": f"{100 * audit.blanked[MODEL]['window_share']:.0f} %",
         "lifts": describe_lifts(audit.attribution, names),
         "groups": describe_groups(audit.groups, names),
-        "pair": find_pair(run) if twin else None,
+        "pair": find_pair(run) if TWIN in names else None,
     }
 
 
-def say_verdict(verdict: NetworkVerdict) -> str:
-    """The verdict about the model in one or two sentences."""
+def say_verdict(verdict: NetworkVerdict, subject: str = SUBJECTS[MODEL]) -> str:
+    """The verdict about a network in one or two sentences."""
     rules = verdict.rules
     if verdict.passed is None:
         return f"The audit came to no verdict: {verdict.reason}."
     counts = {outcome: sum(rule["outcome"] == outcome for rule in rules) for outcome in OUTCOMES}
     if verdict.passed:
-        text = f"The model passed the audit: none of {len(rules)} rules is broken"
+        text = f"{subject} passed the audit: none of {len(rules)} rules is broken"
     else:
         broken = "; ".join(
             f"{rule['says']}: {rule['value']:.3g}, where at {'most' if rule['at_most'] else 'least'} {rule['bound']:g} "
@@ -86,7 +106,7 @@ def say_verdict(verdict: NetworkVerdict) -> str:
             for rule in rules
             if rule["outcome"] == "fails"
         )
-        text = f"The model failed the audit ({broken})"
+        text = f"{subject} failed the audit ({broken})"
     also = [
         f"{counts[outcome]} {word}"
         for outcome, word in (("unclear", "unclear"), ("not judged", "could not be judged"))
@@ -95,31 +115,32 @@ def say_verdict(verdict: NetworkVerdict) -> str:
     return text + (f"; {' and '.join(also)}." if also else ".")
 
 
-def say_comparison(model: NetworkVerdict, twin: NetworkVerdict) -> str:
-    """What screening changed, of what the rules look at: only what both intervals tell apart counts."""
-    outcome = {True: "passed", False: f"failed ({', '.join(twin.failed)})", None: "came to no verdict"}
-    twin_sentence = f"Its twin, trained without screening, {outcome[twin.passed]}. "
+def say_comparison(own: NetworkVerdict, other: NetworkVerdict, words: tuple[str, str, str] = COMPARISONS[TWIN]) -> str:
+    """What two networks differ in, of what the rules look at: only what both intervals tell apart counts."""
+    who, how, no_difference = words
+    outcome = {True: "passed", False: f"failed ({', '.join(other.failed)})", None: "came to no verdict"}
+    first = f"{who} {outcome[other.passed]}. "
     better, worse, same = [], [], 0
-    for own, other in zip(model.rules, twin.rules, strict=True):
-        if own["value"] is None or other["value"] is None:
+    for one, two in zip(own.rules, other.rules, strict=True):
+        if one["value"] is None or two["value"] is None:
             continue
-        sign = 1 if own["at_most"] else -1
-        if sign * own["high" if sign > 0 else "low"] < sign * other["low" if sign > 0 else "high"]:
-            better.append(own["says"])
-        elif sign * own["low" if sign > 0 else "high"] > sign * other["high" if sign > 0 else "low"]:
-            worse.append(own["says"])
+        sign = 1 if one["at_most"] else -1
+        if sign * one["high" if sign > 0 else "low"] < sign * two["low" if sign > 0 else "high"]:
+            better.append(one["says"])
+        elif sign * one["low" if sign > 0 else "high"] > sign * two["high" if sign > 0 else "low"]:
+            worse.append(one["says"])
         else:
             same += 1
     if not better and not worse:
-        return twin_sentence + f"Screening made no difference that the intervals can show, in any of {same} figures."
+        return first + f"{no_difference}, in any of {same} figures."
     sentences = []
     if better:
-        sentences.append(f"Better with screening: {', '.join(better)}.")
+        sentences.append(f"Better {how}: {', '.join(better)}.")
     if worse:
-        sentences.append(f"Worse with screening: {', '.join(worse)}.")
+        sentences.append(f"Worse {how}: {', '.join(worse)}.")
     if same:
         sentences.append(f"The intervals of {same} other figures overlap, so they show no difference.")
-    return twin_sentence + " ".join(sentences)
+    return first + " ".join(sentences)
 
 
 def describe_rules(verdicts: Sequence[NetworkVerdict]) -> list[Facts]:
@@ -145,11 +166,13 @@ class Probe:
         title: What was changed.
         label: The class of these images.
         groups: By network: ``n`` with ``shift``, ``flips`` and, where there is a control, ``net_shift``; or a reason.
+        places: By place of the device, the same; empty in older runs.
     """
 
     title: str
     label: str
     groups: list[Facts]
+    places: dict[str, list[Facts]]
 
 
 def list_probes(audit: Audit, names: list[str]) -> list[Probe]:
@@ -159,7 +182,9 @@ def list_probes(audit: Audit, names: list[str]) -> list[Probe]:
         found = [key for key, value in part[MODEL].items() if isinstance(value, dict)]
         for key in [*(key for key in titles if key in found), *(key for key in found if key not in titles)]:
             title = titles.get(key, key.replace("_", " ").capitalize())
-            probes.append(Probe(title, label, [part[name][key][label] for name in names]))
+            found_by = [part[name][key] for name in names]
+            places = {place: [one[place][label] for one in found_by] for place in PLACES if place in found_by[0]}
+            probes.append(Probe(title, label, [one[label] for one in found_by], places))
     return probes
 
 
@@ -185,6 +210,18 @@ def describe_changes(audit: Audit, names: list[str]) -> Facts:
     return {"rows": rows, "reasons": list(dict.fromkeys(reasons))}
 
 
+def describe_places(audit: Audit, names: list[str]) -> list[Facts]:
+    """A row per probe and place of the device, with the shift of each network; empty in older runs."""
+    rows = []
+    for probe in list_probes(audit, names):
+        for place, groups in probe.places.items():
+            cells = [describe_value(group.get("shift") or NOT_MEASURED | group) for group in groups]
+            n, first = groups[0]["n"], place == next(iter(probe.places))
+            row = {"title": probe.title, "label": probe.label, "place": PLACES[place], "n": n}
+            rows.append({**row, "first": first, "cells": cells})
+    return rows
+
+
 def draw_changes(audit: Audit, names: list[str]) -> str | None:
     """The shifts as a figure; ``None`` where there are none."""
     from tasks.reporting.figures import as_svg, draw_shifts
@@ -196,8 +233,8 @@ def draw_changes(audit: Audit, names: list[str]) -> str | None:
             rows.append({"name": probe.title.removesuffix(", drawn"), "values": found})
     if not rows:
         return None
-    bound = next(rule["bound"] for rule in audit.verdict.model.rules if rule["setting"] == "auditing.max_shift")
-    heads = [HEADS[name] for name in names]
+    bound = next(rule["bound"] for rule in audit.verdict.of(names[0]).rules if rule["setting"] == "auditing.max_shift")
+    heads = HEADS[audit.verdict.names]
     says = "; ".join(
         f"{row['name']}: "
         + ", ".join(
@@ -217,26 +254,34 @@ def describe_sights(audit: Audit, names: list[str]) -> list[Facts]:
         ("whole", "The whole image"),
         ("inside", "Only the lung window"),
         ("outside", "Only what is outside of it"),
+        ("lungs_only", "Only the lungs"),
+        ("lungs_removed", "All but the lungs"),
+        ("other_lungs_removed", "All but where another child’s lungs are"),
     ):
+        if key not in audit.blanked[MODEL]:
+            continue  # an older run
         cells = [describe_value(audit.blanked[name][key]) for name in names]
         rows.append({"title": title, "who": "network", "cells": cells})
     for key, says in SAYS.items():
         one = audit.baselines[MODEL]["each"][key]
         rows.append({"title": says[0].upper() + says[1:], "who": "baseline", "cells": [describe_value(one["auc"])]})
+    if shape := audit.blanked[MODEL].get("lungs_shape"):
+        says = SHAPE_SAYS[0].upper() + SHAPE_SAYS[1:]
+        rows.append({"title": says, "who": "shape", "cells": [describe_value(shape)]})
     return rows
 
 
 def describe_lifts(attribution: Facts, names: list[str]) -> Facts:
     """Rows of LIME's lift, or why there are none."""
-    if "reason" in attribution[MODEL]:
-        return {"reason": attribution[MODEL]["reason"], "rows": []}
+    if "reason" in attribution[names[0]]:
+        return {"reason": attribution[names[0]]["reason"], "rows": []}
     rows = []
     for key, (title, count) in LIFTS.items():
         cells = [
             describe_value(attribution[name].get(key, {"value": None, "reason": attribution[name].get("reason")}))
             for name in names
         ]
-        rows.append({"title": title, "n": attribution[MODEL][count], "cells": cells})
+        rows.append({"title": title, "n": attribution[names[0]][count], "cells": cells})
     return {"reason": None, "rows": rows}
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Ellipse, FancyBboxPatch, Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
@@ -260,6 +260,60 @@ def draw_shifts(rows: Sequence[Facts], heads: Sequence[str], bound: float) -> Fi
         marks = [Line2D([], [], color=colours[i], marker="o", linewidth=1.8) for i in range(len(heads))]
         axes.legend(marks, list(heads), loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
         return figure
+
+
+def draw_lungs(rows: Sequence[Facts], heads: Sequence[str]) -> Figure:
+    """What each network knows of an X-ray that is shown whole or in part: a bar of AUC from chance, with its interval.
+
+    Args:
+        rows: ``{"name", "shown", "values"}``: a few words; ``whole``, ``only``, ``removed`` or ``other``, for the small
+            sign beside them; and AUC ``{"value", "low", "high"}`` for each network.
+        heads: Names of the networks.
+    """
+    colours = (AGAINST, MUTED)
+    thick = 0.72 / len(heads)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(1.5 * WIDTH_IN, 0.85 * len(rows) + 0.9), layout="constrained")
+        names, axes = figure.subplots(1, 2, sharey=True, width_ratios=(0.36, 0.64))
+        names.set_axis_off()
+        lowest = min([0.45, *(one["low"] - 0.02 for row in rows for one in row["values"] if one["value"] is not None)])
+        axes.axvline(0.5, color=INK, linewidth=1.4)
+        for place, row in enumerate(rows):
+            _draw_sign(names, place, row["shown"])
+            names.text(0.3, place, row["name"], va="center", fontsize=10.5)
+            for turn, one in enumerate(row["values"]):
+                y = place + thick * (turn - (len(heads) - 1) / 2)
+                if one["value"] is None:
+                    axes.text(0.51, y, "not measured", va="center", color=MUTED, fontsize=8.5)
+                    continue
+                axes.barh(y, one["value"] - 0.5, left=0.5, height=0.9 * thick, color=colours[turn])
+                axes.plot([one["low"], one["high"]], [y, y], color=INK, linewidth=1.3)
+                right = max(one["high"], 0.5) + 0.008
+                axes.text(right, y, f"{one['value']:.2f}", va="center", fontsize=10 if turn == 0 else 9)
+        axes.set(xlim=(lowest, 1.05), ylim=(len(rows) - 0.5, -0.55), yticks=[])
+        axes.set_xticks([0.5, 0.75, 1.0], ["0.5\nguessing", "0.75", "1.0\nalways right"])
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("AUC: how well pneumonia is told from normal")
+        marks = [Patch(color=colour, label=head) for colour, head in zip(colours, heads, strict=False)]
+        axes.legend(handles=marks, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, handlelength=0.9)
+        return figure
+
+
+def _draw_sign(axes: Axes, row: int, shown: str) -> None:
+    """A chest of a few strokes for a row of ``draw_lungs``: what is white is covered."""
+    sign = axes.inset_axes((0.02, row - 0.4, 0.24, 0.8), transform=axes.transData)
+    sign.set(xlim=(0, 10), ylim=(0, 10), xticks=[], yticks=[])
+    for side in sign.spines.values():
+        side.set_visible(False)
+    body, lung = (LINE if shown != "only" else PAPER), (AGAINST if shown in ("whole", "only") else PAPER)
+    sign.add_patch(
+        FancyBboxPatch((1, 0.8), 8, 8.4, boxstyle="round,pad=0,rounding_size=1.6", fc=body, ec=MUTED, lw=0.8)
+    )
+    dx, dy, size = (0.7, 0.8, 0.8) if shown == "other" else (0, 0, 1)
+    dashed = (0, (2, 1.5)) if shown == "other" else "-"
+    for x in (3.2, 6.8):
+        place, width, height = (x + dx, 5.1 + dy), 2.6 * size, 6.2 * size
+        sign.add_patch(Ellipse(place, width, height, fc=lung, ec=MUTED, lw=0.8, ls=dashed))
 
 
 def _name_classes(axes: Axes) -> None:

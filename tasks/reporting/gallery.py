@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.files import read_json
-from tasks.records import CLASS_NAMES, TWIN, Facts
+from tasks.records import CLASS_NAMES, MODEL, TWIN, Facts
 from tasks.reporting.inputs import SPLIT_NAMES
-from tasks.runs.stages import read_stage
 from tasks.settings import ExplanationSettings
 
 PICTURES_MB = 12.0
@@ -29,11 +28,25 @@ FILTERS = {
 """Attribute of a card -> name and choices of its filter; only choices that occur are offered."""
 
 
-def describe_gallery(run: Path, splits: Sequence[str], explanation: ExplanationSettings) -> Facts:
-    """LIME cards by right and wrong of each class; pictures as JPEG, as many as the page has room for."""
+COMPARED = {
+    TWIN: ("Without screening", "the map of the unscreened twin", "this model"),
+    MODEL: ("The run’s model", "the map of the run’s model", "this network"),
+}
+"""Of a network that is shown beside: title, what its map is called, and what the other one is called then."""
+
+
+def describe_gallery(folder: Path, splits: Sequence[str], explanation: ExplanationSettings, explained: Facts) -> Facts:
+    """LIME cards by right and wrong of each class; pictures as JPEG, as many as the page has room for.
+
+    Args:
+        folder: That holds ``explanations/``.
+        splits: Whose images are shown.
+        explanation: The settings they were made with.
+        explained: How far the maps can be believed, as from ``tasks.explaining.explanations.sum_up``.
+    """
     from tasks.reporting.figures import read_picture
 
-    found = [read_json(path) for path in sorted((run / "explanations").glob("*.json"))]
+    found = [read_json(path) for path in sorted((folder / "explanations").glob("*.json"))]
     found = [item for item in found if item["split"] in splits]
     found.sort(key=lambda item: -item["probability"])
     queues = {key: [item for item in found if (item["label"], item["right"]) == key] for key in CARD_GROUPS}
@@ -43,7 +56,7 @@ def describe_gallery(run: Path, splits: Sequence[str], explanation: ExplanationS
     room = PICTURES_MB * 1e6
     for turn, _, key in turns:
         item = queues[key][turn]
-        picture = read_picture(run / "explanations" / f"{item['image_id']}.png")
+        picture = read_picture(folder / "explanations" / f"{item['image_id']}.png")
         room -= len(picture or "")
         if room < 0:
             break
@@ -58,10 +71,10 @@ def describe_gallery(run: Path, splits: Sequence[str], explanation: ExplanationS
         "n": len(found),
         "n_shown": len(shown),
         "split": SPLIT_NAMES[found[0]["split"]] if found else None,
-        "compared": any(TWIN in item for item in found),
+        "compared": next((COMPARED[name] for name in COMPARED if any(name in item for item in found)), None),
         "n_samples": explanation.n_samples,
         "weak": WEAK,
-        "trust": describe_trust(read_stage(run, "explain").facts),
+        "trust": describe_trust(explained),
     }
 
 
@@ -98,10 +111,11 @@ def describe_card(item: Facts, picture: str | None) -> Facts:
         ("Between seeds", say_stability(stability)),
         ("Deletion", f"{faithful['deletion']:.2f}, at random {faithful['random']:.2f}"),
     ]
-    if TWIN in item:
-        twin = item[TWIN]
-        called = CLASS_NAMES[int(twin["decision"])]
-        lines.insert(2, ("Without screening", f"{say_probability(twin['probability'])}, {called}"))
+    beside = next((name for name in COMPARED if name in item), None)
+    if beside:
+        title, its_map, this = COMPARED[beside]
+        called = CLASS_NAMES[int(item[beside]["decision"])]
+        lines.insert(2, (title, f"{say_probability(item[beside]['probability'])}, {called}"))
     return {
         "image_id": item["image_id"],
         "picture": picture,
@@ -111,7 +125,7 @@ def describe_card(item: Facts, picture: str | None) -> Facts:
         "says": (
             f"Image {item['image_id']}: truly {lines[0][1]}, called {CLASS_NAMES[int(item['decision'])]} at "
             f"probability {say_probability(item['probability'])}. From left to right: the X-ray, "
-            + ("the map of the unscreened twin, the map of this model." if TWIN in item else "its LIME map.")
+            + (f"{its_map}, the map of {this}." if beside else "its LIME map.")
         ),
     }
 

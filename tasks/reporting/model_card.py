@@ -154,6 +154,7 @@ def describe_measures(metrics: Metrics, splits: Sequence[str], main: str) -> Fac
         "calibration": say_calibration(metrics, splits, main),
         "shifts": say_shifts(metrics),
         "border": describe_border(metrics, main),
+        "lungs": [say_figure(found) for found in (metrics.lungs_only, metrics.lungs_removed)],
     }
 
 

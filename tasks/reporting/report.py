@@ -53,8 +53,8 @@ def write_report(run: Run) -> str:
     return address
 
 
-def render_page(page: Facts) -> str:
-    """The page as HTML; every value is escaped unless it is markup made here."""
+def render_page(page: Facts, template: str = TEMPLATE.name) -> str:
+    """A page as HTML; every value is escaped unless it is markup made here."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -66,7 +66,7 @@ def render_page(page: Facts) -> str:
     )
     environment.filters["number"] = lambda n: f"{n:,}"
     environment.filters["csp_hash"] = lambda s: base64.b64encode(hashlib.sha256(str(s).encode()).digest()).decode()
-    return environment.get_template(TEMPLATE.name).render(page)
+    return environment.get_template(template).render(page)
 
 
 def gather_page(run: Run) -> Facts:
@@ -92,7 +92,7 @@ def gather_page(run: Run) -> Facts:
         "results": results,
         "audit": describe_audit(run.folder),
         "publishing": describe_published(run),
-        "gallery": describe_gallery(run.folder, splits, run.settings.explanation),
+        "gallery": describe_gallery(run.folder, splits, run.settings.explanation, run.facts("explain")),
         "provenance": say_provenance(provenance),
         "settings": say_settings(run.settings),
     }

@@ -15,6 +15,7 @@ STAGES = {
     "pack": "Decode and pack the pixels",
     "split": "Split by patient",
     "screen": "Screen for devices",
+    "segment": "Look for the lungs",
     "check_prepared": "Check what is used",
     "fit": "Train the networks",
     "calibrate": "Join and calibrate the networks",

@@ -29,7 +29,7 @@ KNOWN = ".bucket.json"
 """In a working copy: name -> ``[etag, sha256]`` of each file that is the same here and in the bucket."""
 OWNER = ".owner.json"
 """In the bucket, among the files of a run: the process that began to work on it last."""
-INDICES = ("arrays/index.json", "masks/index.json")
+INDICES = ("arrays/index.json", "masks/index.json", "lungs/index.json")
 TRIES = 100
 """Retries of a change to a shared file that other processes change too; each time one of them succeeds."""
 

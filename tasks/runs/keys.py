@@ -27,6 +27,7 @@ SHAPES_NOTHING = (
     "tasks.pixels.shards",
     "tasks.devices.contact_sheet",
     "tasks.devices.answers",
+    "tasks.preparing.mask_shards",
 )
 """Rooms and modules that transfer, store or show results and change none: what matters of them is in a stage's inputs.
 ``SHAPES_RESULTS`` names the exceptions in these rooms."""

@@ -7,7 +7,7 @@ import pandas as pd
 
 from tasks.errors import RunError
 from tasks.files import sha256_of_file
-from tasks.pixels.masks import DeviceMasks
+from tasks.pixels.masks import Masks
 from tasks.pixels.packed import PackedImages
 from tasks.records import Facts, StageParts
 from tasks.runs.keys import code_version, package_versions
@@ -30,9 +30,13 @@ class Run(Place):
         """The packed pixels; RunError if they are missing from the run or the cache."""
         return PackedImages(self.folder, self.cache)
 
-    def masks(self) -> DeviceMasks:
+    def masks(self) -> Masks:
         """The masks of devices; RunError if the run was not screened."""
-        return DeviceMasks(self.folder, self.cache)
+        return Masks(self.folder, self.cache)
+
+    def lungs(self) -> Masks:
+        """The masks of lungs; RunError if the run was not screened."""
+        return Masks(self.folder, self.cache, "lungs")
 
     def facts(self, stage: str) -> Facts:
         """The facts of a finished stage; RunError if it is not finished."""

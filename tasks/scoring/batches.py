@@ -5,7 +5,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 from tasks.addresses import Place, is_archive
 from tasks.errors import RunError, SettingsError, SourceError
 from tasks.files import open_whole
+from tasks.networks.shipped import find_network
 from tasks.pixels.content import promises_picture
 from tasks.pixels.greys import SIDE_PX
 from tasks.pixels.looks import LOOKS, judge_looks
@@ -50,44 +51,53 @@ def demand_all(counts: Facts, out: str) -> None:
         )
 
 
-def refuse_places(images: str, out: str, masks: str | None) -> None:
+def refuse_places(images: str, out: str, folders: Mapping[str, str]) -> None:
     """Refuses places where the table or the masks cannot or should not be written; touches nothing.
+
+    Args:
+        images: Of the input.
+        out: Of the table.
+        folders: Of masks, by the flag that names each.
 
     Raises:
         SettingsError: If one is an address, of the wrong kind, below a file, or would overwrite or mix with the input.
     """
     table, source = Path(out), Path(images)
-    for name, value in (("out", out), ("masks", masks)):
-        if value is not None and ("://" in value or "\x00" in value or not value):
+    for name, value in (("out", out), *folders.items()):
+        if "://" in value or "\x00" in value or not value:
             raise SettingsError(f"{name}: {value!r} is not a path on this machine; give one")
     try:
         if table.is_dir():
             raise SettingsError(f"out: {out} is a folder; name a .csv file in it")
         if promises_picture(out) or is_archive(out) or (table.exists() and source.exists() and table.samefile(source)):
             raise SettingsError(f"out: {out} is named like an image or archive; name a .csv file")
-        folders = [("out", table.parent)] + ([("masks", Path(masks))] if masks is not None else [])
-        for name, folder in folders:
+        for name, folder in (("out", table.parent), *((name, Path(at)) for name, at in folders.items())):
             for part in (folder, *folder.parents):
                 if part.exists() and not part.is_dir():
                     raise SettingsError(f"{name}: {part} is a file; name a folder, or one that does not exist yet")
-        if masks is not None and source.is_dir() and Path(masks).resolve().is_relative_to(source.resolve()):
-            raise SettingsError(
-                f"masks: {masks} lies in the folder of the images, where the next run would screen the masks; "
-                "name another folder"
-            )
+        places = {name: Path(folder).resolve() for name, folder in folders.items()}
+        for name, folder in places.items():
+            if source.is_dir() and folder.is_relative_to(source.resolve()):
+                raise SettingsError(
+                    f"{name}: {folders[name]} lies in the folder of the images, where the next run would screen the "
+                    "masks; name another folder"
+                )
+        if len(set(places.values())) < len(places):
+            raise SettingsError(f"{' and '.join(places)}: both are {folder}; name a folder for each")
     except OSError as error:
-        raise SettingsError(f"out or masks: {error.filename} cannot be used ({error.strerror}); name another") from None
+        names = " or ".join(("out", *folders))
+        raise SettingsError(f"{names}: {error.filename} cannot be used ({error.strerror}); name another") from None
 
 
 @contextmanager
-def open_table(out: str, masks: str | None, header: str) -> Iterator[BinaryIO]:
-    """Opens the table, with its header, once files can be written there and into the folder of the masks.
+def open_table(out: str, folders: Mapping[str, str], header: str) -> Iterator[BinaryIO]:
+    """Opens the table, with its header, once files can be written there and into the folders of masks.
 
     Raises:
         SettingsError: If they cannot.
     """
     table = Path(out)
-    tries = [("out", table.parent, table.name)] + ([("masks", Path(masks), image_id(""))] if masks is not None else [])
+    tries = [("out", table.parent, table.name), *((name, Path(at), image_id("")) for name, at in folders.items())]
     for name, folder, file in tries:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -103,9 +113,9 @@ def open_table(out: str, masks: str | None, header: str) -> Iterator[BinaryIO]:
         yield stream
 
 
-def list_loose_images(images: str, out: str, masks: str | None, settings: Settings) -> Facts:
+def list_loose_images(images: str, out: str, folders: Mapping[str, str], settings: Settings) -> Facts:
     """Counts the images of a folder or zip; `refuse_places` and `open_loose_images` list what is refused."""
-    refuse_places(images, out, masks)
+    refuse_places(images, out, folders)
     with open_loose_images(images, settings) as found:
         facts = {"n_images": len(found.paths), "n_left_out": found.n_left_out}
     print(f"{facts['n_images']:,} images in {images}; left out {facts['n_left_out']:,} other files")
@@ -151,6 +161,20 @@ def screen_batch(model: Any, pixels: NDArray[np.uint8]) -> tuple[list[float], ND
     if not np.isfinite(scores).all():
         raise RunError("screening.screener: the network returns no number for an image; use another one")
     return [round(float(score), 6) for score in scores], masks
+
+
+def open_segmenter(settings: Settings) -> Any:
+    """The segmenter of lungs that ``screening.segmenter`` names, or the shipped one; RunError if it does not load."""
+    from tasks.networks.segmenter import load_segmenter
+
+    return load_segmenter(find_network("segmenter", settings.screening.segmenter).folder)
+
+
+def segment_batch(model: Any, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Masks of lungs, uint8 ``(n, 224, 224)``, of at most a batch of packed images; none depends on the others."""
+    from tasks.networks.segmenter import segment_pixels
+
+    return next(segment_pixels(model, fill_batch(pixels), BATCH_IMAGES))[: len(pixels)] if len(pixels) else pixels
 
 
 def fill_batch(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,7 +1,8 @@
 """Score loose images with the network of a run: probability, decision and device score, or why there is none.
 
-Reads a folder or zip of X-rays, and of the run folder ``model.keras``, ``metrics.json`` (the threshold) and
-``familiar.npz``; writes a CSV ``path,probability,decision,device_score,refused``. Nothing in the run folder changes.
+Reads a folder or zip of X-rays, and of the run folder ``model.keras``, ``metrics.json`` (the threshold),
+``familiar.npz`` and ``lungs/bounds.json``; writes a CSV ``path,probability,decision,device_score,refused``. Nothing in
+the run folder changes.
 """
 
 import math
@@ -19,6 +20,8 @@ from tasks.errors import RunError, SettingsError
 from tasks.findings import read_metrics
 from tasks.networks.familiarity import Familiarity, load_familiarity
 from tasks.networks.files import check_network, load_network
+from tasks.networks.lung_fields import LungBounds, describe_lungs, load_bounds, measure_fields
+from tasks.networks.shipped import find_network
 from tasks.pixels.greys import SIDE_PX
 from tasks.records import Facts, StageParts
 from tasks.runs.places import Place
@@ -27,8 +30,10 @@ from tasks.scoring.batches import (
     fill_batch,
     format_rows,
     list_loose_images,
+    open_segmenter,
     open_table,
     screen_batch,
+    segment_batch,
     watch_batches,
     write_cell,
 )
@@ -40,21 +45,29 @@ HEADER = "path,probability,decision,device_score,refused\n"
 
 @dataclass(frozen=True)
 class Scorer:
-    """All that scoring needs: the network of a run, its threshold and familiarity, and a screener."""
+    """All that scoring needs: the network of a run, its threshold and bounds, a screener and a segmenter."""
 
     network: Any
     threshold: float
     familiarity: Familiarity
+    lungs: LungBounds
     screener: Any
+    segmenter: Any
 
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """The scores of an image that was read; ``refused`` is empty, or why its decision is left out."""
+    """The scores of an image that was read; ``unlike`` and ``lungless`` are empty, or why its decision is left out."""
 
     probability: float
     device_score: float
-    refused: str
+    unlike: str = ""
+    lungless: str = ""
+
+    @property
+    def refused(self) -> str:
+        """All reasons why its decision is left out, or empty."""
+        return "; ".join(filter(None, (self.unlike, self.lungless)))
 
 
 @task(name="find images to score")
@@ -66,7 +79,9 @@ def find_scored_images(images: str, out: str, settings: Settings) -> Facts:
     if not math.isfinite(load_familiarity(run).bound):
         print(f"{run} was trained on too few images to tell what looks unlike them: nothing is refused for its looks")
     find_screener(settings.screening.screener)
-    return list_loose_images(images, out, None, settings)
+    if load_bounds(run).segmenter != find_network("segmenter", settings.screening.segmenter).sha256:
+        print(f"warning: another segmenter drew the lungs of {run}: whether lungs are plausible is judged less well")
+    return list_loose_images(images, out, {}, settings)
 
 
 @task(name="score images")
@@ -74,21 +89,21 @@ def score_images(images: str, out: str, settings: Settings) -> Facts:
     """Scores the images batch by batch, then writes the table; returns counts for log and exit code."""
     run = Place(settings).folder
     scorer = load_scorer(run, settings)
-    counts = {"n_images": 0, "n_pneumonia": 0, "n_unlike": 0, "n_refused": 0}
-    with open_loose_images(images, as_packed(run, settings)) as found, open_table(out, None, HEADER) as table:
+    counts = {"n_images": 0, "n_pneumonia": 0, "n_unlike": 0, "n_lungless": 0, "n_refused": 0}
+    with open_loose_images(images, as_packed(run, settings)) as found, open_table(out, {}, HEADER) as table:
         found.least_bits = read_bits(run)
         for batch in watch_batches(found, "score-images", f"Scoring {len(found.paths):,} images"):
             scored = score_batch(scorer, batch.pixels)
             table.write("".join(table_rows(batch, scored, scorer.threshold)).encode())
-            unlike = sum(bool(image.refused) for image in scored)
             counts["n_images"] += len(batch.paths)
             counts["n_pneumonia"] += sum(decide_image(image, scorer.threshold) == "1" for image in scored)
-            counts["n_unlike"] += unlike
-            counts["n_refused"] += len(batch.paths) - len(scored) + unlike
+            counts["n_unlike"] += sum(bool(image.unlike) for image in scored)
+            counts["n_lungless"] += sum(bool(image.lungless) for image in scored)
+            counts["n_refused"] += len(batch.paths) - len(scored) + sum(bool(image.refused) for image in scored)
     print(
         f"scored {counts['n_images']:,} images: {counts['n_pneumonia']:,} count as pneumonia at the threshold "
         f"{scorer.threshold:g}, {counts['n_refused']:,} were refused, {counts['n_unlike']:,} of them as unlike the "
-        f"training images; {found.n_left_out:,} other files left out"
+        f"training images and {counts['n_lungless']:,} for their lungs; {found.n_left_out:,} other files left out"
     )
     return counts
 
@@ -133,13 +148,14 @@ def load_scorer(run: Path, settings: Settings) -> Scorer:
     from tasks.devices.screener import load_screener
     from tasks.networks.classifier import OUTPUTS
 
-    threshold, familiarity = read_threshold(run), load_familiarity(run)
-    screener = find_screener(settings.screening.screener)
+    threshold, familiarity, lungs = read_threshold(run), load_familiarity(run), load_bounds(run)
+    screener = load_screener(find_screener(settings.screening.screener).folder)
+    segmenter = open_segmenter(settings)
     network = load_network(run)
     outputs = set(network.output) if isinstance(network.output, dict) else set()
     if network.input_shape != (None, SIDE_PX, SIDE_PX, 1) or not outputs >= {*OUTPUTS, "members"}:
         raise RunError(f"{run / 'model.keras'} is not a network of a run: run the train flow on this run folder again")
-    return Scorer(network, threshold, familiarity, load_screener(screener.folder))
+    return Scorer(network, threshold, familiarity, lungs, screener, segmenter)
 
 
 def as_packed(run: Path, settings: Settings) -> Settings:
@@ -181,12 +197,11 @@ def score_batch(scorer: Scorer, pixels: NDArray[np.uint8]) -> list[ScoredImage]:
     device_scores = screen_batch(scorer.screener, pixels)[0]
     if not np.isfinite(probabilities).all():
         raise RunError("run_dir: the network returns no number for an image; train again")
-    return [
-        ScoredImage(round(float(probability), 6), device_score, describe_distance(distance, scorer.familiarity.bound))
-        for probability, device_score, distance in zip(
-            probabilities, device_scores, scorer.familiarity.distances(pixels), strict=True
-        )
-    ]
+    unlike = [describe_distance(each, scorer.familiarity.bound) for each in scorer.familiarity.distances(pixels)]
+    measured = measure_fields(segment_batch(scorer.segmenter, pixels))
+    lungless = [describe_lungs(each, scorer.lungs) for each in measured]
+    numbers = ([round(float(probability), 6) for probability in probabilities], device_scores)
+    return [ScoredImage(*image) for image in zip(*numbers, unlike, lungless, strict=True)]
 
 
 def describe_distance(distance: float, bound: float) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tasks.files import write_whole
 from tasks.measures import Array, to_logit
 from tasks.networks.files import check_network, load_network, save_network
+from tasks.networks.shipped import find_network
 from tasks.networks.twin import stage_name, used_rows, work_folder
 from tasks.records import MODEL, TITLES, Facts
 from tasks.runs.artifacts import Progress
@@ -30,12 +31,16 @@ def calibrate(run: Run, name: str = MODEL) -> Facts:
     """Joins the members of the model, or of its twin, and calibrates on validation and shifts of it."""
     folder = work_folder(run.folder, name) / "members"
     members = [f"member_{number}" for number in range(1, run.settings.training.n_models + 1)]
+    sees_lungs = run.settings.training.field == "lungs"
+    lungs = find_network("segmenter", run.settings.screening.segmenter) if sees_lungs else None
 
     def make(out: Path) -> Facts:
         from tasks.networks.classifier import join_members
         from tasks.networks.familiarity import fit_familiarity, save_familiarity
+        from tasks.networks.segmenter import load_segmenter
 
-        model = join_members([load_network(folder, member) for member in members])
+        segmenter = load_segmenter(lungs.folder) if lungs else None
+        model = join_members([load_network(folder, member) for member in members], segmenter)
         images = run.images()
         rows = used_rows(run.manifest())
         val = rows[rows["split"] == "val"]
@@ -53,6 +58,7 @@ def calibrate(run: Run, name: str = MODEL) -> Facts:
     given = {
         "network": name,
         "members": [check_network(folder, member) for member in members],
+        "segmenter": lungs.sha256 if lungs else None,
         "seed": run.settings.seed,
     }
     stage = stage_name("calibrate", name)

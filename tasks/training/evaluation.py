@@ -1,12 +1,13 @@
 """Evaluate: how good the network is, on whom, and with what uncertainty.
 
-Reads ``model.keras``, ``shifts.csv``, the packed arrays and ``manifest.parquet``; writes ``predictions.csv`` and
-``metrics.json``. Thresholds are chosen on validation and its shifts alone; splits that ``evaluation.splits`` leaves out
-are not read at all.
+Reads ``model.keras``, ``shifts.csv``, the packed arrays, the masks of lungs and ``manifest.parquet``; writes
+``predictions.csv`` and ``metrics.json``. Thresholds are chosen on validation and its shifts alone; splits that
+``evaluation.splits`` leaves out are not read at all.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,6 +59,8 @@ def evaluate(run: Run) -> Facts:
         shifts["group_id"] = shifts["image_id"].map(manifest.set_index("image_id")["group_id"])
         metrics = measure(table, shifts, run.settings.evaluation, run.settings.seed)
         metrics |= measure_border(table[main], only, removed, run.settings.evaluation, run.settings.seed)
+        seen, only, removed = ask_lungs(model, packed[main], run.lungs().read(list(rows.loc[main, "image_id"])))
+        metrics |= measure_lungs(table[main][seen], only, removed, run.settings.evaluation, run.settings.seed)
         metrics["members"] = {
             split: measure_members(table[at], answers.members[at], metrics["threshold"])
             for split in run.settings.evaluation.splits
@@ -66,7 +69,7 @@ def evaluate(run: Run) -> Facts:
         write_json(out / "metrics.json", found := Metrics(**metrics).as_json())
         return {"metrics": found}
 
-    reads = ["model.keras", "shifts.csv", "manifest.parquet"]
+    reads = ["model.keras", "shifts.csv", "manifest.parquet", "lungs/index.json"]
     given = {"evaluation": run.settings.evaluation.model_dump(), "seed": run.settings.seed}
     facts = run.stage("evaluate", reads=reads, given=given, make=make)
     metrics = Metrics(**facts["metrics"])
@@ -74,6 +77,25 @@ def evaluate(run: Run) -> Facts:
         print(say_group(name, metrics.groups[name]))
     show_table("metrics", metrics_rows(metrics), f"Metrics at the threshold {metrics.threshold:.3f}")
     return facts
+
+
+def ask_lungs(
+    model: Any, packed: NDArray[np.uint8], masks: NDArray[np.uint8]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+    """Which images have lungs, ``(n,)``, and of these P(label = 1) where only the lungs are left, and without them.
+
+    Args:
+        model: The network, a ``keras.Model``.
+        packed: The images, uint8 ``(n, 224, 224)``.
+        masks: Their lungs, of that shape.
+    """
+    from tasks.networks.classifier import predict
+    from tasks.pixels.covering import cover, find_lungs, widen_lungs
+
+    lungs = widen_lungs(masks)
+    seen = find_lungs(lungs)
+    only, removed = (predict(model, cover(packed[seen], places[seen])) for places in (~lungs, lungs))
+    return seen, only, removed
 
 
 def evaluated_rows(manifest: pd.DataFrame, splits: tuple[str, ...]) -> pd.DataFrame:
@@ -193,11 +215,45 @@ def measure_border(
     if not len(rows):
         nothing = {"value": None, "low": None, "high": None, "reason": "no image is in this group"}
         return dict.fromkeys(("border_only", "border_removed", "border_loss"), nothing)
-    weights = draw_patients(rows["group_id"], settings.n_bootstrap, seed)
-    labels, whole = rows["label"].to_numpy(float), rows["probability"].to_numpy(float)
-    aucs = [weighted_measures(labels, values, 0.5, weights)["auc"] for values in (only, removed, whole)]
-    values = {"border_only": aucs[0], "border_removed": aucs[1], "border_loss": aucs[2] - aucs[1]}
+    whole = rows["probability"].to_numpy(float)
+    only_auc, removed_auc, whole_auc = draw_aucs(rows, (only, removed, whole), settings, seed)
+    values = {"border_only": only_auc, "border_removed": removed_auc, "border_loss": whole_auc - removed_auc}
     return {name: summarise(drawn, "a class is missing in this group") for name, drawn in values.items()}
+
+
+def measure_lungs(
+    rows: pd.DataFrame,
+    only: NDArray[np.float64],
+    removed: NDArray[np.float64],
+    settings: EvaluationSettings,
+    seed: int,
+) -> Facts:
+    """``lungs_only`` and ``lungs_removed``: AUC where nothing but the lungs is left, and where they are covered.
+
+    Args:
+        rows: ``label, group_id`` of the images in which lungs are found, as for ``measure_border``.
+        only: P(label = 1) where only the lungs are left.
+        removed: P(label = 1) where they are covered.
+        settings: The draws behind each interval.
+        seed: Seed of the draws.
+    """
+    if not len(rows):
+        nothing = {"value": None, "low": None, "high": None, "reason": "no lungs are found in these images", "n": 0}
+        return dict.fromkeys(("lungs_only", "lungs_removed"), nothing)
+    aucs = draw_aucs(rows, (only, removed), settings, seed)
+    return {
+        name: summarise(drawn, "a class is missing in this group") | {"n": len(rows)}
+        for name, drawn in zip(("lungs_only", "lungs_removed"), aucs, strict=True)
+    }
+
+
+def draw_aucs(
+    rows: pd.DataFrame, answers: Sequence[NDArray[np.float64]], settings: EvaluationSettings, seed: int
+) -> list[NDArray[np.float64]]:
+    """The AUC of each of several answers to the same images, then of draws of patients, ``(1 + n_bootstrap,)``."""
+    weights = draw_patients(rows["group_id"], settings.n_bootstrap, seed)
+    labels = rows["label"].to_numpy(float)
+    return [weighted_measures(labels, values, 0.5, weights)["auc"] for values in answers]
 
 
 def measure_members(rows: pd.DataFrame, members: NDArray[np.float64], threshold: float) -> Facts:

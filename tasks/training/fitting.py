@@ -12,6 +12,7 @@ import pandas as pd
 
 from tasks.files import read_record
 from tasks.networks.twin import stage_name, used_rows, work_folder
+from tasks.pixels.masks import Masks
 from tasks.pixels.packed import PackedImages
 from tasks.records import MODEL, TITLES, Facts
 from tasks.runs.artifacts import Progress
@@ -27,6 +28,7 @@ def fit(run: Run, name: str = MODEL) -> Facts:
     """Trains the members of the model, or of its twin, on the usable training images."""
     rows = used_rows(run.manifest(), name, run.settings.seed)
     backend = find_backend()
+    reads_lungs = run.settings.training.field != "whole"
 
     def make(out: Path) -> Facts:
         return train_network(
@@ -35,11 +37,13 @@ def fit(run: Run, name: str = MODEL) -> Facts:
             run.settings.training,
             run.settings.seed,
             work_folder(out, name),
+            run.lungs() if reads_lungs else None,
         )
 
     given = {
         "rows": rows.to_csv(index=False),
         "arrays": read_record(run.folder / "arrays" / "index.json", shards=list)["shards"],
+        "lungs": read_record(run.folder / "lungs" / "index.json", shards=list)["shards"] if reads_lungs else [],
         "training": run.settings.training.model_dump(),
         "weights": checksum_of_weights(run.settings.training),
         "seed": run.settings.seed,
@@ -62,7 +66,12 @@ def fit(run: Run, name: str = MODEL) -> Facts:
 
 
 def train_network(
-    rows: pd.DataFrame, images: PackedImages, settings: TrainingSettings, seed: int, folder: Path
+    rows: pd.DataFrame,
+    images: PackedImages,
+    settings: TrainingSettings,
+    seed: int,
+    folder: Path,
+    lungs: Masks | None = None,
 ) -> Facts:
     """Trains what ``folder`` does not hold yet, and writes the files of the stage there.
 
@@ -72,6 +81,7 @@ def train_network(
         settings: The recipe.
         seed: Seed of the first member.
         folder: Made if needed.
+        lungs: The masks of the lungs, where ``training.field`` needs them.
 
     Raises:
         RunError: If train or val lacks a class.
@@ -81,7 +91,7 @@ def train_network(
     from tasks.training.members import Member, compile_trainer, train_member
 
     folder.mkdir(exist_ok=True)
-    splits = {split: read_split(rows, split, images, settings) for split in ("train", "val")}
+    splits = {split: read_split(rows, split, images, lungs, settings) for split in ("train", "val")}
     train = splits["train"]
     n_epochs = settings.n_models * settings.epochs
     progress = Progress("training", f"Training, {n_epochs} epochs")

@@ -10,6 +10,7 @@ from tasks.errors import RunError
 from tasks.networks.classifier import shrink
 from tasks.networks.keras_backend import keras
 from tasks.pixels.greys import to_float
+from tasks.pixels.masks import Masks
 from tasks.pixels.packed import PackedImages
 from tasks.settings import TrainingSettings
 
@@ -22,14 +23,18 @@ class LabelledImages:
         pixels: uint8 ``(n, side_px, side_px)``.
         labels: float32 ``(n,)``, 1 for pneumonia.
         bacteria: float32 ``(n,)``, 1 for bacteria, 0 for virus, NaN where unknown or no pneumonia.
+        lungs: Their masks, as the pixels; none where the network sees the whole picture and is trained on it.
     """
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.float32]
     bacteria: NDArray[np.float32]
+    lungs: NDArray[np.uint8] | None = None
 
 
-def read_split(rows: pd.DataFrame, split: str, images: PackedImages, settings: TrainingSettings) -> LabelledImages:
+def read_split(
+    rows: pd.DataFrame, split: str, images: PackedImages, lungs: Masks | None, settings: TrainingSettings
+) -> LabelledImages:
     """The images of a split at the side that is trained on.
 
     Raises:
@@ -38,9 +43,11 @@ def read_split(rows: pd.DataFrame, split: str, images: PackedImages, settings: T
     rows = rows[rows["split"] == split]
     if rows["label"].nunique() < 2:
         raise RunError(f"manifest: the {split} split has images of one class only; bring more patients")
-    pixels = shrink_packed(images.read(list(rows["image_id"])), settings.side_px)
+    ids = list(rows["image_id"])
+    pixels = shrink_packed(images.read(ids), settings.side_px)
+    masks = None if lungs is None else shrink_packed(lungs.read(ids), settings.side_px)
     bacteria = rows["subtype"].map({"bacteria": 1.0, "virus": 0.0}).to_numpy(np.float32)
-    return LabelledImages(pixels, rows["label"].to_numpy(np.float32), bacteria)
+    return LabelledImages(pixels, rows["label"].to_numpy(np.float32), bacteria, masks)
 
 
 def shrink_packed(packed: NDArray[np.uint8], side_px: int, batch_size: int = 256) -> NDArray[np.uint8]:

@@ -32,6 +32,8 @@ from tasks.networks.checkpoints import (
     save_checkpoint,
 )
 from tasks.networks.classifier import build_member
+from tasks.networks.field import Widen
+from tasks.networks.field_augmentation import VaryMasks, VaryOutside
 from tasks.networks.files import check_network, save_network
 from tasks.networks.keras_backend import keras
 from tasks.pixels.greys import to_float
@@ -42,7 +44,7 @@ from tasks.training.labelled_images import LabelledImages, describe_truth
 Look = Callable[[Callable[[], None]], None]
 """What ``run_stoppable`` gives: called between two steps, with a function that saves a checkpoint."""
 
-ops = keras.ops
+layers, ops = keras.layers, keras.ops
 SMOOTHING = 0.1
 """Labels are taken as 0.05 and 0.95: a network that may not be certain keeps its logits apart and finite."""
 BACTERIA_SHARE = 0.3
@@ -164,19 +166,30 @@ def two_questions(truth: Any, logits: Any) -> Any:
     return truth[:, 1] * first + BACTERIA_SHARE * truth[:, 3] * second
 
 
-def build_trainer(member: keras.Model, n_images: int, seed: int) -> keras.Model:
+def build_trainer(member: keras.Model, n_images: int, seed: int, field: str = "whole") -> keras.Model:
     """Row numbers of resident images to a member's logits, through the augmentation."""
     rows = keras.Input((), dtype="int32", name="rows")
-    x = ResidentImages(n_images, member.input_shape[1], dtype="float32", name="resident")(rows)
-    for i, kind in enumerate((ExposureShift, DetailShift, BorderBlank, FramingShift), start=1):
+    side_px = member.inputs[0].shape[1]
+    x = ResidentImages(n_images, side_px, dtype="float32", name="resident")(rows)
+    for i, kind in enumerate((ExposureShift, DetailShift, BorderBlank), start=1):
         x = kind(seed=seed + i, dtype="float32")(x)
-    return keras.Model(rows, member(x), name="trainer")
+    frame = FramingShift(seed=seed + 4, dtype="float32")
+    if field == "whole":
+        return keras.Model(rows, member(frame(x)), name="trainer")
+    lungs = ResidentImages(n_images, side_px, dtype="float32", name="resident_lungs")(rows)
+    lungs = FramingShift(degrees=4.0, scale=0.1, shift=0.04, seed=seed + 5, dtype="float32")(lungs)
+    lungs = VaryMasks(seed=seed + 6, dtype="float32")(lungs)
+    if field == "varied":
+        x = VaryOutside(seed=seed + 7, dtype="float32")([x, lungs])
+        return keras.Model(rows, member(frame(x)), name="trainer")
+    x, lungs = ops.split(frame(layers.Concatenate()([x, lungs])), 2, axis=-1)
+    return keras.Model(rows, member([x, lungs]), name="trainer")
 
 
 def compile_trainer(settings: TrainingSettings, n_images: int) -> keras.Model:
     """A trainer with its optimiser and loss; members use it in turn, so that its step is compiled once."""
     with compute_precision():
-        trainer = build_trainer(build_member(settings, seed=0, name="member"), n_images, seed=0)
+        trainer = build_trainer(build_member(settings, seed=0, name="member"), n_images, 0, settings.field)
     optimizer = build_optimizer(settings.learning_rate, settings.epochs, n_images, settings.batch_size)
     trainer.compile(optimizer=optimizer, loss=two_questions)
     optimizer.build(trainer.trainable_variables)
@@ -222,6 +235,8 @@ def train_member(
         return finished
     training = start_training(trainer, settings, member, len(splits["train"].labels))
     training.trainer.get_layer("resident").put(splits["train"].pixels)
+    if settings.field != "whole":
+        training.trainer.get_layer("resident_lungs").put(splits["train"].lungs)
     truth = describe_truth(splits["train"])
 
     def train_epochs(look: Look) -> None:
@@ -281,7 +296,7 @@ def average_weights(training: Training, val: LabelledImages) -> float:
     trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
     # Copied: on JAX weights and averages would share memory, and asking the network gives its weights' memory away.
     network.set_weights(network.get_weights())
-    auc = float(roc_auc_score(val.labels, first_logits(network, val.pixels)))
+    auc = float(roc_auc_score(val.labels, first_logits(network, val)))
     if training.epoch < training.settings.epochs:
         network.set_weights(plain)
     return auc
@@ -350,7 +365,14 @@ def has_gpu() -> bool:
     return bool(keras.distribution.list_devices("gpu"))
 
 
-def first_logits(member: keras.Model, small: NDArray[np.uint8], batch_size: int = 64) -> NDArray[np.float64]:
-    """The member's logits of pneumonia for uint8 ``(n, side_px, side_px)``: float64 ``(n,)``."""
-    parts = [member.predict_on_batch(to_float(small[i : i + batch_size])) for i in range(0, len(small), batch_size)]
+def first_logits(member: keras.Model, asked: LabelledImages, batch_size: int = 64) -> NDArray[np.float64]:
+    """The member's logits of pneumonia, float64 ``(n,)``."""
+    widen, parts = Widen(dtype="float32"), []
+    for start in range(0, len(asked.pixels), batch_size):
+        at = slice(start, start + batch_size)
+        seen = [to_float(asked.pixels[at])]
+        if len(member.inputs) == 2:
+            assert asked.lungs is not None
+            seen.append(ops.convert_to_numpy(widen(to_float(asked.lungs[at]))))
+        parts.append(member.predict_on_batch(seen if len(seen) > 1 else seen[0]))
     return np.concatenate([ops.convert_to_numpy(part) for part in parts])[:, 0].astype(np.float64)

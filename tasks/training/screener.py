@@ -2,13 +2,10 @@
 
 Reads ``manifest.parquet``, the packed arrays and a review table; writes ``screener/`` into the run folder:
 ``model.keras``, ``model.sha256``, ``history.csv``, ``readings.csv`` (which reading served for what) and ``card.json``.
-Patients are kept apart: one part is fitted to, one balances the score at 0.5, and the rest is only reported on. After
-each epoch a checkpoint is kept, so that a killed training resumes from its last whole epoch.
+Patients are kept apart: one part is fitted to, one balances the score at 0.5, and the rest is only reported on.
 """
 
 import hashlib
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,32 +20,24 @@ from tasks.devices.files import find_screener
 from tasks.devices.quality import judge_screener
 from tasks.devices.readings import Reading, find_review_of
 from tasks.errors import SettingsError, TableError
-from tasks.files import digest, write_json
 from tasks.measures import format_value
-from tasks.pixels.greys import to_float
 from tasks.pixels.packed import PackedImages
 from tasks.records import CLASS_NAMES, Facts
-from tasks.runs.artifacts import Progress
-from tasks.runs.provenance import BACKENDS, describe_hardware, find_backend
+from tasks.runs.provenance import BACKENDS, find_backend
 from tasks.runs.run import Run
 from tasks.runs.stages import stage_task
-from tasks.settings import (
-    ScreeningSettings,
-    Section,
-)
+from tasks.settings import ScreeningSettings
 from tasks.tables import read_rows
+from tasks.training.epochs import CourseRecipe, start_course
 from tasks.training.screener_lessons import Lesson, draw_chests, draw_lessons, read_lessons
 
 PARTS = {"fit": 0.7, "tune": 0.1, "report": 0.2}
 SALT = "screener"
 
 
-class ScreenerRecipe(Section):
+class ScreenerRecipe(CourseRecipe):
     """How a screener is trained (``flows.train_screener``); no part of a run's settings, which use a trained one."""
 
-    epochs: int = Field(20, ge=1, le=1_000, description="Passes over all readings and as many fresh drawings.")
-    batch_size: int = Field(32, ge=1, le=4_096, description="Images in one optimisation step.")
-    learning_rate: float = Field(1.5e-3, gt=0, le=1, description="Peak learning rate of the cosine schedule (AdamW).")
     widths: tuple[int, ...] = Field(
         (24, 48, 96, 128, 160),
         min_length=2,
@@ -185,36 +174,28 @@ def train_screener(read: ReadImages, recipe: ScreenerRecipe, seed: int, folder: 
         SettingsError: If an epoch has fewer pictures than a batch.
     """
     from tasks.devices.screener import finish_screener, score_pixels
-    from tasks.networks.checkpoints import reseed, save_checkpoint
+    from tasks.training.screener_losses import build_screener_trainer
 
     check_parts(read.rows)
-    folder.mkdir(exist_ok=True)
     fitted, tuned = read.part("fit"), read.part("tune")
     lesson, tune_pixels = read_lessons(fitted.rows, fitted.pixels()), tuned.pixels()
     chests = draw_chests(recipe.n_chests, seed + 1_000)
-    trainer, state = start_screener_training(recipe, seed, len(lesson), folder)
-    core = trainer.get_layer("core")
+    n_shown = len(lesson) + recipe.n_composites + recipe.n_chests_shown
+    course = start_course(recipe, seed, n_shown, folder, lambda: build_screener_trainer(start_core(recipe, seed), seed))
+    core = course.trainer.get_layer("core")
     screener = finish_screener(core)
-    progress = Progress("screener", f"Training the screener, {recipe.epochs} epochs")
-    for epoch in range(len(state["history"]) + 1, recipe.epochs + 1):
-        start = time.perf_counter()
-        reseed(trainer, seed, epoch)
-        rng = np.random.default_rng([seed, epoch])
-        shown = compose_epoch(lesson, fitted.rows, chests, recipe, rng)
-        loss = run_screener_epoch(trainer, shown, recipe.batch_size, rng)
-        plain = trainer.get_weights()
-        trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
-        auc = within_class_auc(tuned.rows, score_pixels(screener, tune_pixels))
-        if epoch < recipe.epochs:
-            trainer.set_weights(plain)
-        seconds = round(time.perf_counter() - start, 2)
-        state["history"].append({"epoch": epoch, "loss": round(loss, 6), "tune_auc": round(auc, 6), "seconds": seconds})
-        save_checkpoint(trainer, state, folder)
-        progress.show(epoch, recipe.epochs)
-        print(f"epoch {epoch} of {recipe.epochs}: loss {loss:.4f}, AUC within pneumonia {auc:.4f}, {seconds:.1f} s")
+
+    def compose(rng: np.random.Generator) -> Lesson:
+        return compose_epoch(lesson, fitted.rows, chests, recipe, rng)
+
+    def judge() -> Facts:
+        return {"tune_auc": within_class_auc(tuned.rows, score_pixels(screener, tune_pixels))}
+
+    course.train("screener", compose, judge)
     balance_score(core, tuned.rows["device"].to_numpy(), score_pixels(screener, tune_pixels))
-    card = describe_screener(read.rows, recipe, seed, state["history"]) | judge_parts(read, screener, seed)
-    return {"card": write_screener(folder, screener, read.rows, card, state["history"])}
+    card = course.describe("flows.train_screener --source SOURCE --review REVIEW")
+    card |= count_readings(read.rows) | judge_parts(read, screener, seed)
+    return {"card": course.finish(screener, card, read.rows, "readings.csv")}
 
 
 def check_parts(rows: pd.DataFrame) -> None:
@@ -229,42 +210,6 @@ def check_parts(rows: pd.DataFrame) -> None:
                 f"screening.review: the readings of part {part!r} of the patients lack images with or without a "
                 "device; read more images"
             )
-
-
-def start_screener_training(recipe: ScreenerRecipe, seed: int, n_read: int, folder: Path) -> tuple[Any, Facts]:
-    """Trainer and state of the training that a checkpoint in ``folder`` holds, or of a new one.
-
-    Raises:
-        SettingsError: If an epoch has fewer pictures than a batch.
-    """
-    from tasks.networks.checkpoints import build_optimizer, load_checkpoint
-    from tasks.training.screener_losses import build_screener_trainer, mean_of_losses
-
-    n_epoch = n_read + recipe.n_composites + recipe.n_chests_shown
-    if n_epoch < recipe.batch_size:
-        raise SettingsError(f"recipe.batch_size: {recipe.batch_size} is more than the {n_epoch} pictures of an epoch")
-    of = digest([recipe.model_dump(), seed, n_read])
-    if (kept := load_checkpoint(folder, of)) is not None:
-        print(f"resuming after epoch {len(kept[1]['history'])} from {folder}")
-        return kept
-    trainer = build_screener_trainer(start_core(recipe, seed), seed)
-    optimizer = build_optimizer(recipe.learning_rate, recipe.epochs, n_epoch, recipe.batch_size)
-    trainer.compile(optimizer=optimizer, loss=mean_of_losses)
-    return trainer, {"history": [], "of": of}
-
-
-def write_screener(folder: Path, screener: Any, rows: pd.DataFrame, card: Facts, history: list[Facts]) -> Facts:
-    """Writes the files of a trained screener, and removes its checkpoints; returns the card with the checksum."""
-    from tasks.networks.checkpoints import CHECKPOINT
-    from tasks.networks.files import save_network
-
-    card = {**card, "model_sha256": save_network(screener, folder)}
-    pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
-    rows.assign(sha256=rows["sha256"].str[:16])[["sha256", "part"]].to_csv(folder / "readings.csv", index=False)
-    write_json(folder / "card.json", card)
-    for leftover in [folder / CHECKPOINT, *folder.glob("checkpoint-*.keras")]:
-        leftover.unlink()
-    return card
 
 
 def start_core(recipe: ScreenerRecipe, seed: int) -> Any:
@@ -306,20 +251,6 @@ def compose_epoch(
             draw_lessons(chests.pixels[rng.choice(bare, n_afresh)], rng),
         ]
     )
-
-
-def run_screener_epoch(trainer: Any, lesson: Lesson, batch_size: int, rng: np.random.Generator) -> float:
-    """One pass over a lesson in random order; returns the mean loss."""
-    order = rng.permutation(len(lesson))
-    losses = []
-    for start in range(0, len(order) - batch_size + 1, batch_size):
-        some = lesson.take(order[start : start + batch_size])
-        pictures = [to_float(some.pixels), to_float(some.masks), some.boxes]
-        facts = [values[:, None] for values in (some.devices, some.exact, some.weights)]
-        loss = trainer.train_on_batch([*pictures, *facts], np.zeros((len(some), 1), np.float32))
-        losses.append(float(np.ravel(loss)[0]))
-        trainer.reset_metrics()
-    return float(np.mean(losses))
 
 
 def within_class_auc(rows: pd.DataFrame, scores: NDArray[np.float32]) -> float:
@@ -374,22 +305,11 @@ def judge_parts(read: ReadImages, screener: Any, seed: int) -> Facts:
     return {"figures": figures, "cuts": cuts}
 
 
-def describe_screener(rows: pd.DataFrame, recipe: ScreenerRecipe, seed: int, history: list[Facts]) -> Facts:
-    """What ``card.json`` says of the training: what the screener was fitted to, how, and on what."""
-    from importlib.metadata import version
-
+def count_readings(rows: pd.DataFrame) -> Facts:
+    """What ``card.json`` says of the readings: how many images and patients are in each part and class."""
     counts = rows.groupby(["part", "device"]).size()
-    changed = recipe.model_dump(exclude_defaults=True)
-    flags = " ".join(f"--recipe.{name.replace('_', '-')} {value}" for name, value in changed.items())
     return {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "command": f"python -m flows.train_screener --source SOURCE --review REVIEW --seed {seed} {flags}".rstrip(),
-        "seed": seed,
-        "recipe": recipe.model_dump(),
         "readings": {part: {str(d): int(counts.get((part, d), 0)) for d in (0, 1)} for part in PARTS},
         "patients": {part: int(rows.loc[rows["part"] == part, "group_id"].nunique()) for part in PARTS},
         "classes": {CLASS_NAMES[c]: int((rows["label"] == c).sum()) for c in CLASS_NAMES},
-        "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
-        "hardware": describe_hardware(),
-        "versions": {name: version(name) for name in ("keras", BACKENDS[find_backend()], "numpy")},
     }

@@ -6,21 +6,17 @@ whole picture and one rough box are known; and drawn chests, so that one network
 Things that are no devices (`tasks.drawings.distractors`) are drawn on half of the pictures whose mask is known.
 """
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 
 from tasks.drawings.devices import draw_devices, pick_kinds
 from tasks.drawings.distractors import draw_distractors
-from tasks.drawings.sample import write_sample
-from tasks.pixels.decoding import decode
-from tasks.pixels.greys import SIDE_PX, to_float
+from tasks.pixels.greys import to_float
+from tasks.training.drawn_pictures import draw_pictures
 
 CONFIDENCE_WEIGHT = {0: 0.3, 1: 0.8, 2: 1.0}
 DISTRACTED_SHARE = 0.5
@@ -54,6 +50,12 @@ class Lesson:
     def take(self, rows: NDArray[Any]) -> "Lesson":
         """The lesson of some rows."""
         return Lesson(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
+
+    def feed(self, rows: NDArray[Any]) -> list[NDArray[np.float32]]:
+        """The inputs of the screener's trainer for some rows."""
+        some = self.take(rows)
+        facts = [values[:, None] for values in (some.devices, some.exact, some.weights)]
+        return [to_float(some.pixels), to_float(some.masks), some.boxes, *facts]
 
     @staticmethod
     def join(lessons: "list[Lesson]") -> "Lesson":
@@ -99,18 +101,6 @@ def draw_lessons(pixels: NDArray[np.uint8], rng: np.random.Generator) -> Lesson:
 
 def draw_chests(n_images: int, seed: int) -> Lesson:
     """Drawn chests, 59 % of the sick ones with devices, as the embedded sample has them; other children than it."""
-    with tempfile.TemporaryDirectory() as place:
-        root, truth = Path(place) / "set", Path(place) / "truth"
-        write_sample(root, truth, n_images=n_images, seed=seed)
-        table = pd.read_csv(truth / "truth.csv")
-        files = [root / "chest_xray" / path for path in table["path"]]
-        pixels = np.stack([decode(file.read_bytes()) for file in files])
-        masks = np.zeros_like(pixels)
-        for i, path in enumerate(table["path"]):
-            file = truth / "masks" / f"{path}.png"
-            if file.exists():
-                mask = Image.fromarray((np.asarray(Image.open(file)) > 0).astype(np.uint8) * 255)
-                masks[i] = np.asarray(mask.resize((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR))
-    n = len(pixels)
-    devices = table["device"].to_numpy(np.float32)
-    return Lesson(pixels, masks, np.zeros((n, 4), np.float32), devices, np.ones(n, np.float32), np.ones(n, np.float32))
+    pixels, masks, devices = draw_pictures(n_images, seed, "masks")
+    sure, no_box = np.ones(n_images, np.float32), np.zeros((n_images, 4), np.float32)
+    return Lesson(pixels, masks, no_box, devices.astype(np.float32), sure, sure)

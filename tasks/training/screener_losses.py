@@ -61,12 +61,6 @@ class ScreenerLoss(keras.layers.Layer):
         return exact * (per_pixel + dice * devices) + weights * (whole + 0.5 * in_box)
 
 
-@keras.saving.register_keras_serializable("x_ray")
-def mean_of_losses(truth: Any, losses: Any) -> Any:
-    """The trainer gives the loss of each picture itself; ``truth`` is not looked at."""
-    return ops.mean(losses)
-
-
 def build_screener_trainer(core: keras.Model, seed: int) -> keras.Model:
     """A network around the screener's core that moves, mirrors and re-exposes pictures and their truth alike.
 

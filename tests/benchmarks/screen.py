@@ -35,7 +35,7 @@ def main() -> None:
             for first in range(0, len(packed), SHARD_IMAGES):
                 said = list(screen_pixels(model, packed[first : first + SHARD_IMAGES]))
                 scores, masks = (np.concatenate(parts) for parts in zip(*said, strict=True))
-                write_shard(folder / f"{turn}-{first}.npz", scores, masks)
+                write_shard(folder / f"{turn}-{first}.npz", masks, scores=scores)
             rates.append(len(packed) / (time.perf_counter() - start))
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     result = {

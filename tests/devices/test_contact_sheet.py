@@ -14,7 +14,7 @@ from small_run import write_run
 
 from tasks.devices.answers import keep_answers, match_answers, newest, read_answers, read_kept
 from tasks.devices.contact_sheet import SheetRow, doubtful_rows, find_doubtful, render_sheet, write_sheet
-from tasks.pixels.masks import DeviceMasks
+from tasks.pixels.masks import Masks
 from tasks.pixels.outlines import draw_outline
 from tasks.pixels.packed import PackedImages
 from tasks.settings import ScreeningSettings
@@ -126,7 +126,7 @@ def test_a_faint_trace_is_outlined_as_such_and_noise_is_not() -> None:
 def test_sheet_and_listing_are_written_also_when_no_image_is_doubtful(tmp_path: Path) -> None:
     manifest = write_run(tmp_path / "run", [0.1, 0.4], tmp_path / "cache")
     images = PackedImages(tmp_path / "run", tmp_path / "cache")
-    masks = DeviceMasks(tmp_path / "run", tmp_path / "cache")
+    masks = Masks(tmp_path / "run", tmp_path / "cache")
     write_sheet(tmp_path / "one", doubtful_rows(manifest, HOW), images, masks, "r")
     listing = pd.read_csv(tmp_path / "one" / "review" / "doubtful.csv")
     assert listing.to_dict("records") == [
@@ -147,7 +147,7 @@ def sheet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]
     manifest = write_run(folder / "run", [0.5, 0.55, 0.6, 0.7, 0.9], folder / "cache")
     rows = doubtful_rows(manifest, HOW)
     images = PackedImages(folder / "run", folder / "cache")
-    masks = DeviceMasks(folder / "run", folder / "cache")
+    masks = Masks(folder / "run", folder / "cache")
     write_sheet(folder / "run", rows, images, masks, "a run")
     return folder / "run" / "review" / "index.html", manifest
 

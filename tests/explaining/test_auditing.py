@@ -29,7 +29,6 @@ from tasks.explaining.auditing import (
     NO_CLEAN,
     NO_DEVICE,
     PARTS,
-    Scene,
     audit_networks,
     change_devices,
     compare_baselines,
@@ -40,9 +39,9 @@ from tasks.explaining.auditing import (
     verdict_rows,
     weigh_attribution,
 )
-from tasks.explaining.baselines import Baseline, ask_baselines
+from tasks.explaining.baselines import Baseline, ask_baselines, ask_shape
 from tasks.explaining.probes import Change
-from tasks.explaining.subjects import Subject
+from tasks.explaining.subjects import Scene, Subject
 from tasks.explaining.verdict import RULES
 from tasks.files import write_json
 from tasks.pixels.packed import PackedImages
@@ -65,7 +64,8 @@ def lessons() -> Scene:
 def audited(scene: Scene, lessons: Scene, networks: Mapping[str, Ask], **auditing: object) -> Facts:
     suspects = [suspect(name, ask, scene) for name, ask in networks.items()]
     baselines = ask_baselines(lessons.rows, lessons.packed, scene.rows, scene.packed)
-    found = audit_networks(scene, suspects, baselines, [], settings(**auditing))
+    shape = ask_shape(lessons.rows, lessons.lungs, scene.lungs)
+    found = audit_networks(scene, suspects, (baselines, shape), [], settings(**auditing))
     check_whole(found, networks)
     return found
 
@@ -142,7 +142,8 @@ def test_a_network_that_always_says_the_same_does_not_pass_and_its_sections_say_
 def test_a_network_that_tells_nothing_apart_does_not_pass_where_no_baseline_does_either(ask: Ask) -> None:
     even = draw_scene(((NORMAL, False, 6), (NORMAL, True, 6), (PNEUMONIA, False, 6), (PNEUMONIA, True, 6)))
     device = Baseline("device", np.ones(24, bool), even.rows["has_device"].to_numpy(float))
-    found = audit_networks(even, [suspect("model", ask, even)], {"device": device}, [], settings())
+    baselines = {"device": device}, Baseline("shape", np.zeros(24, bool), None, "nobody learnt it")
+    found = audit_networks(even, [suspect("model", ask, even)], baselines, [], settings())
     assert found["baselines"]["model"]["auc"]["value"] < 0.7
     assert found["verdict"]["model"]["passed"] is not True
 
@@ -222,7 +223,7 @@ def test_one_class_only_is_audited_as_far_as_it_goes(label: int, lessons: Scene)
 def test_constant_images_are_audited_without_a_crash(level: int, scene: Scene, lessons: Scene) -> None:
     at = [0, 1, 2, 14, 15, 18, 19, 20, 24, 25, 26]
     rows = scene.rows.iloc[at].reset_index(drop=True)
-    flat = Scene(rows, np.full_like(scene.packed[at], level), scene.masks[at])
+    flat = Scene(rows, np.full_like(scene.packed[at], level), scene.masks[at], scene.lungs[at])
     found = audited(flat, lessons, {"model": read_lung, "device": read_device}, min_images=2)
     assert found["insertion"]["model"]["gap"] is None
     for part, variant in (("insertion", "real"), ("removal", "filled")):
@@ -231,7 +232,7 @@ def test_constant_images_are_audited_without_a_crash(level: int, scene: Scene, l
 
 def test_a_single_image_is_audited_without_a_crash(scene: Scene, lessons: Scene) -> None:
     for at in ([0], [15]):
-        one = Scene(scene.rows.iloc[at].reset_index(drop=True), scene.packed[at], scene.masks[at])
+        one = Scene(scene.rows.iloc[at].reset_index(drop=True), scene.packed[at], scene.masks[at], scene.lungs[at])
         assert audited(one, lessons, {"model": read_lung})["verdict"]["model"]["passed"] is None
 
 
@@ -278,7 +279,7 @@ def hand_scene(devices: list[bool | None], labels: list[int]) -> Scene:
     rows = pd.DataFrame({"label": pd.array(labels, dtype="Int8"), "has_device": pd.array(devices, dtype="boolean")})
     rows["group_id"] = [f"p{i}" for i in range(len(rows))]
     nothing = np.zeros((len(rows), 28, 28), np.uint8)
-    return Scene(rows, nothing, nothing)
+    return Scene(rows, nothing, nothing, nothing)
 
 
 def hand_suspect(*probability: float) -> Subject:
@@ -330,7 +331,8 @@ def explained(mask: str | None, on: float, area: float, inside: float, patient: 
     places = {"window_weight": inside, "window_area": 0.5}
     if mask:
         places |= {"device_weight": on, "device_area": area}
-    return {"image_id": patient, "group_id": patient, "mask": mask, "places": places}
+    facts = {"image_id": patient, "group_id": patient, "mask": mask, "label": 1, "decision": 1}
+    return facts | {"places": places, "places_against": None}
 
 
 MAPS = [

@@ -14,6 +14,7 @@ from small_run import write_run
 
 from tasks.errors import RunError
 from tasks.explaining.explanations import (
+    Film,
     choose_images,
     explain_pieces,
     explain_row,
@@ -290,7 +291,8 @@ def test_what_is_said_of_an_image_names_whose_mask_was_laid_on_it(mask_of: str |
     mask = None if mask_of is None else np.zeros((64, 64), np.uint8)
     if mask is not None:
         mask[40:50, 40:50] = 255
-    facts, _ = explain_row(make_row(mask_of=mask_of), x_ray(), mask, {"model": (lower_right, 0.5)}, HOW)
+    film = Film(x_ray(), mask, None)
+    facts, _ = explain_row(make_row(mask_of=mask_of), film, {"model": (lower_right, 0.5)}, HOW)
     assert facts["mask"] == said
     assert ("device_area" in facts["places"]) == (mask is not None)
     assert facts["places"]["window_area"] == pytest.approx(0.76**2, abs=0.02)
@@ -304,11 +306,27 @@ def test_the_devices_of_another_image_are_not_outlined_on_this_one() -> None:
     mask[40:50, 40:50] = 255
     networks: dict[str, tuple[Network, float]] = {"model": (lower_right, 0.5)}
     own, other, bare = (
-        np.asarray(explain_row(make_row(mask_of=of), x_ray(), laid, networks, HOW)[1])
+        np.asarray(explain_row(make_row(mask_of=of), Film(x_ray(), laid, None), networks, HOW)[1])
         for of, laid in (("a", mask), ("b", mask), (None, None))
     )
     assert (own != bare).any()
     np.testing.assert_array_equal(other, bare)
+
+
+def test_weight_for_and_against_pneumonia_is_weighed_in_the_lungs() -> None:
+    lungs = np.zeros((64, 64), bool)
+    lungs[32:, 32:] = True
+    networks: dict[str, tuple[Network, float]] = {
+        "model": (lower_right, 0.5),
+        "unfiltered": (lambda grey: 1 - lower_right(grey), 0.5),
+    }
+    facts, picture = explain_row(make_row(mask_of=None), Film(x_ray(), None, lungs), networks, HOW)
+    model, twin = facts["places"], facts["unfiltered"]["places_against"]
+    assert model["lungs_area"] == twin["lungs_area"] == 0.25
+    assert model["lungs_weight"] == twin["lungs_weight"] > 0.6
+    bare, without = explain_row(make_row(mask_of=None), Film(x_ray(), None, None), networks, HOW)
+    assert "lungs_area" not in bare["places"]
+    assert (np.asarray(picture) != np.asarray(without)).any(), "they are outlined"
 
 
 def save_model(run: Path, name: str, seed: int) -> None:

@@ -9,7 +9,6 @@ from audit_scene import SIDE_PX, draw_scene
 
 from tasks.drawings.devices import KINDS
 from tasks.drawings.transplant import grow_mask
-from tasks.explaining.auditing import Scene
 from tasks.explaining.probes import (
     Answers,
     Change,
@@ -24,6 +23,7 @@ from tasks.explaining.probes import (
     take_off,
     to_packed,
 )
+from tasks.explaining.subjects import Scene
 from tasks.measures import to_logit
 from tasks.pixels.window import window_place
 from tasks.records import NORMAL, PNEUMONIA
@@ -221,7 +221,7 @@ def test_intervals_hold_the_figure_and_close_where_all_move_alike_or_are_of_one_
 def test_what_cannot_be_told_says_why() -> None:
     rows, before = rows_of(0, 0), chances(1, 2)
     found = changed(rows, before, chances(0, 0), chances(1, 2), gap=None)
-    assert found["pneumonia"] == {"n": 0, "reason": "no pneumonia image could be changed"}
+    assert found["pneumonia"] == {"n": 0, "reason": "no pneumonia image is among the changed ones"}
     normal = found["normal"]
     assert normal["logit"]["value"] == -1.5
     for key in ("flips", "net_flips"):

@@ -12,6 +12,9 @@ HOW = AuditingSettings(
     max_shift=0.1,
     max_flips=0.05,
     max_outside_auc=0.75,
+    max_lungs_loss=0.03,
+    max_lungs_removed_auc=0.66,
+    max_hole_gain=0.02,
     max_excess_lift=0.5,
     max_group_loss=0.1,
     min_gain=0.02,
@@ -33,6 +36,11 @@ def insertion(**kinds: Any) -> dict[str, Any]:
     return {"gap": 3.0} | {kind: kinds.get(kind, change()) for kind in ("drawn", "conspicuous", "real")}
 
 
+def blanked(**others: Any) -> dict[str, Any]:
+    lungs = {"lungs_loss": 0.01, "lungs_removed": 0.55, "hole_gain": -0.05}
+    return {"n": 30, "outside": figure(0.6)} | {key: figure(v) | {"n": 30} for key, v in lungs.items()} | others
+
+
 def parts(**others: Any) -> Any:
     """Figures of a network that holds every rule, with some of them replaced."""
     found = {
@@ -42,7 +50,7 @@ def parts(**others: Any) -> Any:
         },
         "insertion": insertion(),
         "removal": {"gap": 3.0, "filled": change()},
-        "blanked": {"n": 30, "outside": figure(0.6)},
+        "blanked": blanked(),
         "attribution": {"n": 30, "excess_lift": figure(0.1)},
         "groups": {"n": 30, "loss": figure(0.02)},
         **others,
@@ -111,8 +119,9 @@ def test_on_few_images_nothing_is_judged_however_bad() -> None:
     [
         ({"groups": {"n": 0, "reason": "no image was screened"}}, "AUC lost", "no image was screened"),
         ({"groups": {"n": 30, "loss": NOTHING}}, "AUC lost", "a class is missing"),
+        ({"blanked": {"n": 30, "outside": figure(0.6)}}, "nothing but the lungs", "it was not measured"),
         ({"attribution": {"n": 0, "reason": "no map"}}, "LIME", "no map"),
-        ({"blanked": {"n": 30, "outside": NOTHING}}, "outside", "a class is missing"),
+        ({"blanked": blanked(outside=NOTHING)}, "outside", "a class is missing"),
         ({"removal": {"reason": "no device"}}, "missed without", "no device"),
         ({"removal": {"filled": change(shift=NOTHING, net_shift=NOTHING)}}, "without its device", "a class is missing"),
         ({"insertion": {"drawn": {"normal": {"n": 0, "reason": "none"}}}}, "by drawn devices", "none"),
@@ -131,10 +140,25 @@ def test_what_was_not_measured_is_not_judged_and_says_why(others: dict[str, Any]
 
 def test_a_part_that_fails_by_several_rules_is_named_once_and_parts_come_in_order() -> None:
     bad = change(shift=figure(0.5), flips=figure(0.5), net_shift=figure(0.5), net_flips=figure(0.5))
-    found = judged(insertion=insertion(drawn=bad, conspicuous=bad, real=bad), blanked={"n": 30, "outside": figure(0.9)})
+    found = judged(insertion=insertion(drawn=bad, conspicuous=bad, real=bad), blanked=blanked(outside=figure(0.9)))
     assert found["failed"] == ["insertion", "blanked"]
     assert [item["outcome"] for item in found["rules"]].count("fails") == 6
     assert found["passed"] is False
+
+
+@pytest.mark.parametrize(
+    ("key", "low", "says"),
+    [
+        ("lungs_loss", 0.031, "nothing but the lungs"),
+        ("lungs_removed", 0.67, "with the lungs covered"),
+        ("hole_gain", 0.021, "another child's"),
+    ],
+)
+def test_what_is_known_from_elsewhere_than_the_lungs_has_bounds(key: str, low: float, says: str) -> None:
+    found = judged(blanked=blanked(**{key: figure(low + 0.05, low, 0.9) | {"n": 30}}))
+    assert found["failed"] == ["blanked"] and rule(found, says)["outcome"] == "fails"
+    few = judged(blanked=blanked(**{key: figure(low + 0.05, low, 0.9) | {"n": 19}}))
+    assert few["failed"] == [] and rule(few, says)["outcome"] == "not judged", "its own images count"
 
 
 @pytest.mark.parametrize(("shift", "outcome"), [(-0.4, "fails"), (0.4, "holds")])
@@ -161,7 +185,7 @@ def test_without_insertion_and_removal_there_is_no_verdict_but_a_reason() -> Non
 
 def test_without_insertion_and_removal_another_part_may_fail_all_the_same() -> None:
     nothing = {"reason": "none"}
-    found = judged(insertion=nothing, removal=nothing, blanked={"n": 30, "outside": figure(0.9)})
+    found = judged(insertion=nothing, removal=nothing, blanked=blanked(outside=figure(0.9)))
     assert found["passed"] is False and found["failed"] == ["blanked"]
 
 
@@ -179,7 +203,7 @@ def test_turning_the_sign_turns_the_interval_and_leaves_nothing_as_it_is() -> No
 
 def test_each_network_is_judged_by_its_own_figures() -> None:
     found = parts()
-    for part, figures in parts(blanked={"n": 30, "outside": figure(0.95)}).items():
+    for part, figures in parts(blanked=blanked(outside=figure(0.95))).items():
         found[part]["unfiltered"] = figures["model"]
     assert judge(found, "model", HOW)["passed"] is True
     assert judge(found, "unfiltered", HOW)["failed"] == ["blanked"]

@@ -29,7 +29,18 @@ PATIENCE_S = 900.0
 TRAIN = "import sys; from flows.engine.command_line import run_command; from flows.train import train; "
 TRAIN += "sys.exit(run_command(train, sys.argv[1:], 'train'))"
 """The train flow alone, as a worker runs it."""
-BEFORE_TRAINING = ("ingest", "check_source", "split", "pack", "screen", "check_prepared", "arrays", "masks")
+BEFORE_TRAINING = (
+    "ingest",
+    "check_source",
+    "split",
+    "pack",
+    "screen",
+    "segment",
+    "check_prepared",
+    "arrays",
+    "masks",
+    "lungs",
+)
 
 
 @dataclass(frozen=True)

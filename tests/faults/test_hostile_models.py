@@ -24,7 +24,7 @@ from tasks.networks.checkpoints import load_checkpoint
 from tasks.networks.familiarity import FILE as FAMILIAR
 from tasks.networks.familiarity import fit_familiarity, load_familiarity, save_familiarity
 from tasks.networks.files import load_network, save_network
-from tasks.pixels.masks import DeviceMasks, read_scores, write_shard
+from tasks.pixels.masks import Masks, read_scores, write_shard
 from tasks.pixels.packed import PackedImages
 from tasks.pixels.shards import shards_exist
 from tasks.preparing.packing import known_files, pack_shard
@@ -72,9 +72,9 @@ def read_arrays(run: Path, cache: Path) -> None:
 
 
 def read_masks(run: Path, cache: Path) -> None:
-    masks = DeviceMasks(run, cache)
+    masks = Masks(run, cache)
     assert masks.read(list(masks._rows)).shape[1:] == (224, 224)
-    read_scores(cache / "shard.npz")
+    read_scores(cache / "shelf" / "shard.npz")
 
 
 READERS: dict[str, Callable[[Path, Path], Any]] = {
@@ -82,7 +82,7 @@ READERS: dict[str, Callable[[Path, Path], Any]] = {
     "run/arrays/index.json": read_arrays,
     "run/masks/index.json": read_masks,
     f"run/{FAMILIAR}": lambda run, cache: load_familiarity(run),
-    "cache/shard.npz": read_masks,
+    "cache/shelf/shard.npz": read_masks,
     "run/model.sha256": lambda run, cache: load_network(run),
 }
 
@@ -182,7 +182,7 @@ def read_all_records(folder: Path) -> dict[str, Callable[[], Any]]:
             PackedImages(folder, folder).read(["a"]),
             shards_exist(folder / "arrays" / "index.json", folder),
         ],
-        "masks/index.json": lambda: DeviceMasks(folder, folder).read(["a"]),
+        "masks/index.json": lambda: Masks(folder, folder).read(["a"]),
         "shelf/shard.json": lambda: known_files(folder / "shelf"),
         "member_1/checkpoint.json": lambda: load_checkpoint(folder / "member_1", "x"),
     }
@@ -196,7 +196,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
     RECORDS["stages/evaluate.json"]["parts"]["inputs"]["model"] = save_network(network(), folder)
     np.save(folder / "shelf" / "shard.npy", np.zeros((1, 224, 224), np.uint8))
-    write_shard(folder / "shelf" / "shard.npz", np.zeros(1, np.float32), np.zeros((1, 224, 224), np.uint8))
+    write_shard(folder / "shelf" / "shard.npz", np.zeros((1, 224, 224), np.uint8), scores=np.zeros(1, np.float32))
     (folder / "predictions.csv").write_text("path,split,label,has_device\na,val,1,False\n")
     for name, record in RECORDS.items():
         if name == "member_1/checkpoint.json":
@@ -334,7 +334,7 @@ PNGS = (make_png(0), make_png(1))
 # -- pickles and screeners ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [f"run/{FAMILIAR}", "cache/shard.npz", "cache/shard.npy"])
+@pytest.mark.parametrize("name", [f"run/{FAMILIAR}", "cache/shelf/shard.npz", "cache/shelf/shard.npy"])
 def test_a_pickle_in_an_array_is_never_loaded(faults: FaultTable, whole: Path, tmp_path: Path, name: str) -> None:
     mark, stream = tmp_path / MARK, io.BytesIO()
     objects = np.array([Runs(mark)], dtype=object)

@@ -31,6 +31,7 @@ ORDER = ["fetch", "ingest", "check-source", "split", "plan packing", "pack shard
 ORDER += [
     "screen shards",
     "screen",
+    "segment",
     "check-prepared",
     "fit model",
     "calibrate model",

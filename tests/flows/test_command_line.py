@@ -236,7 +236,7 @@ def test_a_home_folder_is_expanded_in_every_setting_and_argument_that_is_a_path(
         more = ["--training.backbone", "MobileNetV3Small"] if name == "weights" else []
         found = read_flags([f"{flag}=~/a b", *more], "x")
         assert getattr(getattr(found, section) if section else found, name) == f"{tmp_path}/a b", flag
-    assert n_expanded == 9
+    assert n_expanded == 10
     for own in (ScoreFlags, ScreenFlags):
         names = [name for name, field in own.model_fields.items() if field.annotation is not bool]
         line = [f"--{name.replace('_', '-')}=~/x" for name in names]

@@ -31,6 +31,7 @@ STAGES = [
     "ingest",
     "pack",
     "screen",
+    "segment",
     "split",
 ]
 
@@ -62,6 +63,9 @@ def test_a_run_leaves_every_file_that_the_design_names(finished_run: Path) -> No
         "predictions.csv",
         "metrics.json",
         "masks/index.json",
+        "lungs/index.json",
+        "lungs/bounds.json",
+        "lungs/implausible.json",
         "review/index.html",
         "audit.json",
         "report/index.html",

@@ -83,9 +83,9 @@ def test_processes_of_dask_give_the_manifest_shards_and_explanations_that_thread
 def compare(found: tuple[Path, Path], expected: tuple[Path, Path]) -> None:
     """Both a run folder and the cache that it was made with."""
     (run, cache), (expected_run, expected_cache) = found, expected
-    assert len(read_shards(expected_cache)) == 6, "three shards of pixels, three of masks"
+    assert len(read_shards(expected_cache)) == 9, "three shards of pixels, three of each kind of mask"
     assert read_shards(cache) == read_shards(expected_cache)
-    for name in ("manifest.parquet", "excluded.csv", "arrays/index.json", "masks/index.json"):
+    for name in ("manifest.parquet", "excluded.csv", "arrays/index.json", "masks/index.json", "lungs/bounds.json"):
         assert sha256_of_file(run / name) == sha256_of_file(expected_run / name), name
     explained = sorted(path.name for path in (expected_run / "explanations").iterdir())
     assert len(explained) == 12

@@ -19,6 +19,8 @@ from flows.engine.command_line import read_own_flags, run_command
 from flows.score import ScoreFlags
 from tasks.files import REPOSITORY, write_json
 from tasks.networks.familiarity import fit_familiarity, load_familiarity, save_familiarity
+from tasks.networks.lung_fields import fit_bounds, measure_fields, save_bounds
+from tasks.networks.shipped import find_network
 from tasks.pixels.decoding import decode
 
 pytestmark = pytest.mark.usefixtures("prefect_engine")
@@ -72,6 +74,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, chests: list[bytes], scored: d
     """A run folder with all that scoring reads: a small untrained network that says pneumonia of half of the images."""
     from tasks.networks.classifier import build_member, join_members, predict
     from tasks.networks.files import save_network
+    from tasks.networks.segmenter import load_segmenter, segment_pixels
     from tasks.settings import TrainingSettings
 
     folder = tmp_path_factory.mktemp("run")
@@ -79,6 +82,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, chests: list[bytes], scored: d
     save_network(model, folder)
     known = np.stack([decode(content) for content in chests[:N_FAMILIAR]])
     save_familiarity(fit_familiarity([known], [7, N_FAMILIAR]), folder)
+    segmenter = find_network("segmenter", None)
+    lungs = np.concatenate(list(segment_pixels(load_segmenter(segmenter.folder), known)))
+    save_bounds(fit_bounds(measure_fields(lungs), segmenter.sha256), folder)
     said = predict(model, np.stack([decode(content) for content in scored.values()]))
     write_json(folder / "metrics.json", {"threshold": round(float(np.sort(said)[N_SCORED // 2]), 6)})
     return folder
@@ -176,10 +182,19 @@ def test_an_image_that_looks_unlike_the_training_images_keeps_its_numbers_and_lo
     for name in UNLIKE:
         row = table[name]
         assert row["refused"].startswith(STRANGE), name
-        distance, shown = (float(part) for part in row["refused"].removeprefix(STRANGE)[:-1].split(", bound "))
+        distance, shown = (float(part) for part in row["refused"].removeprefix(STRANGE).split(")")[0].split(", bound "))
         assert distance > bound >= shown, name
         assert row["decision"] == "", name
         assert 0 <= float(row["probability"]) <= 1 and 0 <= float(row["device_score"]) <= 1, name
+
+
+def test_a_chest_without_its_upper_half_keeps_its_numbers_and_loses_its_decision_for_its_lungs(
+    run: Path, screener: Path, scored: dict[str, bytes], tmp_path: Path
+) -> None:
+    half = encode(decode(scored["a/00.jpeg"])[112:])
+    row = read_scores(run, write_files(tmp_path / "images", {"a.png": half}), screener)["a.png"]
+    assert "shows no two lungs like those of the training images (" in row["refused"]
+    assert row["decision"] == "" and 0 <= float(row["probability"]) <= 1 and 0 <= float(row["device_score"]) <= 1
 
 
 def test_a_file_that_cannot_be_read_has_a_reason_and_no_number(table: dict[str, dict[str, str]]) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from flows.engine.command_line import read_own_flags, run_command
 from flows.screen import ScreenFlags
 from tasks.files import REPOSITORY
+from tasks.networks.shipped import SHIPPED
 from tasks.runs.manifest import image_id
 from tasks.settings import Settings
 
@@ -116,7 +117,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def table(folder: Path, screener: Path, prefect_engine: None) -> dict[str, dict[str, str]]:
-    return screened(folder, screener, "--masks", folder.parent / "masks")
+    return screened(folder, screener, "--masks", folder.parent / "masks", "--lungs", folder.parent / "lungs")
 
 
 def test_the_table_has_a_row_for_each_image_in_order_and_four_columns(
@@ -145,26 +146,30 @@ def test_whatever_does_not_decode_is_refused_with_a_reason_and_gets_no_score(tab
         assert (table[name]["device_score"], table[name]["has_device"]) == ("", "")
 
 
-def test_each_scored_image_has_a_grey_mask_of_224_px_named_by_its_id(
+def test_each_scored_image_has_a_grey_mask_of_devices_and_of_lungs_of_224_px_named_by_its_id(
     table: dict[str, dict[str, str]], folder: Path
 ) -> None:
-    masks = folder.parent / "masks"
-    assert {path.name for path in masks.iterdir()} == {f"{image_id(name)}.png" for name in SCORED}
-    for path in masks.iterdir():
-        with Image.open(path) as mask:
-            assert (mask.format, mask.mode, mask.size) == ("PNG", "L", (224, 224))
+    for masks in (folder.parent / "masks", folder.parent / "lungs"):
+        assert {path.name for path in masks.iterdir()} == {f"{image_id(name)}.png" for name in SCORED}
+        for path in masks.iterdir():
+            with Image.open(path) as mask:
+                assert (mask.format, mask.mode, mask.size) == ("PNG", "L", (224, 224))
 
 
 def test_scores_and_masks_are_what_the_network_says_of_the_pixels(
     table: dict[str, dict[str, str]], folder: Path, screener: Path
 ) -> None:
     from tasks.devices.screener import load_screener, screen_pixels
+    from tasks.networks.segmenter import load_segmenter, segment_pixels
     from tasks.pixels.decoding import decode
 
     said = next(screen_pixels(load_screener(screener), decode(FILES["x-ray.jpeg"])[None]))
     assert float(table["x-ray.jpeg"]["device_score"]) == pytest.approx(float(said.scores[0]), abs=2e-6)
     with Image.open(folder.parent / "masks" / f"{image_id('x-ray.jpeg')}.png") as mask:
         assert np.abs(np.asarray(mask, int) - said.masks[0]).max() <= 1
+    lungs = next(segment_pixels(load_segmenter(SHIPPED["segmenter"]), decode(FILES["x-ray.jpeg"])[None]))
+    with Image.open(folder.parent / "lungs" / f"{image_id('x-ray.jpeg')}.png") as mask:
+        assert np.abs(np.asarray(mask, int) - lungs[0]).max() <= 1
 
 
 def test_the_same_folder_zipped_gives_the_same_table(
@@ -283,6 +288,9 @@ def test_what_cannot_be_done_is_one_sentence_with_code_2_and_nothing_written(
         ({"--masks": tmp_path / "file"}, f"masks: {tmp_path / 'file'} is a file"),
         ({"--masks": images / "masks"}, "lies in the folder of the images"),
         ({"--masks": ""}, "masks: "),
+        ({"--lungs": images / "lungs"}, "lungs: "),
+        ({"--masks": tmp_path / "m", "--lungs": tmp_path / "m"}, "masks and lungs: both are"),
+        ({"--lungs": tmp_path / "m", "--screening.segmenter": tmp_path / "none"}, "screening.segmenter: "),
         ({"--screening.threshold": "2"}, "screening.threshold: "),
         ({"--strict": "maybe"}, "strict: "),
         ({"--no-such": "1"}, "no-such"),
@@ -342,7 +350,7 @@ def test_a_table_that_was_there_is_replaced_whole_or_not_at_all(screener: Path, 
 def test_dashes_underscores_and_a_bare_strict_are_understood() -> None:
     flags = ["--images", "a_b", "--strict", "--out", "c-d", "--screening.exclude_from", "0.1"]
     settings, own = read_own_flags(flags, "x", ScreenFlags)
-    assert own == {"images": "a_b", "out": "c-d", "masks": None, "strict": True}
+    assert own == {"images": "a_b", "out": "c-d", "masks": None, "lungs": None, "strict": True}
     assert settings.screening.exclude_from == 0.1
 
 
@@ -350,7 +358,7 @@ def test_the_help_lists_the_flows_own_flags_and_every_setting(capsys: pytest.Cap
     with pytest.raises(SystemExit):
         run_screen("--help")
     shown = capsys.readouterr().out
-    for flag in ("--images", "--out", "--masks", "--strict", "--screening.screener", "--screening.threshold"):
+    for flag in ("--images", "--out", "--masks", "--lungs", "--strict", "--screening.segmenter"):
         assert f"{flag} " in shown
 
 
@@ -366,6 +374,6 @@ def test_the_flow_is_deployed_on_demand_with_its_parameters_as_a_form() -> None:
     deployments = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
     ours = [each for each in deployments if each["entrypoint"] == "flows/screen.py:screen"]
     assert [(each["name"], each["work_pool"]["name"]) for each in ours] == [("on-demand", "cpu")]
-    assert set(screen.parameters.properties) == {"images", "out", "masks", "strict", "settings"}
+    assert set(screen.parameters.properties) == {"images", "out", "masks", "lungs", "strict", "settings"}
     assert screen.parameters.required == ["images", "out"]
     assert "threshold" in json.dumps(screen.parameters.definitions)

@@ -95,7 +95,7 @@ def test_a_second_bootstrap_changes_nothing_and_says_so(
     assert limits_of(before) == {"gpu": 1}
     assert {automation["name"] for automation in before["automations"].values()} == {MARK, RESTART}
     ours = [found for found in before["deployments"].values() if found["work_pool_name"]]
-    assert [found["version"] for found in ours] == 9 * [shorten_commit()]
+    assert [found["version"] for found in ours] == 11 * [shorten_commit()]
 
 
 def test_a_run_that_takes_a_deployment_s_slot_does_not_change_the_deployment(client: SyncPrefectClient) -> None:

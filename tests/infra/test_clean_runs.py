@@ -31,13 +31,14 @@ def make_old(folder: Path) -> None:
 
 
 def make_run(tmp_path: Path, name: str, age_days: float, finished: bool = True, root: str = "runs") -> Path:
-    """A run with a stage entry, a shard of pixels, one of masks and an explanation, all its own, in the cache."""
+    """A run with a stage entry, a shard of pixels, one of each mask and an explanation, all its own, in the cache."""
     run, cache, age_s = tmp_path / root / name, tmp_path / "cache", age_days * DAY_S
     put(cache / "pack" / name / "stage.json", age_s=age_s)
     put(cache / "explanations" / name / "a.json", age_s=age_s)
-    for shard in (f"arrays/shelf/{name}.npy", f"arrays/shelf/{name}.json", f"masks/how/shelf/{name}.npz"):
+    put(cache / "arrays" / "shelf" / f"{name}.json", age_s=age_s)
+    shards = {"arrays": f"shelf/{name}.npy", "masks": f"how/shelf/{name}.npz", "lungs": f"how/shelf/{name}.npz"}
+    for kind, shard in ((kind, f"{kind}/{shard}") for kind, shard in shards.items()):
         put(cache / shard, age_s=age_s)
-    for kind, shard in (("arrays", f"arrays/shelf/{name}.npy"), ("masks", f"masks/how/shelf/{name}.npz")):
         put(run / kind / "index.json", json.dumps({"shards": [{"name": shard}], "images": {}}), age_s)
     record = {"facts": {}, "entry": f"pack/{name}"}
     put(run / "stages" / "pack.json", json.dumps(record), age_s)
@@ -72,6 +73,7 @@ def cached(tmp_path: Path) -> set[str]:
             "arrays/shelf/*.npy",
             "arrays/shelf/*.json",
             "masks/how/shelf/*.npz",
+            "lungs/how/shelf/*.npz",
         )
     ]
     assert all(kind == kinds[0] for kind in kinds), kinds
@@ -88,21 +90,21 @@ def test_the_newest_finished_runs_stay_and_the_cache_of_the_others_goes(
     assert {path.stem for path in (tmp_path / "cache" / "finished").iterdir()} == {"run0", "run1"}
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" (")[0] for line in lines[:3]] == [f"removed {tmp_path}/runs/run{age}" for age in (2, 3, 4)]
-    assert lines[3].startswith(f"removed 18 entries of {tmp_path / 'cache'} that no run names (")
-    assert said == "freed 0.0 MB: 3 runs and 18 entries of the cache; 2 finished runs stay, and 0 others"
+    assert lines[3].startswith(f"removed 21 entries of {tmp_path / 'cache'} that no run names (")
+    assert said == "freed 0.0 MB: 3 runs and 21 entries of the cache; 2 finished runs stay, and 0 others"
 
 
 def test_a_dry_run_says_the_same_and_removes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for age in range(3):
         make_run(tmp_path, f"run{age}", age)
     said = clean(tmp_path, 1, dry_run=True)
-    assert said.startswith("would free ") and "2 runs and 12 entries" in said
+    assert said.startswith("would free ") and "2 runs and 14 entries" in said
     assert capsys.readouterr().out.count("would remove ") == 3
     assert runs_in(tmp_path) == cached(tmp_path) == {"run0", "run1", "run2"}
 
 
-def test_what_latest_leads_to_what_is_or_was_published_and_what_holds_a_screener_stays(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path, f"run{age}", age) for age in range(7)]
+def test_what_latest_leads_to_what_was_published_and_what_holds_a_screener_or_segmenter_stays(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, f"run{age}", age) for age in range(8)]
     (tmp_path / "runs" / "latest").symlink_to("run3")
     group = {"n": 0, "auc": {"value": None, "reason": "no image"}, "images": ""}
     model = {"model_sha256": "", "audit": {"passed": True, "failed": []}, "val": group, "val_device_free": group}
@@ -110,8 +112,9 @@ def test_what_latest_leads_to_what_is_or_was_published_and_what_holds_a_screener
     published = before | {"run": "run4", "run_dir": str(runs[4]), "earlier": [before], "withdrawn": []}
     write_json(tmp_path / "runs" / "published.json", published)
     put(runs[6] / "screener" / "model.keras")
+    put(runs[7] / "segmenter" / "model.keras")
     clean(tmp_path, 1)
-    assert runs_in(tmp_path) == cached(tmp_path) == {"run0", "run3", "run4", "run5", "run6"}
+    assert runs_in(tmp_path) == cached(tmp_path) == {"run0", "run3", "run4", "run5", "run6", "run7"}
     assert (tmp_path / "runs" / "latest").resolve() == runs[3]
 
 
@@ -194,7 +197,13 @@ def test_entries_that_several_runs_share_and_those_of_finished_runs_elsewhere_st
     shared = make_run(tmp_path, "old", 2)
     new = make_run(tmp_path, "new", 1)
     make_run(tmp_path, "elsewhere", 9, root="other")
-    for name in ("arrays/index.json", "masks/index.json", "stages/pack.json", "stages/explain.json"):
+    for name in (
+        "arrays/index.json",
+        "masks/index.json",
+        "lungs/index.json",
+        "stages/pack.json",
+        "stages/explain.json",
+    ):
         (new / name).write_text((shared / name).read_text())
     clean(tmp_path, 1)
     assert runs_in(tmp_path) == {"new"}

@@ -39,10 +39,12 @@ def test_the_deployments_are_these_on_their_pools() -> None:
         "prepare/cpu": "cpu",
         "train/gpu": "gpu",
         "train-screener/gpu": "gpu",
+        "train-lungs/gpu": "gpu",
         "explain/cpu": "cpu",
         "screen/on-demand": "cpu",
         "review/on-demand": "cpu",
         "score/on-demand": "cpu",
+        "audit/on-demand": "cpu",
         "publish/on-demand": "cpu",
     }
     assert {deployment["work_pool"]["name"] for deployment in DEPLOYMENTS} == set(POOLS)

@@ -113,6 +113,7 @@ for seed, weights in [(1, None), (1, "none"), (2, None)]:
 """
 
 
+@pytest.mark.slow
 def test_without_weights_the_seed_decides() -> None:
     """In a process of its own: Keras draws from Python's global generator, as threads of the test servers do."""
     place = {

@@ -8,7 +8,7 @@ import pytest
 from tasks.explaining.subjects import read_threshold_of
 from tasks.files import write_json
 from tasks.networks.twin import USED_COLUMNS, stage_name, used_rows, work_folder
-from tasks.records import DEVICE_REASONS, MODEL, READ_DEVICE, TITLES, TWIN
+from tasks.records import DEVICE_REASONS, FOREIGN, MODEL, READ_DEVICE, TITLES, TWIN
 from tasks.settings import Settings
 
 OTHER_REASONS = ("duplicate of train/a.jpeg", "does not decode (truncated)", "not enough contrast")
@@ -104,7 +104,7 @@ def test_where_screening_left_nothing_out_the_twin_learns_from_the_same_rows() -
 def test_a_twin_is_compared_only_where_the_settings_ask_for_it() -> None:
     assert Settings().networks == (MODEL,)
     assert Settings.model_validate({"auditing": {"compare_unfiltered": True}}).networks == (MODEL, TWIN)
-    assert set(TITLES) == {MODEL, TWIN}
+    assert set(TITLES) == {MODEL, TWIN, FOREIGN}
 
 
 def test_the_twin_s_work_lies_apart_from_the_model_s(tmp_path: Path) -> None:

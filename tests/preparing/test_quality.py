@@ -12,9 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 from tasks.errors import DataCheckError
-from tasks.files import read_json
+from tasks.files import read_json, write_json
 from tasks.pixels.looks import MEAN_CHEST
-from tasks.preparing.quality import Checkpoint, add_facts, build_suite, check, describe_failure, run_checkpoint
+from tasks.pixels.masks import IMPLAUSIBLE
+from tasks.preparing.quality import LUNGS, Checkpoint, add_facts, build_suite, check, describe_failure, run_checkpoint
 from tasks.runs.manifest import MANIFEST_DTYPES, write_manifest
 from tasks.runs.run import Run
 from tasks.settings import QualitySettings, Settings
@@ -40,6 +41,7 @@ def sound(n: int = 5) -> pd.DataFrame:
             "excluded": "",
             "has_device": False,
             "look": "",
+            "lungs": True,
         }
         for split in ("train", "val", "test")
         for label in (0, 1)
@@ -114,9 +116,11 @@ PREPARED_BREAKS: dict[str, Break] = {
     "train and val have usable images": without("val/"),
     "no patient is in both train and val": changed("val/1/0", patient_id="train10"),
     "no patient is in both train and test (the public set uses ids twice)": changed("test/1/0", patient_id="train10"),
+    LUNGS: changed("val/1/0", lungs=False),
     "no training image is known to show a device": changed("train/1/0", has_device=True),
 }
 WARNINGS = {
+    LUNGS,
     *(sentence for sentence in PREPARED_BREAKS if sentence.startswith("no images are ")),
     "no patient has more than 30 images",
     "equal pictures have one label",
@@ -128,7 +132,8 @@ WARNINGS = {
 
 def failing(manifest: pd.DataFrame, checkpoint: Checkpoint, out: Path) -> dict[str, dict[str, Any]]:
     looks = {} if checkpoint == "source" else dict(zip(manifest["image_id"], manifest["look"], strict=True))
-    results = run_checkpoint(add_facts(manifest, checkpoint, BOUNDS, looks), checkpoint, BOUNDS, out)
+    lungless = set(manifest.loc[~manifest["lungs"], "image_id"]) if checkpoint == "prepared" else ()
+    results = run_checkpoint(add_facts(manifest, checkpoint, BOUNDS, looks, lungless), checkpoint, BOUNDS, out)
     return {item["says"]: item for item in results if not item["success"]}
 
 
@@ -203,8 +208,8 @@ def test_a_training_split_of_which_all_images_are_excluded_fails_the_prepared_ch
 # -- the stage ---------------------------------------------------------------------------------------------------------
 
 
-def pack_pixels(tmp_path: Path, rows: dict[str, NDArray[np.uint8]]) -> None:
-    """Writes packed pixels by image id, as packing does."""
+def pack_pixels(tmp_path: Path, rows: dict[str, NDArray[np.uint8]], lungless: dict[str, str] | None = None) -> None:
+    """Writes packed pixels by image id, as packing does, and which of them show no lungs and why."""
     for folder in (tmp_path / "cache" / "arrays", tmp_path / "run" / "arrays"):
         folder.mkdir(parents=True, exist_ok=True)
     name = f"arrays/{hashlib.sha256(b''.join(pixels.tobytes() for pixels in rows.values())).hexdigest()}.npy"
@@ -212,6 +217,7 @@ def pack_pixels(tmp_path: Path, rows: dict[str, NDArray[np.uint8]]) -> None:
     images = {image: [0, row] for row, image in enumerate(rows)}
     index = {"side_px": 224, "shards": [{"name": name}], "images": images}
     (tmp_path / "run" / "arrays" / "index.json").write_text(json.dumps(index))
+    write_json(tmp_path / "run" / IMPLAUSIBLE, lungless or {})
 
 
 def checked(tmp_path: Path, manifest: pd.DataFrame, checkpoint: Checkpoint = "source") -> dict[str, Any]:
@@ -293,6 +299,16 @@ def test_pixels_that_cannot_be_an_x_ray_as_it_is_are_named_by_their_files(
     pack_pixels(tmp_path, rows | dict.fromkeys(list(rows)[:3], chest // 16))
     with pytest.raises(DataCheckError, match="at most 5 % of the images are flat, saturated or inverted fails in 4 of"):
         checked(tmp_path, manifest, "prepared")
+
+
+def test_images_without_two_plausible_lungs_are_named_by_their_files_and_stop_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, chest = sound(), np.kron(MEAN_CHEST * 5 + 100, np.ones((32, 32))).astype(np.uint8)
+    pack_pixels(tmp_path, dict.fromkeys(manifest["image_id"], chest), {"val10": "why", "test01": "why"})
+    checked(tmp_path, manifest, "prepared")
+    shown = capsys.readouterr().out
+    assert f"warning: {LUNGS} fails in 2 of 30 rows, such as test/0/1, val/1/0\n" in shown
 
 
 # -- unknown patients --------------------------------------------------------------------------------------------------

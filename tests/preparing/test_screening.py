@@ -12,10 +12,14 @@ from tasks.devices.screener import build_screener
 from tasks.errors import RunError
 from tasks.files import digest, read_json, write_json
 from tasks.networks.files import save_network
+from tasks.networks.segmenter import build_segmenter
+from tasks.pixels.masks import MaskKind
+from tasks.preparing.mask_shards import plan_masks
 from tasks.preparing.packing import index_arrays
 from tasks.preparing.screening import add_readings, count_devices, decide_devices, keep_fair_readings
 from tasks.records import DOUBTFUL_DEVICE, READ_DEVICE, SCORED_DEVICE, Facts
 from tasks.runs.manifest import read_manifest, write_manifest
+from tasks.runs.run import Run
 from tasks.settings import ScreeningSettings, Settings
 
 HOW = ScreeningSettings(threshold=0.5, exclude_from=0.3, doubtful_to=0.8)
@@ -178,8 +182,6 @@ def rows_of(*paths: str) -> pd.DataFrame:
 
 
 def test_every_image_with_pixels_gets_a_score_and_a_mask_and_a_verdict(tmp_path: Path, screener: Path) -> None:
-    from tasks.pixels.masks import DeviceMasks
-
     manifest = rows_of("train/a", "train/b", "val/c", "test/d")
     settings = prepare_run(tmp_path, screener, manifest)
     screen_all(settings, str(tmp_path))
@@ -187,8 +189,9 @@ def test_every_image_with_pixels_gets_a_score_and_a_mask_and_a_verdict(tmp_path:
     found = read_manifest(run)
     assert found["has_device"].notna().all() and found["device_score"].between(0, 1).all()
     assert not found["device_reviewed"].any()
-    masks = DeviceMasks(run, tmp_path / "cache").read(list(found["image_id"]))
-    assert masks.shape == (4, 224, 224) and masks.dtype == np.uint8
+    for masks in (Run(settings).masks(), Run(settings).lungs()):
+        drawn = masks.read(list(found["image_id"]))
+        assert drawn.shape == (4, 224, 224) and drawn.dtype == np.uint8
     assert (run / "review" / "index.html").exists() and (run / "excluded.csv").exists()
 
 
@@ -221,6 +224,38 @@ def test_another_screener_screens_again(tmp_path: Path, screener: Path) -> None:
     other = settings.model_copy(update={"screening": settings.screening.model_copy(update={"screener": str(tmp_path)})})
     screen_all(other, str(tmp_path))
     assert read_manifest(tmp_path / "run")["device_score"].tolist() != first
+
+
+def written(settings: Settings, kind: MaskKind) -> dict[str, int]:
+    """The shards of a run by name, and when each was written."""
+    shards = read_json(Run(settings).folder / kind / "index.json")["shards"]
+    return {shard["name"]: (Run(settings).cache / shard["name"]).stat().st_mtime_ns for shard in shards}
+
+
+def test_another_segmenter_draws_lungs_again_and_no_devices(tmp_path: Path, screener: Path) -> None:
+    settings = prepare_run(tmp_path, screener, rows_of("train/a", "test/b"))
+    screen_all(settings, str(tmp_path))
+    masks, lungs = written(settings, "masks"), written(settings, "lungs")
+    save_network(build_segmenter(1, (4, 4)), tmp_path)
+    other = settings.screening.model_copy(update={"segmenter": str(tmp_path)})
+    screen_all(settings.model_copy(update={"screening": other}), str(tmp_path))
+    assert written(settings, "masks") == masks
+    assert not set(written(settings, "lungs")) & set(lungs)
+
+
+def test_lungs_that_were_not_drawn_before_a_run_was_killed_are_drawn_by_the_next_alone(
+    tmp_path: Path, screener: Path
+) -> None:
+    settings = prepare_run(tmp_path, screener, rows_of("train/a", "test/b"))
+    screen_all(settings, str(tmp_path))
+    masks, lungs = written(settings, "masks"), written(settings, "lungs")
+    assert plan_masks.fn(Run(settings)) == []
+    for name in lungs:
+        (tmp_path / "cache" / name).unlink()
+    assert plan_masks.fn(Run(settings)) == ["arrays/shelf/one.npy"]
+    screen_all(settings, str(tmp_path))
+    assert written(settings, "masks") == masks
+    assert list(written(settings, "lungs")) == list(lungs)
 
 
 def test_a_changed_screener_is_refused_before_anything_is_written(tmp_path: Path, screener: Path) -> None:

@@ -123,6 +123,13 @@ def test_groups_are_told_with_intervals_at_both_thresholds(card: str) -> None:
     assert "| Test, with a device | 0 | not measured: no image was screened |" in card
 
 
+def test_what_is_known_with_and_without_lungs_is_told_in_a_line(card: str) -> None:
+    assert "AUC 0.953 (0.943 to 0.963) where nothing but the lungs is left, 0.614 (0.604 to 0.624) where they" in card
+    metrics = build_metrics()
+    del metrics["lungs_only"], metrics["lungs_removed"]
+    assert Metrics(**metrics).lungs_only["reason"] == "it was not measured", "an older run"
+
+
 def test_calibration_shifts_border_and_seeds_are_told(card: str) -> None:
     assert "expected calibration error test 0.047 (0.037 to 0.057); validation 0.036" in card
     assert "AUC 0.880 as they are, at worst 0.780 (border blanked)" in card

@@ -178,7 +178,7 @@ def test_everything_seen_has_words_for_those_who_do_not_see(page: Page) -> None:
     assert len([i for i in page.all("img") if "truly" in i["alt"]]) == 4
     assert all(image.get("alt") for image in page.all("img"))
     drawings = page.all("svg")
-    assert len(drawings) == len(page.all("title")) - 1 == len(page.all("desc")) == 5
+    assert len(drawings) == len(page.all("title")) - 1 == len(page.all("desc")) == 6
     assert all(drawing["role"] == "img" and drawing["aria-labelledby"] for drawing in drawings)
     assert len(page.all("table")) == len(page.all("caption"))
     assert all("scope" in head for head in page.all("th"))

@@ -10,8 +10,9 @@ from report_run import Page, build_run, compare_networks, settings_for
 from tasks.errors import RunError
 from tasks.explaining.verdict import RULES
 from tasks.files import read_json, write_json
-from tasks.findings import NetworkVerdict
+from tasks.findings import NetworkVerdict, read_audit
 from tasks.reporting.audit import INSERTIONS, REMOVALS, describe_audit, say_comparison
+from tasks.reporting.lungs import say_lungs
 from tasks.reporting.report import write_report
 from tasks.runs.run import Run
 
@@ -61,6 +62,57 @@ def test_every_change_that_the_audit_makes_has_a_title_in_the_report(run: Path) 
     for part, titles in (("insertion", INSERTIONS), ("removal", REMOVALS)):
         made = {key for key, found in audit[part]["model"].items() if isinstance(found, dict)}
         assert made and made <= set(titles)
+
+
+def test_one_picture_shows_what_is_known_with_and_without_lungs_and_a_sentence_says_it(page: Page) -> None:
+    section = page.text[page.text.index("With and without the lungs") :]
+    for words in ("Whole image", "Only the lungs", "Lungs covered", "guessing", "always right"):
+        assert words in section
+    assert "This model reads the lungs. Shown nothing but the lungs, it reaches an AUC of 1.00" in section
+    assert "Guessing gives 0.50." in section
+
+
+@pytest.mark.parametrize(
+    ("loss", "rest", "says"),
+    [
+        ("holds", "fails", "The lungs are enough for this model, but it also reads what is around them."),
+        ("fails", "holds", "This model needs more than the lungs to do its best"),
+        ("fails", "fails", "This model reads what is around the lungs."),
+        ("unclear", "holds", "It is not clear how much of what this model knows comes from the lungs."),
+    ],
+)
+def test_the_sentence_about_the_lungs_follows_the_rules(loss: str, rest: str, says: str, run: Path) -> None:
+    audit = read_audit(run)
+    rules = [{"setting": "auditing.max_lungs_loss", "outcome": loss}]
+    rules.append({"setting": "auditing.max_lungs_removed_auc", "outcome": rest})
+    assert say_lungs(audit.blanked["model"], NetworkVerdict(passed=None, rules=rules), "This model").startswith(says)
+
+
+def test_a_network_that_knows_nothing_is_not_said_to_read_the_lungs(run: Path) -> None:
+    audit = read_audit(run)
+    guessing = audit.blanked["model"] | {"whole": {"value": 0.51, "low": 0.37, "high": 0.65}}
+    assert say_lungs(guessing, audit.verdict.model, "This model").startswith("This model is not seen to tell pneumonia")
+
+
+def test_a_run_from_before_lungs_were_found_is_shown_without_them(run: Path, tmp_path: Path) -> None:
+    audit = read_json(run / "audit.json")
+    for network in ("model", "unfiltered"):
+        for key in [name for name in audit["blanked"][network] if "lungs" in name or name == "hole_gain"]:
+            del audit["blanked"][network][key]
+        audit["attribution"][network].pop("lungs", None)
+        for part in ("insertion", "removal"):
+            for found in audit[part][network].values():
+                if isinstance(found, dict):
+                    found.pop("over_lungs"), found.pop("elsewhere")
+    write_json(tmp_path / "audit.json", audit)
+    shown = describe_audit(tmp_path)
+    assert shown["lungs"] is None and shown["places"] == []
+    assert not any("lungs" in row["title"].lower() for row in shown["sights"] if row["who"] == "shape")
+
+
+def test_shifts_are_shown_by_the_place_of_the_device_with_their_images(page: Page) -> None:
+    table = page.text[page.text.index("Shift by the place of the device") :]
+    assert "Device taken off over the lungs" in table and "elsewhere" in table
 
 
 def test_a_further_removal_is_in_the_table_and_in_the_figure_with_its_own_name(run: Path, tmp_path: Path) -> None:
@@ -114,7 +166,7 @@ def test_a_difference_counts_only_where_the_intervals_are_apart() -> None:
         return {"says": "a figure", "value": (low + high) / 2, "low": low, "high": high, "at_most": at_most}
 
     def compare(own: dict[str, Any], twin: dict[str, Any]) -> str:
-        return say_comparison(*(NetworkVerdict(passed=None, rules=[one]) for one in (own, twin)))
+        return say_comparison(NetworkVerdict(passed=None, rules=[own]), NetworkVerdict(passed=None, rules=[twin]))
 
     start = "Its twin, trained without screening, came to no verdict. "
 

@@ -138,6 +138,7 @@ def test_the_table_fits_its_screen(opened: Any, width: int) -> None:
     assert room.evaluate("part => part.scrollWidth") <= room.evaluate("part => part.clientWidth")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_engine")
 def test_through_the_engine_a_better_run_takes_over_and_a_worse_one_does_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture

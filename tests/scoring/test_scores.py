@@ -10,6 +10,7 @@ from PIL import Image
 
 from tasks.errors import RunError, SettingsError
 from tasks.networks.familiarity import fit_familiarity, save_familiarity
+from tasks.networks.lung_fields import LungBounds, save_bounds
 from tasks.scoring.loose_images import LooseBatch
 from tasks.scoring.scores import (
     HEADER,
@@ -26,6 +27,7 @@ from tasks.scoring.scores import (
 from tasks.settings import Settings
 
 MODEL = b"a network"
+NO_BOUNDS = LungBounds({}, "another segmenter", 0)
 SHA256 = hashlib.sha256(MODEL).hexdigest()
 
 
@@ -109,7 +111,7 @@ def test_a_table_may_replace_a_table_of_scores_in_the_run_folder_and_no_other_fi
         refuse_run_files(tmp_path / "nowhere", "x.csv")
 
 
-def test_a_run_of_too_few_images_says_that_nothing_is_refused_for_its_looks(
+def test_a_run_of_too_few_images_and_one_by_another_segmenter_say_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = write_run(tmp_path / "run")
@@ -117,11 +119,14 @@ def test_a_run_of_too_few_images_says_that_nothing_is_refused_for_its_looks(
     (tmp_path / "images").mkdir()
     Image.fromarray(noise[0]).save(tmp_path / "images" / "a.png")
     settings = Settings(run_dir=str(run))
+    save_bounds(NO_BOUNDS, run)
     for n, told in ((2, True), (30, False)):
         save_familiarity(fit_familiarity([noise[:n]], [1, n]), run)
         facts = find_scored_images.fn(str(tmp_path / "images"), str(tmp_path / "x.csv"), settings)
         assert facts == {"n_images": 1, "n_left_out": 0}
-        assert ("too few images to tell what looks unlike them" in capsys.readouterr().out) is told
+        shown = capsys.readouterr().out
+        assert ("too few images to tell what looks unlike them" in shown) is told
+        assert f"warning: another segmenter drew the lungs of {run}" in shown
 
 
 def test_a_network_that_is_none_of_a_run_is_refused_by_name(tmp_path: Path) -> None:
@@ -131,6 +136,7 @@ def test_a_network_that_is_none_of_a_run_is_refused_by_name(tmp_path: Path) -> N
 
     run = write_run(tmp_path)
     save_familiarity(fit_familiarity([np.zeros((3, 224, 224), np.uint8)], [1, 3]), run)
+    save_bounds(NO_BOUNDS, run)
     save_network(network(), run)
     with pytest.raises(RunError, match=r"model\.keras is not a network of a run: run the train flow"):
         load_scorer(run, Settings(run_dir=str(run)))
@@ -152,6 +158,8 @@ def test_an_image_within_the_bound_is_not_refused() -> None:
 def test_a_decision_is_made_from_the_threshold_on_and_not_for_a_refused_image() -> None:
     said = [decide_image(ScoredImage(p, 0.5, refused), 0.41) for p in (0.409999, 0.41) for refused in ("", "why")]
     assert said == ["0", "", "1", ""]
+    assert ScoredImage(0.9, 0.5, "one", "two").refused == "one; two"
+    assert decide_image(ScoredImage(0.9, 0.5, lungless="two"), 0.41) == ""
 
 
 def test_a_row_has_five_cells_whatever_its_path_holds() -> None:

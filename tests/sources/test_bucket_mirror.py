@@ -146,6 +146,7 @@ def test_a_first_fetch_is_complete_a_second_fetches_nothing_and_a_third_what_is_
         put(s3, "many", {name: MANY[name] for name in changed})
 
 
+@pytest.mark.slow
 def test_a_fetch_ends_right_while_a_tenth_of_the_requests_fails(tmp_path: Path, proxy: FaultyProxy) -> None:
     proxy.share = 0.1
     copy = fetch("many", tmp_path / "m", n_connections=16, timeout_s=0.5)

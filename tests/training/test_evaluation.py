@@ -24,6 +24,7 @@ from tasks.training.evaluation import (
     measure,
     measure_bacteria,
     measure_border,
+    measure_lungs,
     measure_members,
     metrics_rows,
     say_group,
@@ -257,6 +258,17 @@ def test_the_border_test_gives_both_aucs_and_what_leaving_it_out_costs() -> None
     assert [found[name]["value"] for name in ("border_only", "border_removed", "border_loss")] == [0.5, 0.75, 0.25]
     nothing = measure_border(rows[:0], only[:0], removed[:0], settings, 1)
     assert nothing["border_only"] == {"value": None, "low": None, "high": None, "reason": "no image is in this group"}
+
+
+def test_with_nothing_but_the_lungs_and_without_them_there_is_an_auc_with_its_images_or_a_reason() -> None:
+    rows = pd.DataFrame({"label": [0, 0, 1, 1], "group_id": list("abcd")})
+    settings = EvaluationSettings(n_bootstrap=50)
+    only, removed = np.array([0.1, 0.6, 0.5, 0.9]), np.array([0.4, 0.4, 0.4, 0.4])
+    found = measure_lungs(rows, only, removed, settings, 1)
+    assert [(one["value"], one["n"]) for one in found.values()] == [(0.75, 4), (0.5, 4)]
+    assert list(found) == ["lungs_only", "lungs_removed"] and set(found) <= set(Metrics.model_fields)
+    nothing = measure_lungs(rows[:0], only[:0], removed[:0], settings, 1)["lungs_only"]
+    assert nothing["value"] is None and nothing["reason"] == "no lungs are found in these images"
 
 
 def test_each_member_is_measured_alone_with_mean_and_spread() -> None:

@@ -19,6 +19,7 @@ from tasks.networks.classifier import build_member, shrink
 from tasks.networks.keras_backend import keras
 from tasks.networks.twin import used_rows
 from tasks.pixels.greys import to_float
+from tasks.pixels.masks import Masks, write_shard
 from tasks.pixels.packed import PackedImages
 from tasks.settings import TrainingSettings
 from tasks.training.fitting import train_network
@@ -58,9 +59,43 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Packed
     return manifest, PackedImages(folder, folder)
 
 
+@pytest.fixture(scope="module")
+def lungs(data: tuple[pd.DataFrame, PackedImages], tmp_path_factory: pytest.TempPathFactory) -> Masks:
+    """The masks of the 40 images' lungs: where the patch may be."""
+    folder = tmp_path_factory.mktemp("lungs_run")
+    masks = np.zeros((40, 224, 224), np.uint8)
+    masks[:, 50:170, 110:210] = 255
+    write_shard(folder / "shard.npz", masks)
+    (folder / "lungs").mkdir()
+    index = {"shards": [{"name": "shard.npz"}], "images": {name: [0, i] for i, name in enumerate(data[0]["image_id"])}}
+    (folder / "lungs" / "index.json").write_text(json.dumps(index))
+    return Masks(folder, folder, "lungs")
+
+
 def members_of(folder: Path) -> list[list[np.ndarray]]:
     paths = sorted((folder / "members").glob("*.keras"))
     return [keras.saving.load_model(path, compile=False).get_weights() for path in paths]
+
+
+@pytest.mark.slow
+def test_a_training_that_sees_lungs_alone_resumes_with_their_masks(
+    data: tuple[pd.DataFrame, PackedImages], lungs: Masks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SETTINGS.model_copy(update={"field": "lungs", "n_models": 1, "epochs": 2})
+    run_epoch, calls = tasks.training.members.run_epoch, []
+
+    def killed(*arguments: Any) -> float:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run_epoch(*arguments)
+
+    monkeypatch.setattr(tasks.training.members, "run_epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_network(*data, settings, 7, tmp_path, lungs)
+    train_network(*data, settings, 7, tmp_path, lungs)
+    assert list(pd.read_csv(tmp_path / "history.csv")["epoch"]) == [1, 2]
+    assert len(calls) == 3, "two whole epochs, and one that was killed"
 
 
 @pytest.mark.slow
@@ -156,6 +191,7 @@ def test_a_training_killed_between_its_last_epoch_and_its_end_trains_nothing_aga
     assert facts["val_aucs"] == [pd.read_csv(tmp_path / "history.csv")["val_auc"].iloc[-1]]
 
 
+@pytest.mark.slow
 def test_members_differ_and_each_learns_the_bright_side(
     data: tuple[pd.DataFrame, PackedImages], tmp_path: Path
 ) -> None:

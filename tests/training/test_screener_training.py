@@ -11,14 +11,13 @@ from tasks.devices.screener import build_core, build_screener, finish_screener, 
 from tasks.errors import SettingsError, TableError
 from tasks.networks.files import save_network
 from tasks.pixels.packed import PackedImages
-from tasks.training import screener as screener_training
+from tasks.training import epochs
 from tasks.training.screener import (
     ReadImages,
     ScreenerRecipe,
     balance_score,
     join_readings,
     part_of_patient,
-    run_screener_epoch,
     start_core,
     train_screener,
 )
@@ -92,15 +91,15 @@ def test_a_killed_training_goes_on_and_ends_as_an_unbroken_one(
     rows, manifest, images = data
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train_screener(ReadImages(rows, manifest, images), RECIPE, 7, whole)
-    calls = []
+    run_epoch, calls = epochs.run_epoch, []
 
     def killed_in_the_third(*arguments: object) -> float:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return run_screener_epoch(*arguments)  # type: ignore[arg-type]
+        return run_epoch(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(screener_training, "run_screener_epoch", killed_in_the_third)
+    monkeypatch.setattr(epochs, "run_epoch", killed_in_the_third)
     with pytest.raises(KeyboardInterrupt):
         train_screener(ReadImages(rows, manifest, images), RECIPE, 7, broken)
     train_screener(ReadImages(rows, manifest, images), RECIPE, 7, broken)
