@@ -106,11 +106,13 @@ def without_engine() -> Iterator[None]:
     for module, name, value in wrapped:
         setattr(module, name, value.fn)
     real = flows.engine.runners.do_shards
-    flows.engine.runners.do_shards = do_directly  # type: ignore[assignment]
+    for flow in (flows.prepare, flows.explain):
+        flow.do_shards = do_directly  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        flows.engine.runners.do_shards = real
+        for flow in (flows.prepare, flows.explain):
+            flow.do_shards = real  # type: ignore[attr-defined]
         for module, name, value in wrapped:
             setattr(module, name, value)
 
