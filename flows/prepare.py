@@ -34,14 +34,20 @@ def prepare(settings: Settings) -> str:
     run = Run(settings)
     with own_run_folder(run), open_runner(settings.scaling) as runner:
         bring_run(run)
-        source = fetch(settings)
-        ingest(run, source)
-        check(run, "source")
-        pack_images(runner, run, source.folder)
-        split(run)
-        screen_images(runner, run, source.folder)
+        folder = read_source(runner, run)
+        screen_images(runner, run, folder)
         check(run, "prepared")
     return run.address()
+
+
+def read_source(runner: TaskRunner[Any], run: Run) -> str:
+    """Fetches, lists, checks, packs and splits the images of the run's source; returns the source's folder."""
+    source = fetch(run.settings)
+    ingest(run, source)
+    check(run, "source")
+    pack_images(runner, run, source.folder)
+    split(run)
+    return source.folder
 
 
 def pack_images(runner: TaskRunner[Any], run: Run, folder: str) -> None:

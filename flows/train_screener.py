@@ -10,14 +10,10 @@ from flows.engine.gpu_slot import gpu_slot
 from flows.engine.labels import label_run
 from flows.engine.run_folders import bring_run, own_run_folder, with_run_folder
 from flows.engine.runners import open_runner
-from flows.prepare import pack_images
+from flows.prepare import read_source
 from tasks.addresses import Place
-from tasks.preparing.ingestion import ingest
-from tasks.preparing.quality import check
-from tasks.preparing.splitting import split
 from tasks.runs.run import Run
 from tasks.settings import Settings
-from tasks.sources.fetching import fetch
 from tasks.training.screener import ScreenerRecipe, fit_screener
 
 
@@ -41,13 +37,9 @@ def train_screener(
     with own_run_folder(run):
         bring_run(run)
         with open_runner(settings.scaling) as runner:
-            source = fetch(settings)
-            ingest(run, source)
-            check(run, "source")
-            pack_images(runner, run, source.folder)
-            split(run)
+            folder = read_source(runner, run)
         with gpu_slot():
-            fit_screener(run, source.folder, recipe)
+            fit_screener(run, folder, recipe)
     return str(run.folder / "screener")
 
 

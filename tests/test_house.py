@@ -118,8 +118,8 @@ KEYS = {
     "drawings.devices drawings.distractors drawings.sample training.screener_lessons training.screener_losses "
     "training.drawn_pictures training.epochs",
     "training.lungs": f"{KERAS} {DECODING} measures tables networks.augmentation networks.blocks networks.checkpoints "
-    "networks.segmenter drawings.chests drawings.devices drawings.sample training.drawn_pictures training.epochs "
-    "training.lung_lessons training.lung_quality",
+    "networks.segmenter networks.shipped drawings.chests drawings.devices drawings.sample training.drawn_pictures "
+    "training.epochs training.lung_lessons training.lung_quality",
 }
 """Beside a stage's own module, what is in its key: what shapes its result. More makes a comment cost a training."""
 

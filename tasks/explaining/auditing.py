@@ -36,7 +36,7 @@ from tasks.networks.twin import used_rows
 from tasks.pixels.masks import SURE
 from tasks.pixels.packed import PackedImages
 from tasks.pixels.window import window_place
-from tasks.records import TITLES, Facts
+from tasks.records import FOREIGN, MODEL, TITLES, Facts
 from tasks.runs.artifacts import show_table
 from tasks.runs.run import Run
 from tasks.runs.stages import stage_task
@@ -83,16 +83,17 @@ def require_passed(run: Run) -> None:
     Raises:
         AuditError: If it did.
     """
-    refuse_failed(read_audit(run.folder).verdict.model, run.settings.auditing, run.address("report/index.html"))
+    report = run.address("report/index.html")
+    refuse_failed(read_audit(run.folder).verdict.model, run.settings.auditing, report, MODEL)
 
 
-def refuse_failed(verdict: NetworkVerdict, auditing: AuditingSettings, report: str) -> None:
+def refuse_failed(verdict: NetworkVerdict, auditing: AuditingSettings, report: str, name: str = FOREIGN) -> None:
     """Raises AuditError where a network failed a part that ``fail_on`` names; ``report`` is where it is written up."""
     failed = [part for part in verdict.failed if part in auditing.fail_on]
     if failed:
         raise AuditError(
-            f"auditing.fail_on: the model failed {' and '.join(failed)}; the report in {report} says by how much, and "
-            "the run is not sealed"
+            f"auditing.fail_on: {TITLES[name]} failed {' and '.join(failed)}; the report in {report} says by how much"
+            + (", and the run is not sealed" if name == MODEL else "")
         )
 
 

@@ -14,16 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import RunError
-from tasks.files import REPOSITORY
 from tasks.networks.blocks import convolve, go_down_and_up
 from tasks.networks.files import load_network
 from tasks.networks.keras_backend import keras
 from tasks.networks.normalisation import Standardise, draw_kernels
+from tasks.networks.shipped import SHIPPED
 from tasks.pixels.greys import SIDE_PX, to_float
 
 layers, ops = keras.layers, keras.ops
 
-SHIPPED_SEGMENTER = REPOSITORY / "data" / "lungs"
 LOGITS_SIDE_PX = 112
 WIDTHS = (24, 48, 96, 80)
 STYLE_UNIT = 0.03
@@ -94,7 +93,7 @@ def segment_pixels(model: keras.Model, packed: NDArray[np.uint8], batch_size: in
         yield np.round(lungs[..., 0] * 255).astype(np.uint8)
 
 
-def load_segmenter(folder: Path = SHIPPED_SEGMENTER) -> keras.Model:
+def load_segmenter(folder: Path = SHIPPED["segmenter"]) -> keras.Model:
     """Loads a segmenter after checking its checksum.
 
     Raises:

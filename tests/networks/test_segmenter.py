@@ -14,7 +14,8 @@ import pytest
 from tasks.errors import RunError
 from tasks.files import sha256_of_file
 from tasks.networks.files import save_network
-from tasks.networks.segmenter import SHIPPED_SEGMENTER, build_segmenter, load_segmenter, segment_pixels
+from tasks.networks.segmenter import build_segmenter, load_segmenter, segment_pixels
+from tasks.networks.shipped import SHIPPED
 from tasks.preparing.patients import find_patients
 from tasks.preparing.splitting import patient_rank
 from tasks.settings import SplittingSettings
@@ -24,7 +25,7 @@ from tasks.training.lung_quality import measure_dice
 
 @pytest.fixture(scope="module")
 def shipped() -> keras.Model:
-    return load_segmenter(SHIPPED_SEGMENTER)
+    return load_segmenter(SHIPPED["segmenter"])
 
 
 def segment(model: keras.Model, packed: np.ndarray) -> np.ndarray:
@@ -61,11 +62,11 @@ def test_a_folder_without_a_segmenter_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_shipped_segmenter_is_small_and_its_card_is_about_it() -> None:
-    card = json.loads((SHIPPED_SEGMENTER / "card.json").read_text())
-    model = SHIPPED_SEGMENTER / "model.keras"
+    card = json.loads((SHIPPED["segmenter"] / "card.json").read_text())
+    model = SHIPPED["segmenter"] / "model.keras"
     assert model.stat().st_size <= 2e6
     assert card["model_sha256"] == sha256_of_file(model)
-    parts = pd.read_csv(SHIPPED_SEGMENTER / "masks.csv", dtype=str)["part"].value_counts().to_dict()
+    parts = pd.read_csv(SHIPPED["segmenter"] / "masks.csv", dtype=str)["part"].value_counts().to_dict()
     assert parts == {part: sum(kinds.values()) for part, kinds in card["masks"].items()}
 
 
@@ -82,7 +83,7 @@ def test_a_picture_of_one_grey_gives_finite_lungs(shipped: keras.Model) -> None:
 
 
 def test_no_mask_of_a_patient_in_the_default_validation_split_was_fitted_or_tuned_to(shared_data: Path) -> None:
-    part_of = pd.read_csv(SHIPPED_SEGMENTER / "masks.csv", dtype=str).set_index("sha256")["part"].to_dict()
+    part_of = pd.read_csv(SHIPPED["segmenter"] / "masks.csv", dtype=str).set_index("sha256")["part"].to_dict()
     settings = SplittingSettings()
     with zipfile.ZipFile(shared_data / "chest_xray_224.zip") as archive:
         names = [name for name in archive.namelist() if re.match(r"chest_xray/train/.*\.jpeg", name)]
