@@ -15,12 +15,12 @@ from flows.engine.run_folders import bring_run
 from tasks.addresses import Place
 from tasks.errors import SettingsError
 from tasks.explaining.auditing import refuse_failed
-from tasks.explaining.foreign import audit_network, read_network, with_settings_of_run
 from tasks.files import make_once
 from tasks.findings import read_audit
-from tasks.networks.reading import ReadAs
+from tasks.foreign.auditing import audit_network, read_network, with_settings_of_run
+from tasks.foreign.page import PAGE, write_page
+from tasks.foreign.reading import ReadAs
 from tasks.records import FOREIGN
-from tasks.reporting.foreign import PAGE, write_page
 from tasks.runs.run import Run
 from tasks.settings import Settings
 

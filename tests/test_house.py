@@ -15,7 +15,15 @@ from tasks.settings import Section, Settings
 
 ROOMS = (
     *("tasks", "tasks.pixels", "tasks.drawings", "tasks.runs", "tasks.sources", "tasks.networks", "tasks.devices"),
-    *("tasks.preparing", "tasks.training", "tasks.explaining", "tasks.publishing", "tasks.reporting", "tasks.scoring"),
+    *(
+        "tasks.preparing",
+        "tasks.training",
+        "tasks.explaining",
+        "tasks.publishing",
+        "tasks.reporting",
+        "tasks.foreign",
+        "tasks.scoring",
+    ),
     *("flows.engine", "flows", "infra"),
 )
 """From the ground up: a room imports from rooms before it only."""

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import PipelineError
-from tasks.networks.foreign import look_at, refuse_file
+from tasks.foreign.network import look_at, refuse_file
+from tasks.foreign.reading import ReadAs
 from tasks.networks.keras_backend import keras
-from tasks.networks.reading import ReadAs
 
 READ = ReadAs(scale="unit", needs="none", pneumonia="0")
 

@@ -14,9 +14,9 @@ from report_run import Page
 from flows.audit import AuditFlags, refuse_out
 from flows.engine.command_line import run_command
 from tasks.errors import PipelineError, SettingsError
-from tasks.explaining.foreign import with_settings_of_run
 from tasks.files import REPOSITORY, read_json, write_json
 from tasks.findings import read_audit
+from tasks.foreign.auditing import with_settings_of_run
 from tasks.runs.run import Run
 from tasks.settings import Settings
 

@@ -1,6 +1,6 @@
 """The page about a network of other people: the parts of a run's report that say what a network looks at.
 
-Reads what ``tasks.explaining.foreign`` left in a folder; writes ``index.html`` beside it.
+Reads what ``tasks.foreign.auditing`` left in a folder; writes ``index.html`` beside it.
 """
 
 from datetime import UTC, datetime

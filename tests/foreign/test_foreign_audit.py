@@ -11,13 +11,13 @@ from small_run import write_run
 
 from tasks.errors import AuditError, SettingsError
 from tasks.explaining.auditing import refuse_failed
-from tasks.explaining.foreign import audit_network, check_on_validation, read_network
 from tasks.files import read_json, write_json
 from tasks.findings import NetworkVerdict, read_audit
+from tasks.foreign.auditing import audit_network, check_on_validation, read_network
+from tasks.foreign.network import ForeignNetwork
+from tasks.foreign.page import write_page
+from tasks.foreign.reading import ReadAs
 from tasks.networks.files import save_network
-from tasks.networks.foreign import ForeignNetwork
-from tasks.networks.reading import ReadAs
-from tasks.reporting.foreign import write_page
 from tasks.runs.manifest import write_manifest
 from tasks.runs.run import Run
 from tasks.settings import Settings

@@ -9,11 +9,11 @@ import pytest
 from foreign_networks import OUTPUTS, SCALES, SIDE_PX, brightness, write_keras, write_onnx
 
 from tasks.errors import PipelineError, SettingsError
-from tasks.networks import foreign
+from tasks.foreign import network as foreign
+from tasks.foreign.network import ForeignNetwork, look_at, refuse_file
+from tasks.foreign.reading import FileFacts, ReadAs, read_as
 from tasks.networks.classifier import ops, shrink
-from tasks.networks.foreign import ForeignNetwork, look_at, refuse_file
 from tasks.networks.keras_backend import keras
-from tasks.networks.reading import FileFacts, ReadAs, read_as
 from tasks.pixels.greys import to_float
 
 layers = keras.layers

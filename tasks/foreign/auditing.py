@@ -19,10 +19,10 @@ from tasks.explaining.probes import measure_auc
 from tasks.explaining.subjects import Subject, load_for_lime, load_subject, read_threshold_of
 from tasks.files import write_json
 from tasks.findings import Audit, read_metrics
+from tasks.foreign.network import ForeignNetwork, look_at, refuse_file
+from tasks.foreign.reading import ReadAs, Reading
 from tasks.measures import choose_threshold, draw_patients, format_value, measure_group, summarise
 from tasks.networks.files import check_network
-from tasks.networks.foreign import ForeignNetwork, look_at, refuse_file
-from tasks.networks.reading import ReadAs, Reading
 from tasks.networks.twin import used_rows
 from tasks.pixels.shifts import SHIFTS
 from tasks.records import FOREIGN, MODEL, TITLES, Facts

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import RunError, SettingsError
 from tasks.files import sha256_of_file
-from tasks.networks.reading import FileFacts, ReadAs, Reading, read_as
+from tasks.foreign.reading import FileFacts, ReadAs, Reading, read_as
 from tasks.pixels.greys import SIDE_PX, to_float
 
 MAX_BYTES = 2_000_000_000  # what a file of protobuf holds at most
