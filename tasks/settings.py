@@ -147,8 +147,10 @@ class SampleSettings(Section):
 
     n_images: int = Field(600, ge=40, le=20_000, description="Number of drawn images over all splits.")
     side_px: int = Field(256, ge=128, le=1024, description="Height of a drawn image, in pixels.")
-    device_effect: Literal["natural", "strong"] = Field(
-        "natural", description="'strong' plants a device shortcut in the training images; for testing the audit."
+    device_effect: Literal["natural", "strong", "over_lungs", "outside_lungs"] = Field(
+        "natural",
+        description="'strong' plants a device shortcut in the training images, 'over_lungs' and 'outside_lungs' one "
+        "in that place alone; for testing the audit.",
     )
 
 

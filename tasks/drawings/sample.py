@@ -17,7 +17,7 @@ from PIL import Image
 from tasks.drawings.chests import Finding, draw_chest, finish_film, imagine_child, outline_lungs
 from tasks.drawings.devices import CONSPICUOUS, draw_devices, pick_kinds
 
-DEVICE_EFFECTS = ("natural", "strong")
+DEVICE_EFFECTS = ("natural", "strong", "over_lungs", "outside_lungs")
 MIN_IMAGES = 24
 MIN_SIDE_PX = 96
 
@@ -98,7 +98,8 @@ def write_sample(
         seed: decides everything.
         device_effect: "natural" puts devices on 59 % of the pneumonia pictures and 1 % of the normal ones in every
             split. "strong" plants a shortcut: conspicuous devices on 90 % of pneumonia and no normal picture in train
-            and val, and fainter disease everywhere; in test half of either class shows a device.
+            and val, and fainter disease everywhere; in test half of either class shows a device. "over_lungs" and
+            "outside_lungs" do so with devices of which only what lies over the lungs, or outside of them, is drawn.
 
     Raises:
         ValueError: `n_images` or `side_px` too small, or an unknown `device_effect`.
@@ -202,7 +203,7 @@ class _Namer:
 def _plan_devices(plans: list[_Plan], device_effect: str, rng: np.random.Generator) -> list[_Plan]:
     """Chooses exactly as many pictures with devices as the rates say, in each split (normal ones: in all together)."""
     chosen: set[int] = set()
-    strong = device_effect == "strong"
+    strong = device_effect != "natural"
     for split in ("train", "val", "test"):
         planted = strong and split != "test"
         sick = [index for index, plan in enumerate(plans) if plan.split == split and plan.finding != "normal"]
@@ -229,27 +230,36 @@ def _draw_plan(
     height = round(side_px * float(rng.uniform(0.88, 1.08)))
     width = round(height * float(rng.uniform(1.08, 1.45)))
     severity = _draw_severity(plan.finding, rng)
-    if device_effect == "strong":
+    strong = device_effect != "natural"
+    if strong:
         severity *= PLANTED_SEVERITY if plan.finding != "normal" else 1.0
     lungs = outline_lungs(child, (height, width), copy.deepcopy(rng))
     film = draw_chest(child, plan.finding, severity, (height, width), rng)
     reading = _Reading(lungs=lungs, confidence=int(rng.choice([2, 1, 0], p=[0.73, 0.23, 0.04])))
     if plan.has_device:
-        kinds = pick_kinds(rng)
-        strength = CONSPICUOUS if device_effect == "strong" and plan.split != "test" else 1.0
-        drawn, mask = _draw_seen(film[:, :, np.newaxis], kinds, rng, strength)
+        strength = CONSPICUOUS if strong and plan.split != "test" else 1.0
+        place = {"over_lungs": lungs, "outside_lungs": ~lungs}.get(device_effect, np.ones_like(lungs))
+        mask = np.zeros(0, np.uint8)
+        while not mask.any():  # some kinds never lie over the lungs
+            kinds = pick_kinds(rng)
+            drawn, mask = _draw_seen(film[:, :, np.newaxis], kinds, rng, strength, place)
         reading = replace(_read_device(film, drawn[:, :, 0], mask, kinds), lungs=lungs)
         film = drawn[:, :, 0]
     return np.round(finish_film(film, rng) * 255).astype(np.uint8), reading
 
 
 def _draw_seen(
-    film: NDArray[np.float32], kinds: tuple[str, ...], rng: np.random.Generator, strength: float
+    film: NDArray[np.float32],
+    kinds: tuple[str, ...],
+    rng: np.random.Generator,
+    strength: float,
+    place: NDArray[np.bool_],
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Draws devices, again until they can be seen: a reader does not see a white tube on a white spine."""
+    """Draws devices in a place, again until they can be seen: a reader does not see a white tube on a white spine."""
     enough = SEEN_PX * film.shape[0] * film.shape[1] / 256**2
     for _ in range(MAX_TRIES):
         drawn, mask = draw_devices(film, kinds, rng, strength)
+        drawn, mask = np.where(place[:, :, np.newaxis], drawn, film), np.where(place, mask, 0).astype(mask.dtype)
         if ((drawn - film)[mask > 0] > SEEN_CHANGE).sum() >= enough:
             break
     return drawn, mask

@@ -8,7 +8,6 @@ is a small U-Net that works at a quarter of the side, so that all images of a ru
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,57 +24,32 @@ layers, ops = keras.layers, keras.ops
 
 LOGITS_SIDE_PX = 112
 WIDTHS = (24, 48, 96, 80)
-STYLE_UNIT = 0.03
-"""Of the height: masks whose lower border lies further from the average than this are drawn in another style."""
-
-
-@keras.saving.register_keras_serializable("x_ray")
-class UsualStyle(keras.layers.Layer):
-    """The style that lungs are drawn in, the same number for every picture: ``(n, …)`` -> ``(n, 1)``."""
-
-    def __init__(self, style: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.style = style
-
-    def call(self, pixels: Any) -> Any:
-        """Applies the layer to a batch."""
-        return ops.full((ops.shape(pixels)[0], 1), self.style, dtype="float32")
-
-    def get_config(self) -> dict[str, Any]:
-        """What a saved model needs to build the layer again."""
-        return {**super().get_config(), "style": self.style}
 
 
 def build_core(seed: int, widths: tuple[int, ...] = WIDTHS) -> keras.Model:
     """The untrained part of the segmenter that has weights; `finish_segmenter` completes it.
-
-    People differ in how low they draw the lower border, and who draws low drew mostly the sick. A mask's style is told
-    to the network while it learns, so that it need not guess it from the picture; in use it is constant.
 
     Args:
         seed: Seed of the initial weights.
         widths: Channels at 56, 28, 14 and 7 px.
 
     Returns:
-        float32 ``(n, 224, 224, 1)`` in 0.0 to 1.0 and style ``(n, 1)``, by how much of the height the lower border is
-        drawn below the average, in units of `STYLE_UNIT` -> logits ``(n, 112, 112, 1)``.
+        float32 ``(n, 224, 224, 1)`` in 0.0 to 1.0 -> logits ``(n, 112, 112, 1)``.
     """
     kernels = draw_kernels(seed)
-    pixels, style = keras.Input((SIDE_PX, SIDE_PX, 1), name="pixels"), keras.Input((1,), name="style")
+    pixels = keras.Input((SIDE_PX, SIDE_PX, 1), name="pixels")
     x = Standardise()(layers.AveragePooling2D(SIDE_PX // LOGITS_SIDE_PX)(pixels))
-    plane = layers.UpSampling2D(LOGITS_SIDE_PX)(layers.Reshape((1, 1, 1))(style))
-    x = convolve(layers.Concatenate()([x, plane]), widths[0], kernels, kernel=5, strides=2)
+    x = convolve(x, widths[0], kernels, kernel=5, strides=2)
     to_logits = layers.Conv2DTranspose(
         1, 4, strides=2, padding="same", kernel_initializer=next(kernels), dtype="float32", name="lung_logits"
     )
-    return keras.Model([pixels, style], to_logits(go_down_and_up(x, widths, kernels)), name="core")
+    return keras.Model(pixels, to_logits(go_down_and_up(x, widths, kernels)), name="core")
 
 
-def finish_segmenter(core: keras.Model, style: float = 0.0) -> keras.Model:
-    """Completes a core for one style: ``(n, 224, 224, 1)`` -> the probability of lung at each pixel, same shape."""
+def finish_segmenter(core: keras.Model) -> keras.Model:
+    """Completes a core: ``(n, 224, 224, 1)`` -> the probability of lung at each pixel, same shape."""
     pixels = keras.Input((SIDE_PX, SIDE_PX, 1), name="pixels")
-    logits = core([pixels, UsualStyle(style, name="style")(pixels)])
-    larger = layers.UpSampling2D(SIDE_PX // LOGITS_SIDE_PX, interpolation="bilinear", dtype="float32")(logits)
+    larger = layers.UpSampling2D(SIDE_PX // LOGITS_SIDE_PX, interpolation="bilinear", dtype="float32")(core(pixels))
     return keras.Model(
         pixels, layers.Activation("sigmoid", dtype="float32", name="lungs")(larger), name="lung_segmenter"
     )

@@ -21,24 +21,22 @@ class LungLesson:
     Attributes:
         pixels: uint8 ``(n, 224, 224)``.
         lungs: uint8 ``(n, 224, 224)``, 255 where lung is.
-        styles: float32 ``(n,)``, of the masks; see ``tasks.networks.segmenter.build_core``.
     """
 
     pixels: NDArray[np.uint8]
     lungs: NDArray[np.uint8]
-    styles: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def feed(self, rows: NDArray[Any]) -> list[NDArray[np.float32]]:
         """The inputs of the trainer for some rows."""
-        return [to_float(self.pixels[rows]), to_float(self.lungs[rows]), self.styles[rows, None]]
+        return [to_float(self.pixels[rows]), to_float(self.lungs[rows])]
 
     def join(self, other: "LungLesson", rows: NDArray[Any]) -> "LungLesson":
         """This lesson, and behind it some rows of another one."""
-        fields = self.__dataclass_fields__
-        return LungLesson(*(np.concatenate([getattr(self, name), getattr(other, name)[rows]]) for name in fields))
+        pairs = ((self.pixels, other.pixels), (self.lungs, other.lungs))
+        return LungLesson(*(np.concatenate([mine, theirs[rows]]) for mine, theirs in pairs))
 
 
 @keras.saving.register_keras_serializable("x_ray")
@@ -64,14 +62,12 @@ def build_lung_trainer(core: keras.Model, seed: int) -> keras.Model:
     Nothing is mirrored: the two lungs differ, and a mirrored chest is another finding.
 
     Returns:
-        A model from ``pixels`` and ``lungs`` ``(n, 224, 224, 1)`` and ``styles`` ``(n, 1)`` to the loss of each
-        picture, ``(n, 1)``.
+        A model from ``pixels`` and ``lungs`` ``(n, 224, 224, 1)`` to the loss of each picture, ``(n, 1)``.
     """
     pixels, lungs = (keras.Input((SIDE_PX, SIDE_PX, 1), name=name) for name in ("pixels", "lungs"))
-    styles = keras.Input((1,), name="styles")
     together = layers.Concatenate()([pixels, lungs])
     together = FramingShift(degrees=10.0, scale=0.15, shift=0.06, seed=seed + 1)(together)
     picture = ExposureShift(gamma=0.5, curve=0.5, tilt=0.2, seed=seed + 2)(together[..., :1])
     truth = layers.AveragePooling2D(SIDE_PX // LOGITS_SIDE_PX)(together[..., 1:])
-    loss = LungLoss(dtype="float32")([core([picture, styles]), truth])
-    return keras.Model([pixels, lungs, styles], loss, name="lung_trainer")
+    loss = LungLoss(dtype="float32")([core(picture), truth])
+    return keras.Model([pixels, lungs], loss, name="lung_trainer")

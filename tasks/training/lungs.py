@@ -4,8 +4,7 @@ Reads ``manifest.parquet``, the packed arrays, and masks with their table; write
 ``model.keras``, ``model.sha256``, ``history.csv``, ``masks.csv`` (which image's mask served for what) and
 ``card.json``. Patients are kept apart: those of the validation split are only reported on, so that validation stays a
 judge of what is built on the lungs; of the others some tune the recipe, and the rest is fitted to. How low
-people draw the lower border goes with the class: masks that are far off are not fitted to, and of the others the
-network is told how low they are drawn.
+people draw the lower border goes with the class: masks that are far off are not fitted to.
 """
 
 import hashlib
@@ -174,19 +173,18 @@ def train_lungs(masked: MaskedImages, recipe: LungRecipe, seed: int, folder: Pat
     Raises:
         SettingsError: If an epoch has fewer pictures than a batch.
     """
-    from tasks.networks.segmenter import STYLE_UNIT, build_core, finish_segmenter, segment_pixels
+    from tasks.networks.segmenter import build_core, finish_segmenter, segment_pixels
     from tasks.training.lung_lessons import LungLesson, build_lung_trainer
 
     fitted, tuned = masked.part("fit"), masked.part("tune")
-    usual = usual_style(fitted.rows)
-    lesson = LungLesson(fitted.pixels, fitted.lungs, fitted.rows["shift"].to_numpy(np.float32) / STYLE_UNIT)
+    lesson = LungLesson(fitted.pixels, fitted.lungs)
     n_shown = len(lesson) + recipe.n_chests_shown
     course = start_course(
         recipe, seed, n_shown, folder, lambda: build_lung_trainer(build_core(seed, recipe.widths), seed)
     )
-    segmenter = finish_segmenter(course.trainer.get_layer("core"), usual)
+    segmenter = finish_segmenter(course.trainer.get_layer("core"))
     pixels, lungs, _ = draw_pictures(recipe.n_chests, seed + 1_000, "lungs")
-    chests = LungLesson(pixels, lungs, np.full(len(pixels), usual, np.float32))
+    chests = LungLesson(pixels, lungs)
 
     def segment(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.concatenate(list(segment_pixels(segmenter, pixels)))
@@ -207,15 +205,8 @@ def train_lungs(masked: MaskedImages, recipe: LungRecipe, seed: int, folder: Pat
     found = measure_dice(segment(pixels), lungs)
     figures["drawn"] = {"n": len(found), "dice": round(float(found.mean()), 4), "lowest": round(float(found.min()), 4)}
     card = course.describe("flows.train_lungs --source SOURCE --masks MASKS --table TABLE")
-    card |= count_masks(masked.rows) | {"style": round(usual, 4), "figures": figures}
+    card |= count_masks(masked.rows) | {"figures": figures}
     return {"card": course.finish(segmenter, card, masked.rows, "masks.csv")}
-
-
-def usual_style(rows: pd.DataFrame) -> float:
-    """The style to draw in: the mean over the classes, so that it does not go with how many images a class has."""
-    from tasks.networks.segmenter import STYLE_UNIT
-
-    return float(rows.groupby("subtype")["shift"].mean().mean() / STYLE_UNIT)
 
 
 def count_masks(rows: pd.DataFrame) -> Facts:

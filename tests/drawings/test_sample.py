@@ -231,3 +231,14 @@ def test_wrong_settings_are_refused_by_name_before_anything_is_written(
     with pytest.raises(ValueError, match=named):
         write_sample(tmp_path / "root", tmp_path / "truth", **settings)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device_effect", ["over_lungs", "outside_lungs"])
+def test_a_planted_device_lies_in_its_place_alone(tmp_path: Path, device_effect: str) -> None:
+    sample = draw(tmp_path, n_images=40, device_effect=device_effect)
+    with_device = [path for path, row in sample.truth.items() if row["device"] == "1"]
+    assert len(with_device) > 10
+    for path in with_device:
+        device = np.asarray(Image.open(sample.masks / f"{path}.png")) > 0
+        lungs = np.asarray(Image.open(tmp_path / "truth" / "lungs" / f"{path}.png"))
+        assert device.any() and (lungs[device] == (device_effect == "over_lungs")).all()

@@ -16,7 +16,7 @@ def test_a_network_trained_on_a_planted_shortcut_is_caught_and_the_screened_one_
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     environment["PREFECT_HOME"] = str(tmp_path / "prefect")  # its temporary server, beside nobody else's
     done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.audit", "7"],
+        [sys.executable, "-m", "tests.benchmarks.audit", "strong", "7"],
         cwd=REPOSITORY,
         env=environment,
         capture_output=True,

@@ -147,9 +147,7 @@ def work(*_):
         with Path(sys.argv[3], "record.txt").open("a") as stream:
             stream.write(sys.argv[2])
         time.sleep(0.05)
-flow.bring_run = flow.ingest = flow.fit_screener = work
-flow.fetch = lambda *_: SimpleNamespace(folder="")
-flow.check = flow.split = flow.pack_images = lambda *_: None
+flow.bring_run = flow.read_source = flow.fit_screener = work
 def do():
     flow.train_screener.fn(Settings(run_dir=sys.argv[3]))
 """

@@ -141,16 +141,13 @@ def test_a_batch_larger_than_an_epoch_is_refused(masked: MaskedImages, tmp_path:
 
 
 def test_a_lesson_is_joined_with_some_rows_of_another_and_feeds_what_it_holds() -> None:
-    one = LungLesson(np.full((2, 224, 224), 51, np.uint8), np.zeros((2, 224, 224), np.uint8), np.zeros(2, np.float32))
-    other = LungLesson(
-        np.full((3, 224, 224), 102, np.uint8), np.full((3, 224, 224), 255, np.uint8), np.ones(3, np.float32)
-    )
+    one = LungLesson(np.full((2, 224, 224), 51, np.uint8), np.zeros((2, 224, 224), np.uint8))
+    other = LungLesson(np.full((3, 224, 224), 102, np.uint8), np.full((3, 224, 224), 255, np.uint8))
     joined = one.join(other, np.array([2]))
-    pixels, lungs, styles = joined.feed(np.array([0, 2]))
+    pixels, lungs = joined.feed(np.array([0, 2]))
     assert len(joined) == 3
     np.testing.assert_allclose(pixels[:, 0, 0, 0], [0.2, 0.4])
     np.testing.assert_allclose(lungs[:, 0, 0, 0], [0.0, 1.0])
-    np.testing.assert_allclose(styles, [[0.0], [1.0]])
 
 
 def test_overlap_and_lower_border_are_those_counted_by_hand() -> None:
