@@ -51,8 +51,10 @@ class LungRecipe(CourseRecipe):
         max_length=4,  # below 7 px, halving and doubling no longer meet
         description="Channels of the network at 56 px, 28 px and so on, halving.",
     )
-    n_chests: int = Field(1_500, ge=40, le=10**6, description="Drawn chests in all.")
-    n_chests_shown: int = Field(500, ge=0, le=10**6, description="Drawn chests in an epoch.")
+    batch_size: int = Field(16, ge=1, le=4_096, description="Images in one optimisation step.")
+    learning_rate: float = Field(2.5e-3, gt=0, le=1, description="Peak learning rate of the cosine schedule (AdamW).")
+    n_chests: int = Field(400, ge=40, le=10**6, description="Drawn chests in all.")
+    n_chests_shown: int = Field(250, ge=0, le=10**6, description="Drawn chests in an epoch.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -414,3 +414,21 @@ def test_the_flow_is_deployed_on_demand_with_its_parameters_as_a_form() -> None:
     assert [(each["name"], each["work_pool"]["name"]) for each in ours] == [("on-demand", "cpu")]
     assert (score.name, score.parameters.required) == ("score", ["images", "out"])
     assert set(score.parameters.properties) == {"images", "out", "strict", "settings"}
+
+
+def test_with_labels_figures_lie_beside_the_scores_and_a_table_of_other_images_is_refused_first(
+    run: Path, screener: Path, folder: Path, scored: dict[str, bytes], tmp_path: Path
+) -> None:
+    lines = [f"{name},{i % 2},ward {i % 3}" for i, name in enumerate([*scored, "cut.png", "noise.png"])]
+    labels, out = tmp_path / "labels.csv", tmp_path / "out" / "scores.csv"
+    labels.write_text("\n".join(["path,label,group", *lines]))
+    given = ["--run-dir", run, "--images", folder, "--screening.screener", screener, "--labels", labels]
+    assert run_score(*given, "--out", out) == 0
+    found = json.loads((tmp_path / "out" / "scores.metrics.json").read_text())
+    counts = ("n_unread", "n_refused", "n_unlabelled", "n_no_patient")
+    assert [found[name] for name in counts] == [1, 1, len(UNLIKE | UNREADABLE) - 2, N_SCORED + 2]
+    assert found["all"]["n"] == N_SCORED + 1 and found["answered"]["n"] == N_SCORED
+    assert sum(group["n"] for group in found["by_group"].values()) == N_SCORED
+    labels.write_text("path,label\na/00.jpeg,ill\n")
+    assert run_score(*given, "--out", tmp_path / "none.csv") == 2
+    assert not (tmp_path / "none.csv").exists()
