@@ -77,8 +77,9 @@ def mark(image: np.ndarray) -> None:
 
 def measure(run: Run) -> dict[str, object]:
     """How far the mark moves normal validation images; ``shift`` is a share of the gap between the classes."""
-    rows = used_rows(run.manifest())
-    rows = rows[rows["split"] == "val"].reset_index(drop=True)
+    manifest = run.manifest()
+    used = used_rows(manifest).query("split == 'val'")["image_id"]
+    rows = manifest[manifest["image_id"].isin(used)].reset_index(drop=True)
     packed = run.images().read(list(rows["image_id"])).copy()
     subject = load_subject(run.folder, "model", packed)
     for image in packed:
