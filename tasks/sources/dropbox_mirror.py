@@ -82,7 +82,7 @@ def fetch_dropbox_folder(address: str, folder: Path, settings: IngestionSettings
         _remove_files(files, vanished, shown)
         with room_in(place, sum(remote[name].size for name in new)):
             get = partial(_ask, shown, client.files_download_to_file)
-            _fetch_files(get, {name: remote[name] for name in new}, files, place / "parts", settings.n_connections)
+            _fetch_files(get, {name: remote[name] for name in new}, files, place / "parts", settings)
         write_json(place / "index.json", {n: [file.content_hash, *_stamp(files / n)] for n, file in remote.items()})
         print(f"{shown}: {len(new):,} files fetched, {len(remote) - len(new):,} unchanged and not fetched again")
         return files / next(iter(remote)) if is_file else files
@@ -130,7 +130,11 @@ def read_token(settings: IngestionSettings) -> str:
 
 
 def _fetch_files(
-    get: Callable[[str, str], Any], wanted: Mapping[str, RemoteFile], files: Path, parts: Path, n_connections: int
+    get: Callable[[str, str], Any],
+    wanted: Mapping[str, RemoteFile],
+    files: Path,
+    parts: Path,
+    settings: IngestionSettings,
 ) -> None:
     """Fetches files, some at a time; a failed one does not stop the others until as many failed as run at a time."""
     shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed
@@ -138,17 +142,18 @@ def _fetch_files(
 
     def fetch(name: str) -> int:
         part = parts / hashlib.sha256(name.encode()).hexdigest()
-        try:
-            _get_checked(get, wanted[name], part)
-        except OutsideError:
-            if not part.exists():  # no content came, after the package's own retries
-                raise
-            _get_checked(get, wanted[name], part)
+        for left in reversed(range(settings.tries)):
+            try:
+                _get_checked(get, wanted[name], part)
+                break
+            except OutsideError:
+                if not left or not part.exists():  # no content came, after the retries below
+                    raise
         (files / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(part, files / name)
         return wanted[name].size
 
-    n_bytes, failed = 0, list[OutsideError]()
+    n_bytes, failed, n_connections = 0, list[OutsideError](), settings.n_connections
     show, total = show_bytes("Dropbox: fetched"), sum(file.size for file in wanted.values())
     with ThreadPoolExecutor(n_connections, "dropbox") as pool:
         waiting: set[Future[int]] = {pool.submit(fetch, name) for name in wanted}

@@ -17,7 +17,7 @@ import tasks  # noqa: F401  sets Prefect's environment before anything imports P
 EFFECTS = ("strong", "over_lungs", "outside_lungs")
 SEEDS = (1, 2, 3, 4, 5)
 PLANTED = {
-    "training": {"n_models": 1},
+    "training": {"n_models": 1, "epochs": 14},
     "explanation": {"n_images": 12, "n_repeated": 0},
     "auditing": {"compare_unfiltered": True},
 }

@@ -388,7 +388,7 @@ def test_a_table_in_the_run_folder_is_replaced_whole_or_not_at_all(
 def test_dashes_underscores_and_a_bare_strict_are_understood() -> None:
     flags = ["--run_dir", "r", "--images", "a_b", "--strict", "--out", "c-d"]
     settings, own = read_own_flags(flags, "x", ScoreFlags)
-    assert own == {"images": "a_b", "out": "c-d", "strict": True}
+    assert own == {"images": "a_b", "out": "c-d", "strict": True, "labels": None}
     assert settings.run_dir == "r"
 
 
@@ -413,7 +413,7 @@ def test_the_flow_is_deployed_on_demand_with_its_parameters_as_a_form() -> None:
     ours = [each for each in deployments if each["entrypoint"] == "flows/score.py:score"]
     assert [(each["name"], each["work_pool"]["name"]) for each in ours] == [("on-demand", "cpu")]
     assert (score.name, score.parameters.required) == ("score", ["images", "out"])
-    assert set(score.parameters.properties) == {"images", "out", "strict", "settings"}
+    assert set(score.parameters.properties) == {"images", "out", "strict", "labels", "settings"}
 
 
 def test_with_labels_figures_lie_beside_the_scores_and_a_table_of_other_images_is_refused_first(

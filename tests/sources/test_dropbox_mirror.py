@@ -130,11 +130,11 @@ def test_a_single_zip_whose_body_is_cut_is_asked_for_once_more_and_never_again(
 
 
 @pytest.mark.parametrize("fault", [Fault(cut=0.6), Fault(cut=0.6, reset=True), Fault(length_is_off_by=-1000)])
-def test_a_body_that_is_cut_twice_leaves_no_file_and_the_task_tries_again(
+def test_a_body_that_is_cut_at_every_try_leaves_no_file_and_the_task_tries_again(
     server: DropboxServer, tmp_path: Path, fault: Fault
 ) -> None:
     content = server.private["/chest.zip"] = zip_bytes(1_000_000)
-    server.faults = [fault] * 2
+    server.faults = [fault] * 3  # as many as there are tries
     failed(server, tmp_path, "dropbox:/chest.zip")
     assert files_in(tmp_path) == []
     assert fetch(server, tmp_path, "dropbox:/chest.zip").read_bytes() == content
