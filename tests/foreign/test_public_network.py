@@ -12,7 +12,7 @@ from tasks.files import REPOSITORY
 from tasks.findings import read_audit
 
 PACKAGE = "pneumonia-model-package==0.3.0"
-N_IMAGES = 180
+N_IMAGES = 120
 CHEAP = {
     "splitting": {"val_fraction": 0.45},
     "training": {"n_models": 1, "epochs": 1, "width": 4},
@@ -50,7 +50,7 @@ def take_part(source: Path, target: Path) -> None:
     )
     with zipfile.ZipFile(source) as whole, zipfile.ZipFile(target, "w") as part:
         for name in sorted(whole.namelist()):
-            folder = "/".join(name.split("/")[-3:-1])
+            folder = name.removeprefix("chest_xray/").rpartition("/")[0]
             if name.endswith(".jpeg") and left.get(folder, 0):
                 left[folder] -= 1
                 part.writestr(name, whole.read(name))
@@ -63,7 +63,7 @@ def test_a_public_network_that_reads_around_the_lungs_is_caught(
     places = {"run_dir": tmp_path / "run", "storage": {"cache": tmp_path / "cache", "raw": tmp_path / "raw"}}
     take_part(shared_data / "chest_xray_224.zip", tmp_path / "part.zip")
     run_module("flows.pipeline", to_flags(CHEAP | places | {"source": tmp_path / "part.zip"}))
-    run_module("flows.audit", to_flags(places | READ | {"model": xception, "out": tmp_path / "out"}))
+    run_module("flows.audit", to_flags(places | READ | {"model": xception, "out": tmp_path / "out", "threshold": 0.5}))
     found = read_audit(tmp_path / "out")
     assert found.network["side"] == 150 and found.network["channels"] == 3
     auc = found.performance["foreign"].auc
