@@ -6,10 +6,22 @@ case, or relative to another folder. What still fits no image is counted, and re
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from tasks.errors import TableError
+
+
+class HasPath(Protocol):
+    """A row of a table that names an image."""
+
+    @property
+    def path(self) -> str:
+        """Of the image."""
+
+
+Row = TypeVar("Row", bound=HasPath)
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,40 @@ def accept_match(match: Match, table: str, images: Collection[str], max_unmatche
         )
     missed = f"{n_missed:,} of {n:,} paths name no file of the source, {n_other:,} name files that are not used"
     return f"{table}: {missed}{example}" if example else ""
+
+
+def match_rows(
+    rows: Collection[Row],
+    table: str,
+    images: Collection[str],
+    max_unmatched: float,
+    left_out: Collection[str] = (),
+    warn: Callable[[str], None] = print,
+) -> dict[str, Row]:
+    """The row of each image, of a table that has one line per image; its order is the table's.
+
+    Args:
+        rows: Those of the table.
+        table: The table in messages, ``setting: file``.
+        images: Paths of the images.
+        max_unmatched: Largest accepted share of its paths that name no file.
+        left_out: Names of the source's other files.
+        warn: Called with the sentence to warn of, if there is one.
+
+    Raises:
+        TableError: If it lists an image twice, or as ``accept_match``.
+    """
+    match = match_paths((row.path for row in rows), images, left_out)
+    if warning := accept_match(match, table, images, max_unmatched):
+        warn(warning)
+    found: dict[str, Row] = {}
+    for row in rows:
+        if (image := match.images.get(row.path)) is None:
+            continue
+        if image in found:
+            raise TableError(f"{table} lists {image!r} twice; keep one line")
+        found[image] = row
+    return found
 
 
 def plain_path(path: str) -> str:

@@ -356,12 +356,12 @@ class AuditingSettings(Section):
     max_outside_auc: float = Field(
         0.75, ge=0.5, le=1, description="Largest accepted AUC where only the outside of the lung window is left."
     )
-    max_lungs_loss: float = Field(
-        0.1,
-        gt=0,
+    min_lungs_gain: float = Field(
+        0.0,
+        ge=0,
         le=1,
-        description="Largest accepted loss of AUC where nothing but the lungs is left; a network that never saw a "
-        "blank surround loses some for that alone, one that reads the surround much more.",
+        description="Smallest accepted gain in AUC where nothing but the lungs is left over where they are covered; a "
+        "network that reads lungs knows more from them than from all the rest.",
     )
     max_lungs_removed_auc: float = Field(
         0.66,

@@ -34,6 +34,18 @@ NO_LETTER = re.compile(rb"[\x80-\xbf\xd7\xf7]")
 Device = Annotated[Literal[0, 1], BeforeValidator(lambda text: {"0": 0, "1": 1}.get(text, text))]
 """A person's reading of an image: 1 device, 0 none."""
 
+LABELS = {"0": 0, "normal": 0, "1": 1, "pneumonia": 1}
+
+
+def _read_label(word: str) -> int:
+    if word.lower() not in LABELS:
+        raise ValueError("it should be 0, 1, normal or pneumonia")
+    return LABELS[word.lower()]
+
+
+Label = Annotated[int, BeforeValidator(_read_label)]
+"""The class of an image, by number or name: 0 normal, 1 pneumonia."""
+
 Row = TypeVar("Row")
 Lines = Iterator[tuple[int, list[str]]]
 """Number of a line or row in the file, and its cells."""
@@ -49,6 +61,14 @@ UNKNOWN = re.compile(
 def blank_unknown(text: str) -> str:
     """A cell without spaces around it; empty where it says that nothing is known."""
     return "" if UNKNOWN.fullmatch(text.strip()) else text.strip()
+
+
+def list_rows(path: Path, setting: str, model: Callable[..., Row]) -> list[Row]:
+    """The rows of a table of images, as ``read_rows``; TableError also where it lists none."""
+    rows = list(read_rows(path, setting, model))
+    if not rows:
+        raise TableError(f"{setting}: {path} lists no image; add a line per image")
+    return rows
 
 
 def read_rows(path: Path, setting: str, model: Callable[..., Row]) -> Iterator[Row]:

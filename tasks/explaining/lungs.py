@@ -27,8 +27,9 @@ def ask_lungs(scene: Scene, subject: Subject, n_bootstrap: int, seed: int) -> Fa
     Returns:
         ``lungs_only``; ``lungs_removed``; ``other_lungs_removed``, the control, where the lungs of another child are
         covered, because a hole tells something by its shape; ``lungs_loss``, AUC of the whole images less that of the
-        lungs only; ``hole_gain``, AUC without the lungs less that of the control; each with ``n``. And ``lungs_share``
-        of the picture, and ``n_no_lungs``, images that are left out.
+        lungs only; ``lungs_gain``, AUC of the lungs only less that without them; ``hole_gain``, AUC without the lungs
+        less that of the control; each with ``n``. And ``lungs_share`` of the picture, and ``n_no_lungs``, images that
+        are left out.
     """
     places = widen_lungs(scene.lungs)
     at = find_lungs(places)
@@ -36,7 +37,7 @@ def ask_lungs(scene: Scene, subject: Subject, n_bootstrap: int, seed: int) -> Fa
     facts: Facts = {"n_no_lungs": int((~at).sum())}
     if not len(rows):
         nothing = {"value": None, "low": None, "high": None, "reason": NO_LUNGS, "n": 0}
-        return facts | dict.fromkeys((*VIEWS, "lungs_loss", "hole_gain"), nothing)
+        return facts | dict.fromkeys((*VIEWS, "lungs_loss", "lungs_gain", "hole_gain"), nothing)
     weights = draw_patients(rows["group_id"], n_bootstrap, seed)
     others = pick_others(rows["group_id"], seed)
     views = [~places, places] if others is None else [~places, places, places[others]]
@@ -46,6 +47,7 @@ def ask_lungs(scene: Scene, subject: Subject, n_bootstrap: int, seed: int) -> Fa
     }
     drawn.setdefault(VIEWS[2], np.full(len(weights), np.nan))
     drawn["lungs_loss"] = measure_auc(rows, subject.probability[at], weights) - drawn["lungs_only"]
+    drawn["lungs_gain"] = drawn["lungs_only"] - drawn["lungs_removed"]
     drawn["hole_gain"] = drawn["lungs_removed"] - drawn["other_lungs_removed"]
     why = "a class is missing" if rows["label"].nunique() < 2 else "all images are of one child"
     found = {name: summarise(values, why) | {"n": len(rows)} for name, values in drawn.items()}

@@ -106,7 +106,13 @@ RULES = (
     ),
     Rule("removal", "pneumonia missed without its device", _change("filled", "pneumonia", "net_flips"), "max_flips"),
     Rule("blanked", "AUC from outside of the lung window alone", _plain("outside"), "max_outside_auc"),
-    Rule("blanked", "loss of AUC with nothing but the lungs left", _counted("lungs_loss"), "max_lungs_loss"),
+    Rule(
+        "blanked",
+        "AUC from the lungs alone above that without them",
+        _counted("lungs_gain"),
+        "min_lungs_gain",
+        at_most=False,
+    ),
     Rule("blanked", "AUC with the lungs covered", _counted("lungs_removed"), "max_lungs_removed_auc"),
     Rule(
         "blanked",

@@ -18,9 +18,9 @@ from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
 from tasks.addresses import is_archive
-from tasks.errors import SourceError, TableError
+from tasks.errors import SourceError
 from tasks.files import open_source
-from tasks.matching import accept_match, match_paths
+from tasks.matching import match_rows
 from tasks.pixels.content import HEAD_BYTES, UndecodableError, is_picture, refuse_bytes, suggests_picture
 from tasks.pixels.decoding import choose_bits, in_turn, read_header
 from tasks.pixels.dicom import describe_dicom
@@ -43,7 +43,7 @@ from tasks.sources.layout import (
     find_subtypes,
     refuse_missing_classes,
 )
-from tasks.tables import blank_unknown, read_rows
+from tasks.tables import Label, blank_unknown, list_rows
 
 MANY_FOLDERS = 20
 """More different folders than this below the class folders are patients or series rather than classes."""
@@ -253,7 +253,7 @@ class IndexRow:
     """A row of ``index.csv``."""
 
     path: str
-    label: Annotated[Literal["0", "1", "normal", "pneumonia"], BeforeValidator(str.lower)]
+    label: Label
     patient_id: Annotated[str, BeforeValidator(blank_unknown)]
     subtype: Annotated[
         Literal["", "normal", "bacteria", "virus", "unknown"],
@@ -285,29 +285,20 @@ def read_index_table(
         TableError: On missing columns, unknown values, too many paths that fit no image, or one that fits two or is
             listed twice.
     """
-    listed = list(read_rows(path, "index.csv", IndexRow))
-    if not listed:
-        raise TableError(f"index.csv: {path} lists no image; add a line per image")
-    match = match_paths((row.path for row in listed), images, left_out)
-    if warning := accept_match(match, f"index.csv: {path}", images, max_unmatched):
-        warn(warning)
+    listed = list_rows(path, "index.csv", IndexRow)
+    matched = match_rows(listed, f"index.csv: {path}", images, max_unmatched, left_out, warn)
     warn_of_spellings({row.patient_id for row in listed}, warn)
-    rows: dict[str, Facts] = {}
-    for row in listed:
-        image = match.images.get(row.path)
-        if image is None:
-            continue
-        if image in rows:
-            raise TableError(f"index.csv: {path} lists {image!r} twice; keep one line")
-        label = int(row.label in ("1", "pneumonia"))
-        rows[image] = {
+    rows = [
+        {
             "path": image,
             "source_split": row.split or (splits.pop() if len(splits := find_splits(image)) == 1 else ""),
-            "label": label,
-            "subtype": row.subtype or subtype_of(PurePosixPath(image).name, label),
+            "label": row.label,
+            "subtype": row.subtype or subtype_of(PurePosixPath(image).name, row.label),
             "patient_id": row.patient_id or pd.NA,
         }
-    return fill_splits(pd.DataFrame(list(rows.values())), warn)
+        for image, row in matched.items()
+    ]
+    return fill_splits(pd.DataFrame(rows), warn)
 
 
 def warn_of_spellings(patients: set[str], warn: Callable[[str], None]) -> None:

@@ -27,11 +27,11 @@ SIGNS = {"positive": "for pneumonia", "negative": "against it"}
 PLACES = {"over_lungs": "over the lungs", "elsewhere": "elsewhere"}
 SAYS = {
     ("holds", "holds"): "{} reads the lungs.",
-    ("holds", "fails"): "The lungs are enough for {}, but it also reads what is around them.",
-    ("fails", "holds"): "{} needs more than the lungs to do its best, though it knows little without them.",
-    ("fails", "fails"): "{} reads what is around the lungs.",
+    ("holds", "fails"): "{} reads the lungs, but also what is around them.",
+    ("fails", "holds"): "{} knows little from the lungs, and little without them.",
+    ("fails", "fails"): "{} reads what is around the lungs better than the lungs.",
 }
-"""By the outcome of the rules on the loss with nothing but the lungs, and on the AUC without them."""
+"""By the outcome of the rules on what the lungs alone tell more than the rest, and on the AUC without them."""
 
 
 def describe_lungs(audit: Audit, names: Sequence[str], heads: Sequence[str]) -> Facts | None:
@@ -72,7 +72,7 @@ def say_lungs(blanked: Facts, verdict: NetworkVerdict, who: str) -> str:
     if only["value"] is None or whole["value"] is None:
         return f"What {who.lower()} knows from the lungs could not be measured: {only.get('reason', 'no AUC')}."
     found = {rule["setting"]: rule["outcome"] for rule in verdict.rules}
-    outcomes = tuple(found.get(f"auditing.{name}", "") for name in ("max_lungs_loss", "max_lungs_removed_auc"))
+    outcomes = tuple(found.get(f"auditing.{name}", "") for name in ("min_lungs_gain", "max_lungs_removed_auc"))
     first = SAYS.get((outcomes[0], outcomes[1]), "It is not clear how much of what {} knows comes from the lungs.")
     if whole["low"] <= 0.5:  # what knows nothing loses nothing
         first = "{} is not seen to tell pneumonia from normal, with or without the lungs."

@@ -5,22 +5,21 @@ Reads a table of scores and a table ``path,label`` with, where known, ``patient_
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import pandas as pd
 from prefect import task
 from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
-from tasks.errors import TableError
 from tasks.files import write_json
-from tasks.matching import accept_match, match_paths
+from tasks.matching import match_rows
 from tasks.measures import format_value, measure_calibration, measure_group
 from tasks.records import UNKNOWN, Facts
 from tasks.runs.places import Place
 from tasks.scoring.scores import read_threshold
 from tasks.settings import Settings
-from tasks.tables import blank_unknown, read_rows
+from tasks.tables import Label, blank_unknown, list_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +27,14 @@ class LabelRow:
     """A row of a table of labels, the columns as in ``index.csv``; ``group`` is a ward, a machine, a year."""
 
     path: str
-    label: Annotated[Literal["0", "1", "normal", "pneumonia"], BeforeValidator(str.lower)]
+    label: Label
     patient_id: Annotated[str, BeforeValidator(blank_unknown)] = ""
     group: Annotated[str, BeforeValidator(blank_unknown)] = ""
 
 
 def read_labels(labels: str) -> list[LabelRow]:
-    """The rows of a table of labels.
-
-    Raises:
-        TableError: If it is no such table, or lists nothing.
-    """
-    rows = list(read_rows(Path(labels), "labels", LabelRow))
-    if not rows:
-        raise TableError(f"labels: {labels} lists no image; add a line per image")
-    return rows
+    """The rows of a table of labels; see ``list_rows``."""
+    return list_rows(Path(labels), "labels", LabelRow)
 
 
 @task(name="measure against labels")
@@ -76,25 +68,18 @@ def join_labels(rows: list[LabelRow], labels: str, scores: pd.DataFrame, max_unm
     Raises:
         TableError: If too many rows name no scored image, or two name the same.
     """
-    images = list(scores["path"])
-    match = match_paths((row.path for row in rows), images)
-    if warning := accept_match(match, f"labels: {labels}", images, max_unmatched):
-        print(f"warning: {warning}")
-    known: dict[str, Facts] = {}
-    for row in rows:
-        if (image := match.images.get(row.path)) is None:
-            continue
-        if image in known:
-            raise TableError(f"labels: {labels} lists {image!r} twice; keep one line")
-        known[image] = {
+    known = [
+        {
             "path": image,
-            "label": int(row.label in ("1", "pneumonia")),
+            "label": row.label,
             # A name that no patient has, since both may be numbers.
             "group_id": f"patient {row.patient_id}" if row.patient_id else f"image {image}",
             "knows_patient": bool(row.patient_id),
             "group": row.group or UNKNOWN,
         }
-    return scores.merge(pd.DataFrame(list(known.values())), on="path")
+        for image, row in match_rows(rows, f"labels: {labels}", list(scores["path"]), max_unmatched).items()
+    ]
+    return scores.merge(pd.DataFrame(known), on="path")
 
 
 def measure_labelled(joined: pd.DataFrame, threshold: float, settings: Settings) -> Facts:

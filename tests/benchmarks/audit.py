@@ -18,7 +18,7 @@ EFFECTS = ("strong", "over_lungs", "outside_lungs")
 SEEDS = (1, 2, 3, 4, 5)
 PLANTED = {
     "training": {"n_models": 1, "epochs": 14},
-    "explanation": {"n_images": 12, "n_repeated": 0},
+    "explanation": {"n_images": 0},
     "auditing": {"compare_unfiltered": True},
 }
 

@@ -82,6 +82,7 @@ def test_a_network_that_reads_a_corner_needs_no_lungs_and_knows_nothing_from_the
     assert found["lungs_only"]["value"] == 0.5
     assert found["lungs_removed"]["value"] > 0.95 and found["hole_gain"]["value"] == 0
     assert found["lungs_loss"]["value"] == pytest.approx(found["lungs_removed"]["value"] - 0.5)
+    assert found["lungs_gain"]["high"] < 0, "it knows less from the lungs than without them"
 
 
 def test_a_network_that_reads_the_shape_of_a_hole_gains_by_its_own_over_another_s() -> None:

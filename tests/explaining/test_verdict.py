@@ -12,7 +12,7 @@ HOW = AuditingSettings(
     max_shift=0.1,
     max_flips=0.05,
     max_outside_auc=0.75,
-    max_lungs_loss=0.03,
+    min_lungs_gain=0.0,
     max_lungs_removed_auc=0.66,
     max_hole_gain=0.02,
     max_excess_lift=0.5,
@@ -37,7 +37,7 @@ def insertion(**kinds: Any) -> dict[str, Any]:
 
 
 def blanked(**others: Any) -> dict[str, Any]:
-    lungs = {"lungs_loss": 0.01, "lungs_removed": 0.55, "hole_gain": -0.05}
+    lungs = {"lungs_gain": 0.3, "lungs_removed": 0.55, "hole_gain": -0.05}
     return {"n": 30, "outside": figure(0.6)} | {key: figure(v) | {"n": 30} for key, v in lungs.items()} | others
 
 
@@ -74,7 +74,7 @@ def test_a_network_that_holds_every_rule_passes() -> None:
     for item in found["rules"]:
         name = item["setting"].removeprefix("auditing.")
         assert item["bound"] == getattr(HOW, name)
-        assert item["at_most"] == (name != "min_gain")
+        assert item["at_most"] == (name not in ("min_gain", "min_lungs_gain"))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,6 @@ def test_a_part_that_fails_by_several_rules_is_named_once_and_parts_come_in_orde
 @pytest.mark.parametrize(
     ("key", "low", "says"),
     [
-        ("lungs_loss", 0.031, "nothing but the lungs"),
         ("lungs_removed", 0.67, "with the lungs covered"),
         ("hole_gain", 0.021, "another child's"),
     ],
@@ -159,6 +158,13 @@ def test_what_is_known_from_elsewhere_than_the_lungs_has_bounds(key: str, low: f
     assert found["failed"] == ["blanked"] and rule(found, says)["outcome"] == "fails"
     few = judged(blanked=blanked(**{key: figure(low + 0.05, low, 0.9) | {"n": 19}}))
     assert few["failed"] == [] and rule(few, says)["outcome"] == "not judged", "its own images count"
+
+
+@pytest.mark.parametrize(("high", "outcome"), [(-0.01, "fails"), (0.01, "unclear")])
+def test_a_network_may_not_know_less_from_the_lungs_than_without_them(high: float, outcome: str) -> None:
+    found = judged(blanked=blanked(lungs_gain=figure(-0.05, -0.09, high) | {"n": 30}))
+    assert rule(found, "the lungs alone")["outcome"] == outcome
+    assert found["failed"] == (["blanked"] if outcome == "fails" else [])
 
 
 @pytest.mark.parametrize(("shift", "outcome"), [(-0.4, "fails"), (0.4, "holds")])

@@ -12,7 +12,7 @@ from tasks.files import REPOSITORY
 from tasks.findings import read_audit
 
 PACKAGE = "pneumonia-model-package==0.3.0"
-N_IMAGES = 120
+N_IMAGES = 70
 CHEAP = {
     "splitting": {"val_fraction": 0.45},
     "training": {"n_models": 1, "epochs": 1, "width": 4},

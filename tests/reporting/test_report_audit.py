@@ -73,17 +73,17 @@ def test_one_picture_shows_what_is_known_with_and_without_lungs_and_a_sentence_s
 
 
 @pytest.mark.parametrize(
-    ("loss", "rest", "says"),
+    ("gain", "rest", "says"),
     [
-        ("holds", "fails", "The lungs are enough for this model, but it also reads what is around them."),
-        ("fails", "holds", "This model needs more than the lungs to do its best"),
-        ("fails", "fails", "This model reads what is around the lungs."),
+        ("holds", "fails", "This model reads the lungs, but also what is around them."),
+        ("fails", "holds", "This model knows little from the lungs, and little without them."),
+        ("fails", "fails", "This model reads what is around the lungs better than the lungs."),
         ("unclear", "holds", "It is not clear how much of what this model knows comes from the lungs."),
     ],
 )
-def test_the_sentence_about_the_lungs_follows_the_rules(loss: str, rest: str, says: str, run: Path) -> None:
+def test_the_sentence_about_the_lungs_follows_the_rules(gain: str, rest: str, says: str, run: Path) -> None:
     audit = read_audit(run)
-    rules = [{"setting": "auditing.max_lungs_loss", "outcome": loss}]
+    rules = [{"setting": "auditing.min_lungs_gain", "outcome": gain}]
     rules.append({"setting": "auditing.max_lungs_removed_auc", "outcome": rest})
     assert say_lungs(audit.blanked["model"], NetworkVerdict(passed=None, rules=rules), "This model").startswith(says)
 

@@ -25,8 +25,12 @@ def scores_of(n: int) -> pd.DataFrame:
     return table
 
 
+def row_of(*cells: str) -> LabelRow:
+    return LabelRow(*cells)  # type: ignore[arg-type]
+
+
 def test_labels_are_joined_by_path_whatever_system_wrote_it_and_patients_are_kept_apart() -> None:
-    rows = [LabelRow("A\\000.png", "Pneumonia", "7", "icu"), LabelRow("a/001.png", "0", "", ""), LabelRow("b", "1")]  # type: ignore[arg-type]
+    rows = [row_of("A\\000.png", "Pneumonia", "7", "icu"), row_of("a/001.png", "0"), row_of("b", "1")]
     joined = join_labels(rows, "labels.csv", scores_of(4), 0.5)
     assert joined["path"].tolist() == ["a/000.png", "a/001.png"]
     assert joined["label"].tolist() == [1, 0]
@@ -44,7 +48,7 @@ def test_labels_are_joined_by_path_whatever_system_wrote_it_and_patients_are_kep
 )
 def test_labels_that_fit_no_image_or_one_twice_are_refused(paths: list[str], says: str) -> None:
     with pytest.raises(TableError, match=says):
-        join_labels([LabelRow(path, "1") for path in paths], "labels.csv", scores_of(4), 0.05)
+        join_labels([row_of(path, "1") for path in paths], "labels.csv", scores_of(4), 0.05)
 
 
 def test_a_table_without_rows_or_with_another_label_is_refused(tmp_path: Path) -> None:
@@ -64,9 +68,9 @@ def test_figures_are_of_all_that_was_read_of_what_was_answered_and_of_each_group
     labels = rng.integers(0, 2, n)
     words = np.array(["0", "1"])[labels]
     rows = [
-        LabelRow(path, label, f"p{i // 2}", f"g{i % 3}")
+        row_of(path, label, f"p{i // 2}", f"g{i % 3}")
         for i, (path, label) in enumerate(zip(scores["path"], words, strict=True))
-    ]  # type: ignore[arg-type]
+    ]
     found = measure_labelled(join_labels(rows, "labels.csv", scores, 0), 0.4, SETTINGS)
     assert (found["n_unread"], found["n_refused"], found["n_no_patient"]) == (20, 20, 0)
     assert found["all"]["n"] == 180 and found["answered"]["n"] == found["calibration"]["n"] == 160

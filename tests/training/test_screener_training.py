@@ -85,7 +85,7 @@ def test_readings_are_joined_a_row_per_file_and_a_device_seen_in_one_copy_counts
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_and_ends_as_an_unbroken_one(
+def test_a_killed_training_ends_as_an_unbroken_one_and_its_card_names_parts_and_figures_of_patients_not_fitted_to(
     data: tuple[pd.DataFrame, pd.DataFrame, PackedImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, manifest, images = data
@@ -102,26 +102,18 @@ def test_a_killed_training_goes_on_and_ends_as_an_unbroken_one(
     monkeypatch.setattr(epochs, "run_epoch", killed_in_the_third)
     with pytest.raises(KeyboardInterrupt):
         train_screener(ReadImages(rows, manifest, images), RECIPE, 7, broken)
-    train_screener(ReadImages(rows, manifest, images), RECIPE, 7, broken)
+    card = train_screener(ReadImages(rows, manifest, images), RECIPE, 7, broken)["card"]
     assert len(calls) == 4, "two whole epochs, the killed one, and only that one again"
     pixels = images.read(list(manifest["image_id"]))
     one, two = (score_pixels(load_screener(folder), pixels) for folder in (whole, broken))
     np.testing.assert_allclose(one, two, atol=1e-4)
     files = ["card.json", "history.csv", "model.keras", "model.sha256", "readings.csv"]
     assert sorted(path.name for path in broken.iterdir()) == files
-
-
-def test_the_card_names_parts_and_figures_of_patients_not_fitted_to(
-    data: tuple[pd.DataFrame, pd.DataFrame, PackedImages], tmp_path: Path
-) -> None:
-    read = ReadImages(*data)
-    rows, card = read.rows, train_screener(read, RECIPE.model_copy(update={"epochs": 1}), 7, tmp_path)["card"]
     assert sum(sum(part.values()) for part in card["readings"].values()) == len(rows)
     assert card["figures"]["report"]["all"]["n"] == (rows["part"] == "report").sum()
-    listed = pd.read_csv(tmp_path / "readings.csv", dtype=str)
-    assert dict(zip(listed["sha256"], listed["part"], strict=True)) == dict(
-        zip(rows["sha256"].str[:16], rows["part"], strict=True)
-    )
+    listed = pd.read_csv(broken / "readings.csv", dtype=str)
+    parts = dict(zip(rows["sha256"].str[:16], rows["part"], strict=True))
+    assert dict(zip(listed["sha256"], listed["part"], strict=True)) == parts
 
 
 def test_training_starts_from_the_weights_of_a_screener_that_is_named(tmp_path: Path) -> None:
