@@ -119,7 +119,7 @@ def test_on_few_images_nothing_is_judged_however_bad() -> None:
     [
         ({"groups": {"n": 0, "reason": "no image was screened"}}, "AUC lost", "no image was screened"),
         ({"groups": {"n": 30, "loss": NOTHING}}, "AUC lost", "a class is missing"),
-        ({"blanked": {"n": 30, "outside": figure(0.6)}}, "nothing but the lungs", "it was not measured"),
+        ({"blanked": {"n": 30, "outside": figure(0.6)}}, "the lungs alone", "it was not measured"),
         ({"attribution": {"n": 0, "reason": "no map"}}, "LIME", "no map"),
         ({"blanked": blanked(outside=NOTHING)}, "outside", "a class is missing"),
         ({"removal": {"reason": "no device"}}, "missed without", "no device"),
