@@ -46,7 +46,7 @@ MEASURES = {
     "right_y": Measure("centre of the right field, from top to bottom", 0.08),
     # Training images are cut at the top themselves; what is beyond them is hardly a chest any more.
     "cut_top": Measure("width of the lungs at the upper edge, as a share of their greatest", 0.0, share=1 / 300),
-    "cut_bottom": Measure("width of the lungs at the lower edge, as a share of their greatest", 0.1),
+    "cut_bottom": Measure("width of the lungs at the lower edge, as a share of their greatest", 0.15),
     "cut_left": Measure("height of the lungs at the left edge, as a share of their greatest", 0.1),
     "cut_right": Measure("height of the lungs at the right edge, as a share of their greatest", 0.1),
     "others": Measure("area of further fields, as a share of the image", 0.04),

@@ -1,9 +1,7 @@
 """The flows through a real Prefect engine, on the small sample and on small archives."""
 
 import json
-import os
 import re
-import signal
 import zipfile
 from pathlib import Path
 
@@ -11,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from pipeline_runs import run_pipeline as run_process
 
 from flows.engine.command_line import read_flags, run_command
 from tasks.files import sha256_of_file
@@ -206,30 +203,6 @@ def test_a_part_that_fail_on_names_ends_the_run_after_its_report_and_before_its_
     assert "auditing.fail_on: the model failed baselines" in err.splitlines()[-1]
     assert (tmp_path / "report" / "index.html").exists()
     assert not (tmp_path / "run.json").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("finished_run")
-def test_a_run_killed_in_training_goes_on_in_its_folder(api: str, small_flags: list[str], tmp_path: Path) -> None:
-    # Two members, so that one is whole, and epochs enough for the signal to come before the last one.
-    more = ["--training.n-models", "2", "--training.epochs", "40", "--explanation.n-images", "0"]
-    flags, environment = (
-        [*small_flags, "--run-dir", str(tmp_path / "run"), *more],
-        os.environ | {"PREFECT_API_URL": api},
-    )
-    first = run_process(flags, environment, tmp_path / "first.log")
-    first.wait_for("member 2 of 2, epoch 3 of 40")
-    first.kill()
-    assert first.process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "run" / "run.json").exists()
-    said = run_process(flags, environment, tmp_path / "second.log").end()
-    assert "member 2: resuming after epoch" in said
-    assert "member 1 of 2, epoch" not in said
-    assert "member 2 of 2, epoch 3 of 40" not in said
-    assert (tmp_path / "run" / "run.json").exists()
-    history = pd.read_csv(tmp_path / "run" / "history.csv")
-    assert history["member"].tolist() == [1] * 40 + [2] * 40
-    assert history["epoch"].tolist() == [*range(1, 41)] * 2
 
 
 def write_archive(path: Path, sample: Path, drop: str = "") -> None:

@@ -149,7 +149,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
 
         storage = {"cache": str(folder / "cache"), "raw": str(folder / "raw")}
         settings = SETTINGS | {"storage": storage, "run_dir": RUNS, "train_on": "train/gpu"}
-        other = settings | {"run_dir": f"{RUNS}by-hand", "seed": 8}
+        other = settings | adapt(training={"epochs": 1}) | {"run_dir": f"{RUNS}by-hand", "seed": 8}
         prepared = start_run(api, "prepare/cpu", other)
         assert end_of(prepared)["state"]["type"] == "COMPLETED"
         weekly = start_run(api, "pipeline/weekly", settings)

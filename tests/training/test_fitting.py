@@ -98,13 +98,24 @@ def test_a_training_that_sees_lungs_alone_resumes_with_their_masks(
     assert len(calls) == 3, "two whole epochs, and one that was killed"
 
 
+@pytest.fixture(scope="module")
+def unbroken(
+    data: tuple[pd.DataFrame, PackedImages], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A training that nothing disturbed: its folder and facts."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    return folder, train_network(*data, SETTINGS, 7, folder)
+
+
 @pytest.mark.slow
 def test_a_killed_training_ends_like_an_unbroken_one(
-    data: tuple[pd.DataFrame, PackedImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: tuple[pd.DataFrame, PackedImages],
+    unbroken: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     manifest, images = data
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    facts = train_network(manifest, images, SETTINGS, 7, whole)
+    (whole, facts), broken = unbroken, tmp_path / "broken"
 
     run_epoch, calls = tasks.training.members.run_epoch, []
 
@@ -140,10 +151,13 @@ class Stopped(BaseException):
 
 @pytest.mark.slow
 def test_a_training_told_to_stop_saves_after_the_step_and_goes_on_without_repeating_one(
-    data: tuple[pd.DataFrame, PackedImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: tuple[pd.DataFrame, PackedImages],
+    unbroken: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole, broken, steps = tmp_path / "whole", tmp_path / "broken", []
-    facts = train_network(*data, SETTINGS, 7, whole)
+    (whole, facts), broken = unbroken, tmp_path / "broken"
+    steps: list[int] = []
     step, n_steps = keras.Model.train_on_batch, 4  # in an epoch
 
     def told(self: Any, *arguments: Any) -> Any:
