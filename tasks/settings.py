@@ -276,7 +276,7 @@ class TrainingSettings(Section):
         24, ge=4, le=256, description="Channels of the first convolution from scratch; later ones are multiples."
     )
     field: Literal["whole", "lungs", "varied"] = Field(
-        "whole",
+        "varied",
         description="What the network sees: the whole picture, the lungs alone, or the whole picture after a training "
         "that varies what is outside of the lungs.",
     )
