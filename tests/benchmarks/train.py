@@ -55,7 +55,7 @@ def own_epochs(packed: np.ndarray, labels: np.ndarray, folder: Path) -> tuple[li
     from tasks.training.labelled_images import LabelledImages, shrink_packed
     from tasks.training.members import Member, compile_trainer, train_member
 
-    settings = TrainingSettings(epochs=EPOCHS, batch_size=BATCH_SIZE)
+    settings = TrainingSettings(epochs=EPOCHS, batch_size=BATCH_SIZE, field="whole")
     lesson = LabelledImages(shrink_packed(packed, settings.side_px), labels, np.full(len(labels), np.nan, np.float32))
     n_val = round(VAL_SHARE * len(labels))
     val = LabelledImages(lesson.pixels[:n_val], labels[:n_val], lesson.bacteria[:n_val])
@@ -88,7 +88,7 @@ def peer_epochs(folder: Path) -> list[float]:
     from tasks.networks.keras_backend import keras
     from tasks.training.members import two_questions
 
-    settings = TrainingSettings()
+    settings = TrainingSettings(field="whole")
     member = build_member(settings, 1)
     pixels = keras.Input((SIDE_PX, SIDE_PX, 1))
     model = keras.Model(pixels, member(shrink(settings.side_px)(pixels)))

@@ -26,7 +26,7 @@ from tasks.training.fitting import train_network
 from tasks.training.labelled_images import LabelledImages, class_weights, describe_truth, shrink_packed
 from tasks.training.members import build_trainer
 
-SETTINGS = TrainingSettings(epochs=3, n_models=2, side_px=32, width=4, batch_size=8)
+SETTINGS = TrainingSettings(epochs=3, n_models=2, side_px=32, width=4, batch_size=8, field="whole")
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +290,7 @@ from tasks.networks.classifier import answer, build_member, join_members
 from tasks.settings import TrainingSettings
 pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32), dtype=np.uint8)
 lesson = LabelledImages(pixels, np.array([0, 1] * 4, np.float32), np.array([np.nan, 1, np.nan, 0] * 2, np.float32))
-settings = TrainingSettings(side_px=32, width=4, epochs=1, batch_size=8, learning_rate=1e-2)
+settings = TrainingSettings(side_px=32, width=4, epochs=1, batch_size=8, learning_rate=1e-2, field="whole")
 folder = Path(sys.argv[1])
 trainer = compile_trainer(settings, 8)
 entries = train_member(
