@@ -27,6 +27,7 @@ SIGNS = {"positive": "for pneumonia", "negative": "against it"}
 PLACES = {"over_lungs": "over the lungs", "elsewhere": "elsewhere"}
 SAYS = {
     ("holds", "holds"): "{} reads the lungs.",
+    ("holds", "unclear"): "{} reads the lungs; whether it reads what is around them too is not clear.",
     ("holds", "fails"): "{} reads the lungs, but also what is around them.",
     ("fails", "holds"): "{} knows little from the lungs, and little without them.",
     ("fails", "fails"): "{} reads what is around the lungs better than the lungs.",

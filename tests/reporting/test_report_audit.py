@@ -75,6 +75,7 @@ def test_one_picture_shows_what_is_known_with_and_without_lungs_and_a_sentence_s
 @pytest.mark.parametrize(
     ("gain", "rest", "says"),
     [
+        ("holds", "unclear", "This model reads the lungs; whether it reads what is around them too is not clear."),
         ("holds", "fails", "This model reads the lungs, but also what is around them."),
         ("fails", "holds", "This model knows little from the lungs, and little without them."),
         ("fails", "fails", "This model reads what is around the lungs better than the lungs."),

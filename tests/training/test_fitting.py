@@ -215,6 +215,7 @@ def test_members_differ_and_each_learns_the_bright_side(
     assert min(facts["val_aucs"]) == 1.0
 
 
+@pytest.mark.slow
 def test_the_weights_that_are_kept_are_an_average_of_those_trained(
     data: tuple[pd.DataFrame, PackedImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
