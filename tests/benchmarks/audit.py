@@ -17,7 +17,7 @@ import tasks  # noqa: F401  sets Prefect's environment before anything imports P
 EFFECTS = ("strong", "over_lungs", "outside_lungs")
 SEEDS = (1, 2, 3, 4, 5)
 PLANTED = {
-    # With the default field a network does not learn what lies outside of the lungs; the audit has to catch one that does.
+    # With the default field no network learns what lies outside of the lungs; one that does has to be caught.
     "training": {"n_models": 1, "epochs": 14, "field": "whole"},
     "explanation": {"n_images": 0},
     "auditing": {"compare_unfiltered": True},
