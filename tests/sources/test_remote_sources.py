@@ -28,6 +28,7 @@ def run(source: str, run_dir: Path, small_flags: list[str], *extra: str) -> Path
     return Path(str(pipeline(read_flags(flags, "test"))))
 
 
+@pytest.mark.slow
 def test_the_sample_runs_from_a_dropbox_link_that_is_cut_and_limited_and_leaves_no_key_of_the_link_behind(
     finished_run: Path, workspace: Path, small_flags: list[str], tmp_path: Path, dropbox: DropboxServer
 ) -> None:
@@ -50,6 +51,7 @@ def test_the_sample_runs_from_a_dropbox_link_that_is_cut_and_limited_and_leaves_
     assert json.loads((tmp_path / "run" / "run.json").read_text())["source"]["kind"] == "link"
 
 
+@pytest.mark.slow
 def test_the_sample_runs_from_a_bucket_and_a_vanished_image_is_reported(
     finished_run: Path, workspace: Path, small_flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
