@@ -15,6 +15,7 @@ from tasks.runs.run import Run
 from tasks.settings import Settings
 from tasks.training.calibration import calibrate
 from tasks.training.evaluation import evaluate
+from tasks.training.exporting import check_export, export
 from tasks.training.fitting import fit
 
 
@@ -27,10 +28,13 @@ def train(settings: Settings) -> str:
     run = Run(settings)
     with own_run_folder(run), gpu_slot():
         bring_run(run)
+        check_export(settings)
         for name in settings.networks:
             fit(run, name)
             calibrate(run, name)
         evaluate(run)
+        if settings.export:
+            export(run)
     return run.address()
 
 

@@ -3,6 +3,7 @@
 Intervals are by a bootstrap over patients.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -158,21 +159,28 @@ def to_logit(probability: Array) -> Array:
     return np.log(p / (1 - p))
 
 
-def choose_threshold(labels: Array, probabilities: Array) -> float:
-    """The probability from which on an image counts as pneumonia: highest sensitivity + specificity (Youden 1950).
+def choose_threshold(labels: Array, probabilities: Array, conditions: Sequence[str]) -> float:
+    """The probability from which on an image counts as pneumonia: sensitivity and specificity shall hold everywhere.
 
-    A threshold lies in the middle of two neighbouring probabilities, in logits; of equally good ones, the one in the
-    widest gap is taken.
+    That is where the lowest of all sensitivities and specificities, each under one condition, is highest: robust in the
+    sense of the worst case (minimax, Wald 1950). A threshold lies in the middle of two neighbouring probabilities, in
+    logits; of equally good ones, the one in the widest gap is taken.
+
+    Args:
+        labels: 0 or 1, ``(n,)``.
+        probabilities: P(label = 1), ``(n,)``.
+        conditions: Under which each was given, ``(n,)``: validation as it is, and each shift of it.
     """
     logits = np.unique(to_logit(probabilities))
     cuts = (logits[1:] + logits[:-1]) / 2 if len(logits) > 1 else logits
     gaps = np.diff(logits) if len(logits) > 1 else np.zeros(len(logits))
     thresholds = 1 / (1 + np.exp(-cuts))
-    positive, negative = np.sort(probabilities[labels == 1]), np.sort(probabilities[labels == 0])
-    sensitivity = 1 - np.searchsorted(positive, thresholds, side="left") / max(len(positive), 1)
-    specificity = np.searchsorted(negative, thresholds, side="left") / max(len(negative), 1)
-    youden = sensitivity + specificity
-    best = np.flatnonzero(youden >= youden.max() - 1e-12)
+    lowest = np.ones(len(thresholds))
+    for _, rows in pd.DataFrame({"label": labels, "probability": probabilities}).groupby(np.asarray(conditions)):
+        for label, found in rows.groupby("label")["probability"]:
+            below = np.searchsorted(np.sort(found.to_numpy()), thresholds, side="left") / len(found)
+            lowest = np.minimum(lowest, 1 - below if label == 1 else below)
+    best = np.flatnonzero(lowest >= lowest.max() - 1e-12)
     return float(thresholds[best[np.argmax(gaps[best])]])
 
 

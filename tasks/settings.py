@@ -432,6 +432,9 @@ class Settings(Section):
     )
     train_on: str | None = Field(None, description="Deployment that trains, such as train/gpu; default: this process.")
     seed: int = Field(7, ge=0, le=2**31 - 1, description="Seed of every random choice.")
+    export: Literal["onnx"] | None = Field(
+        None, description="'onnx' also writes model.onnx, with thresholds and meaning of its input in its metadata."
+    )
     storage: StorageSettings = Field(StorageSettings(), description=StorageSettings.__doc__)
     scaling: ScalingSettings = Field(ScalingSettings(), description=ScalingSettings.__doc__)
     ingestion: IngestionSettings = Field(IngestionSettings(), description=IngestionSettings.__doc__)

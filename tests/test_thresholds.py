@@ -9,39 +9,44 @@ import pytest
 from tasks.measures import choose_sensitive_threshold, choose_threshold
 
 
-def arrays(labels: list[int], probabilities: list[float]) -> tuple[Any, Any]:
-    return np.array(labels, float), np.array(probabilities, float)
+def choose(labels: list[int], probabilities: list[float]) -> float:
+    """The threshold where there is one condition only."""
+    return choose_threshold(np.array(labels, float), np.array(probabilities, float), ["as it is"] * len(labels))
 
 
 def test_between_two_separate_classes_the_threshold_is_in_the_middle_in_logits() -> None:
-    assert choose_threshold(*arrays([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9])) == pytest.approx(0.5)
-    low = choose_threshold(*arrays([0, 1], [0.001, 0.5]))
+    assert choose([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9]) == pytest.approx(0.5)
+    low = choose([0, 1], [0.001, 0.5])
     assert np.log(low / (1 - low)) == pytest.approx((np.log(0.001 / 0.999) + 0) / 2)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_other_cut_has_a_higher_sum_of_sensitivity_and_specificity(seed: int) -> None:
+def test_with_no_other_cut_do_sensitivity_and_specificity_hold_better_where_they_are_worst(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    labels = np.array([0, 1, *rng.integers(0, 2, 10)], float)
-    probabilities = rng.random(12).round(1 if seed % 2 else 6)
+    labels = np.array([0, 1, 0, 1, *rng.integers(0, 2, 10)], float)
+    conditions = np.array(["as it is", "as it is", "darker", "darker", *rng.choice(["as it is", "darker"], 10)])
+    probabilities = rng.random(14).round(1 if seed % 2 else 6)
 
-    def youden(threshold: float) -> float:
-        called = probabilities >= threshold
-        return float(called[labels == 1].mean() + (~called)[labels == 0].mean())
+    def worst(threshold: float) -> float:
+        right = (probabilities >= threshold) == (labels == 1)
+        return min(
+            float(right[(labels == label) & (conditions == name)].mean())
+            for label in (0, 1)
+            for name in ("as it is", "darker")
+        )
 
     values = np.unique(probabilities)
-    best = max(youden(cut) for cut in (values[1:] + values[:-1]) / 2)
-    assert youden(choose_threshold(labels, probabilities)) == pytest.approx(best)
+    best = max(worst(cut) for cut in (values[1:] + values[:-1]) / 2)
+    assert worst(choose_threshold(labels, probabilities, list(conditions))) == pytest.approx(best)
 
 
 def test_of_two_equally_good_cuts_apart_from_each_other_one_is_taken_and_nothing_between() -> None:
-    threshold = choose_threshold(*arrays([0, 1, 0, 1], [0.1, 0.4, 0.6, 0.7]))
-    assert 0.1 < threshold < 0.4
+    assert 0.1 < choose([0, 1, 0, 1], [0.1, 0.4, 0.6, 0.7]) < 0.4
 
 
 def test_probabilities_of_exactly_0_and_1_and_a_constant_network_have_a_threshold() -> None:
-    assert choose_threshold(*arrays([0, 1], [0.0, 1.0])) == pytest.approx(0.5)
-    assert choose_threshold(*arrays([0, 1, 1], [0.7, 0.7, 0.7])) == pytest.approx(0.7)
+    assert choose([0, 1], [0.0, 1.0]) == pytest.approx(0.5)
+    assert choose([0, 1, 1], [0.7, 0.7, 0.7]) == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize("seed", range(10))

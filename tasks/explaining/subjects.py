@@ -86,4 +86,6 @@ def read_threshold_of(run: Path, name: str) -> float:
     if name == MODEL:
         return read_metrics(run).threshold
     shifts = pd.read_csv(work_folder(run, name) / "shifts.csv")
-    return choose_threshold(shifts["label"].to_numpy(float), shifts["probability"].to_numpy(float))
+    return choose_threshold(
+        shifts["label"].to_numpy(float), shifts["probability"].to_numpy(float), list(shifts["shift"])
+    )

@@ -24,7 +24,7 @@ from tasks.foreign.reading import ReadAs, Reading
 from tasks.measures import choose_threshold, draw_patients, format_value, measure_group, summarise
 from tasks.networks.files import check_network
 from tasks.networks.twin import used_rows
-from tasks.pixels.shifts import SHIFTS
+from tasks.pixels.borrowed_looks import vary_conditions
 from tasks.records import FOREIGN, MODEL, TITLES, Facts
 from tasks.runs.bucket import read_seal
 from tasks.runs.run import Run
@@ -103,7 +103,7 @@ def with_settings_of_run(settings: Settings) -> Settings:
 
 
 def check_on_validation(run: Run, network: ForeignNetwork, threshold: float | None) -> float:
-    """The threshold, by the run's own rule where none is given: Youden's on validation and its shifts.
+    """The threshold, by the run's own rule where none is given, on validation under all conditions.
 
     Raises:
         SettingsError: If the network calls normal images pneumonia, and nobody said which number that is.
@@ -111,16 +111,21 @@ def check_on_validation(run: Run, network: ForeignNetwork, threshold: float | No
     manifest = run.manifest()
     val = manifest[manifest["image_id"].isin(used_rows(manifest).query("split == 'val'")["image_id"])]
     packed, labels = run.images().read(list(val["image_id"])), val["label"].to_numpy(float)
-    answers = [network.ask(change(packed)) for change in (SHIFTS.values() if threshold is None else [np.asarray])]
+    masks = run.lungs().read(list(val["image_id"]))
+    varied = vary_conditions(packed, labels, masks, run.settings.seed) if threshold is None else [("as it is", packed)]
+    answers = {name: network.ask(changed) for name, changed in varied}
     weights = draw_patients(val["group_id"], run.settings.evaluation.n_bootstrap, run.settings.seed)
-    auc = summarise(measure_auc(val, answers[0], weights), "a class is missing")
+    auc = summarise(measure_auc(val, answers["as it is"], weights), "a class is missing")
     if auc["value"] is not None and auc["high"] < 0.5 and "pneumonia" in network.reading.guessed:
         raise SettingsError(
             f"read.pneumonia: AUC on validation is {format_value(auc)}, so the number seems to stand for normal; give "
             "--read.pneumonia rest, or 0 if it does not"
         )
     print(f"  AUC on the {len(val):,} validation images of the run: {format_value(auc)}")
-    return choose_threshold(np.tile(labels, len(answers)), np.concatenate(answers)) if threshold is None else threshold
+    if threshold is not None:
+        return threshold
+    conditions = np.repeat(list(answers), len(labels)).tolist()
+    return choose_threshold(np.tile(labels, len(answers)), np.concatenate(list(answers.values())), conditions)
 
 
 def explain_network(

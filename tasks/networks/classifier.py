@@ -113,9 +113,36 @@ def _residual_block(x: Any, channels: int, kernels: Iterator[Any]) -> Any:
     return layers.MaxPooling2D(2)(x)
 
 
+@keras.saving.register_keras_serializable("x_ray")
+class Shrink(keras.layers.Layer):
+    """Resizes images to another square, bilinear and antialiased as ``keras.layers.Resizing`` does it.
+
+    By two products of matrices, which every runtime of ONNX knows; that layer's operation is TensorFlow's alone.
+
+    Input shape: ``(n, s, s, 1)``. Output shape: ``(n, side_px, side_px, 1)``.
+    """
+
+    def __init__(self, side_px: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.side_px = side_px
+
+    def call(self, x: Any) -> Any:
+        """Applies the layer to a batch."""
+        before = np.arange(x.shape[1]) + 0.5
+        step = x.shape[1] / self.side_px
+        centres = (np.arange(self.side_px) + 0.5) * step
+        share = np.maximum(0.0, 1.0 - np.abs(before - centres[:, None]) / max(step, 1.0))  # a triangle for each pixel
+        weights = (share / share.sum(1, keepdims=True)).astype(np.float32)
+        return ops.matmul(ops.matmul(weights, x[..., 0]), weights.T)[..., None]
+
+    def get_config(self) -> dict[str, Any]:
+        """What a saved model needs to build the layer again."""
+        return {**super().get_config(), "side_px": self.side_px}
+
+
 def shrink(side_px: int) -> keras.layers.Layer:
     """The layer that resizes ``(n, 224, 224, 1)`` to the members' side."""
-    return layers.Resizing(side_px, side_px, interpolation="bilinear", antialias=True, name="shrink")
+    return Shrink(side_px, name="shrink")
 
 
 def join_members(members: Sequence[keras.Model], segmenter: keras.Model | None = None) -> keras.Model:

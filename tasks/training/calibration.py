@@ -1,7 +1,7 @@
 """Calibrate: joins the members to one network whose probabilities mean what they say.
 
 Reads ``members/``, ``manifest.parquet`` and the packed arrays; writes ``model.keras`` and ``model.sha256``;
-``shifts.csv``, what the model says of validation images as they are and under each shift of ``tasks.pixels``; and
+``shifts.csv``, what the model says of validation images as they are, under each shift and in each borrowed look; and
 ``familiar.npz``, what the images that were learnt from look like. Of the unscreened twin: ``unfiltered.keras``,
 ``unfiltered.sha256`` and ``unfiltered/shifts.csv``.
 """
@@ -44,7 +44,8 @@ def calibrate(run: Run, name: str = MODEL) -> Facts:
         images = run.images()
         rows = used_rows(run.manifest())
         val = rows[rows["split"] == "val"]
-        shifts, found = calibrate_model(model, val, images.read(list(val["image_id"])))
+        ids = list(val["image_id"])
+        shifts, found = calibrate_model(model, val, images.read(ids), run.lungs().read(ids), run.settings.seed)
         write_whole(work_folder(out, name) / "shifts.csv", shifts.to_csv(index=False, float_format="%.6f"))
         checksum = save_network(model, out, name)
         found |= {"n_val": len(val), "n_weights": int(model.count_params()), "model_sha256": checksum}
@@ -62,7 +63,8 @@ def calibrate(run: Run, name: str = MODEL) -> Facts:
         "seed": run.settings.seed,
     }
     stage = stage_name("calibrate", name)
-    facts = run.stage(stage, reads=["manifest.parquet"], given=given, make=make, packages=("scikit-learn",))
+    reads = ["manifest.parquet", "lungs/index.json"]
+    facts = run.stage(stage, reads=reads, given=given, make=make, packages=("scikit-learn",))
     print(
         f"calibrated {TITLES[name]} on {facts['n_val']:,} validation images and {facts['n_shifts']} shifts of them: "
         f"logits times {facts['slope']:.2f}, plus {facts['offset']:.2f}"
@@ -70,35 +72,40 @@ def calibrate(run: Run, name: str = MODEL) -> Facts:
     return facts
 
 
-def calibrate_model(model: Any, val: pd.DataFrame, packed: NDArray[np.uint8]) -> tuple[pd.DataFrame, Facts]:
-    """Fits slope and offset of both answers on validation images, as they are and under each shift.
+def calibrate_model(
+    model: Any, val: pd.DataFrame, packed: NDArray[np.uint8], lungs: NDArray[np.uint8], seed: int
+) -> tuple[pd.DataFrame, Facts]:
+    """Fits slope and offset of both answers on validation images, as they are, under each shift and in each look.
 
     Args:
         model: From ``tasks.networks.classifier.join_members``; its calibration is set.
         val: ``image_id, label, subtype``.
         packed: Their pixels, uint8 ``(n, 224, 224)``.
+        lungs: The masks of their lungs, as the pixels.
+        seed: Picks who lends whom a look.
 
     Returns:
         ``shift, image_id, label, subtype, probability, bacteria``, calibrated, a row per image and shift; and the slope
         and offset of ``probability``, and how many shifts there are.
     """
     from tasks.networks.classifier import answer, set_calibration
-    from tasks.pixels.shifts import SHIFTS
+    from tasks.pixels.borrowed_looks import N_CONDITIONS, vary_conditions
 
     tables = []
-    progress = Progress("calibrating", f"Validation under {len(SHIFTS)} shifts")
-    for number, (name, change) in enumerate(SHIFTS.items(), start=1):
-        answers = answer(model, change(packed))
+    progress = Progress("calibrating", f"Validation under {N_CONDITIONS} conditions")
+    conditions = vary_conditions(packed, val["label"].to_numpy(float), lungs, seed)
+    for number, (name, changed) in enumerate(conditions, start=1):
+        answers = answer(model, changed)
         table = val[["image_id", "label", "subtype"]].reset_index(drop=True)
         table.insert(0, "shift", name)
         tables.append(table.assign(probability=answers.probability, bacteria=answers.bacteria))
-        progress.show(number, len(SHIFTS))
+        progress.show(number, N_CONDITIONS)
     shifts = pd.concat(tables, ignore_index=True)
     asked = {
         "probability": (shifts["label"].notna(), shifts["label"] == 1),
         "bacteria": (shifts["subtype"].isin(["bacteria", "virus"]), shifts["subtype"] == "bacteria"),
     }
-    facts: Facts = {"n_shifts": len(SHIFTS) - 1}  # the first is validation as it is
+    facts: Facts = {"n_shifts": N_CONDITIONS - 1}  # the first is validation as it is
     for name, (rows, positive) in asked.items():
         logits, truth = to_logit(shifts[name].to_numpy(float)), positive[rows].to_numpy(float)
         slope, offset = fit_platt(logits[rows.to_numpy()], truth)

@@ -118,7 +118,7 @@ def measure(table: pd.DataFrame, shifts: pd.DataFrame, settings: EvaluationSetti
         seed: Seed of the draws.
     """
     labels, probabilities = shifts["label"].to_numpy(float), shifts["probability"].to_numpy(float)
-    balanced = choose_threshold(labels, probabilities)
+    balanced = choose_threshold(labels, probabilities, list(shifts["shift"]))
     sensitive = choose_sensitive_threshold(shifts, settings.min_sensitivity, balanced)
     n_bootstrap = settings.n_bootstrap
     metrics: Facts = {"threshold": balanced, "subtypes": {}, "calibration": {}, "bacteria": {}}

@@ -6,6 +6,7 @@ import pytest
 
 from tasks.measures import to_logit
 from tasks.networks.classifier import answer, build_member, join_members
+from tasks.pixels.borrowed_looks import LOOKS
 from tasks.pixels.shifts import SHIFTS
 from tasks.settings import TrainingSettings
 from tasks.training.calibration import calibrate_model, fit_platt
@@ -47,7 +48,9 @@ def test_the_model_itself_answers_with_what_the_table_of_shifts_says() -> None:
         [build_member(TrainingSettings(side_px=32, width=4), seed, f"member_{seed}") for seed in (1, 2)]
     )
     before = answer(model, packed).probability
-    shifts, facts = calibrate_model(model, val, packed)
+    masks = np.zeros_like(packed)
+    masks[:, 60:160, 60:160] = 255
+    shifts, facts = calibrate_model(model, val, packed, masks, 1)
     after = answer(model, packed)
     first = shifts[shifts["shift"] == "as it is"]
     np.testing.assert_allclose(after.probability, first["probability"], atol=1e-5)
@@ -56,5 +59,5 @@ def test_the_model_itself_answers_with_what_the_table_of_shifts_says() -> None:
         to_logit(after.probability), facts["slope"] * to_logit(before) + facts["offset"], atol=1e-2
     )
     assert facts["slope"] > 0
-    assert list(shifts.groupby("shift", sort=False).size().index) == list(SHIFTS)
-    assert len(shifts) == 24 * len(SHIFTS)
+    assert list(shifts.groupby("shift", sort=False).size().index) == [*SHIFTS, *LOOKS]
+    assert len(shifts) == 24 * (len(SHIFTS) + len(LOOKS))

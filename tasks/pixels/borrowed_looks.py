@@ -1,0 +1,120 @@
+"""Borrowed looks: each X-ray as it would look from the machine, or the series, of a donor of the other class.
+
+Looks go with classes in many archives. A network that takes the look for the class changes its answer under these.
+All functions map images and their donors, packed uint8 ``(n, side, side)``, with the places of their lungs, bool of
+that shape, to changed images.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.fft import dctn, idctn
+from scipy.ndimage import gaussian_filter
+
+from tasks.pixels.covering import Packed, Places, cover, widen_lungs
+from tasks.pixels.shifts import BORDER, SHIFTS
+
+FINE = 1 / 8
+"""Share of the highest frequency from which on power is noise and sharpness rather than anatomy."""
+LOW = 2
+"""Cycles in an image up to which amplitudes are exchanged; more would exchange the disease too."""
+N_TONES = 65
+
+
+def pick_donors(labels: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
+    """For each image a random one of the other class, ``(n,)``; each image itself where there is only one class."""
+    rng, donors = np.random.default_rng([seed, 31]), np.arange(len(labels))
+    for label in (0, 1):
+        mine, others = np.flatnonzero(labels == label), np.flatnonzero(labels != label)
+        if len(others):
+            donors[mine] = rng.choice(others, len(mine))
+    return donors
+
+
+def _detail(image: Packed, donor: Packed, *_: Places) -> NDArray[np.float64]:
+    """Gives the power above FINE, ring by ring of frequencies, that of the donor, at most four times more or less.
+
+    By a cosine transform, in which, unlike in Fourier's, opposite edges are no step.
+    """
+    at = np.arange(len(image)) / 2
+    cycles = np.hypot(at[:, None], at[None, :])
+    rings = np.minimum(np.rint(cycles).astype(int), len(image) // 2)
+    found, wanted = (np.bincount(rings.ravel(), (dctn(each.astype(float)) ** 2).ravel()) for each in (image, donor))
+    gain = np.clip(np.sqrt(wanted / np.maximum(found, 1e-9)), 1 / 4, 4)
+    fine = np.clip((cycles - FINE * len(image) / 2) / 8, 0, 1)  # comes in over 8 cycles, or edges would ring
+    return np.asarray(idctn(dctn(image.astype(float)) * (1 + fine * (gain[rings] - 1))))
+
+
+def _low_frequencies(image: Packed, donor: Packed, *_: Places) -> NDArray[np.float64]:
+    """Exchanges the lowest amplitudes (Yang & Soatto 2020, Fourier domain adaptation); phases stay."""
+    at = np.fft.fftfreq(len(image)) * len(image)
+    own, other = np.fft.fft2(image), np.fft.fft2(donor)
+    amplitude = np.where(np.hypot(at[:, None], at[None, :]) <= LOW, np.abs(other), np.abs(own))
+    return np.asarray(np.fft.ifft2(amplitude * np.exp(1j * np.angle(own))).real)
+
+
+def _tones(image: Packed, donor: Packed, lungs: Places, donors_lungs: Places) -> NDArray[np.float64]:
+    """Maps greys as they have to be mapped outside of the lungs to be distributed as the donor's there."""
+    shares = np.linspace(0, 1, N_TONES)
+    own, other = np.quantile(image[~lungs], shares), np.quantile(donor[~donors_lungs], shares)
+    return np.interp(image, own + np.arange(N_TONES) * 1e-4, other)  # equal ones a little apart, as interp asks
+
+
+def _frame(image: Packed, donor: Packed, lungs: Places, donors_lungs: Places) -> NDArray[np.float64]:
+    """Puts the lungs, with a soft edge, on what lies outside of the donor's."""
+    outside = cover(donor[None], donors_lungs[None])[0]
+    inside = gaussian_filter(lungs.astype(float), 2)
+    return inside * image + (1 - inside) * outside
+
+
+def _border(image: Packed, donor: Packed, *_: Places) -> NDArray[np.float64]:
+    """Puts the donor's outer 3/28 around the image."""
+    width, changed = round(BORDER * len(image)), donor.astype(float)
+    changed[width:-width, width:-width] = image[width:-width, width:-width]
+    return changed
+
+
+Look = Callable[[Packed, Packed, Places, Places], Packed]
+
+
+def _of_each(change: Callable[..., NDArray[np.float64]]) -> Look:
+    """The same for many images. One without lungs, or with nothing but lungs, stays as it is; so does its donor's."""
+
+    def look(packed: Packed, donors: Packed, lungs: Places, donors_lungs: Places) -> Packed:
+        changed = packed.copy()
+        for i, parts in enumerate(zip(packed, donors, lungs, donors_lungs, strict=True)):
+            if all(places.any() and not places.all() for places in parts[2:]):
+                changed[i] = np.clip(np.rint(change(*parts)), 0, 255)
+        return changed
+
+    return look
+
+
+LOOKS: dict[str, Look] = {
+    "detail of the other class": _of_each(_detail),
+    "tones of the other class": _of_each(_tones),
+    "low frequencies of the other class": _of_each(_low_frequencies),
+    "frame of the other class": _of_each(_frame),
+    "border of the other class": _of_each(_border),
+}
+"""Name of a look, for people -> its function."""
+N_CONDITIONS = len(SHIFTS) + len(LOOKS)
+
+
+def vary_conditions(
+    packed: Packed, labels: NDArray[np.float64], masks: Packed, seed: int
+) -> Iterator[tuple[str, Packed]]:
+    """Validation as it is, under each shift, and in each look of the other class, with the name of each.
+
+    Args:
+        packed: The images, uint8 ``(n, side, side)``, none of which anything is learnt from: they lend looks, too.
+        labels: 0 or 1, ``(n,)``.
+        masks: Their lungs, as the images.
+        seed: Picks the donors.
+    """
+    for name, shift in SHIFTS.items():
+        yield name, shift(packed)
+    lungs, donors = widen_lungs(masks), pick_donors(labels, seed)
+    for name, look in LOOKS.items():
+        yield name, look(packed, packed[donors], lungs, lungs[donors])
