@@ -116,7 +116,7 @@ KEYS = {
     "training.fitting": f"{CLASSIFIER} networks.augmentation networks.checkpoints networks.field_augmentation "
     "networks.twin training.members training.labelled_images",
     "training.calibration": f"{CLASSIFIER} measures networks.familiarity networks.twin networks.blocks "
-    "networks.segmenter networks.shipped pixels.shifts",
+    "networks.segmenter networks.shipped pixels.borrowed_looks pixels.covering pixels.shifts",
     "training.evaluation": f"{CLASSIFIER} measures pixels.covering pixels.shifts",
     "explaining.explanations": f"{PROBES} explaining.lime_sampling explaining.lime_quality explaining.pictures "
     "runs.manifest",

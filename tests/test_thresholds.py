@@ -1,7 +1,5 @@
 """Thresholds: as good as any other cut, and the sensitive one keeps its promise under every shift."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -5,6 +5,7 @@ Reads ``model.keras``, ``metrics.json`` (the thresholds), ``manifest.parquet`` a
 on validation images are compared with the model's.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def export(run: Run) -> Facts:
     reads = ["model.keras", "metrics.json", "manifest.parquet"]
     facts = run.stage("export", reads=reads, given={"commit": read_commit()}, make=make, packages=("tf2onnx", "onnx"))
     print(
-        f"wrote {ONNX}; on {facts['n_compared']} validation images its probabilities differ from the model's by at most "
-        f"{facts['max_difference']:.1g}"
+        f"wrote {ONNX}; on {facts['n_compared']} validation images its probabilities differ from the model's by at "
+        f"most {facts['max_difference']:.1g}"
     )
     return facts
 
@@ -60,7 +61,9 @@ def check_export(settings: Settings) -> None:
         SettingsError: If an export is asked for, and Keras runs on another backend than TensorFlow.
     """
     if settings.export and (backend := find_backend()) != "tensorflow":
-        raise SettingsError(f"export: onnx is written from TensorFlow, not {backend}; unset KERAS_BACKEND or leave it out")
+        raise SettingsError(
+            f"export: onnx is written from TensorFlow, not {backend}; unset KERAS_BACKEND or leave it out"
+        )
 
 
 def describe_onnx(thresholds: dict[str, float], sha256: str) -> dict[str, str]:
@@ -105,7 +108,9 @@ def write_onnx(model: Any, path: Path, metadata: dict[str, str], packed: NDArray
     pixels = to_float(packed)
     expected = answer_pixels(model, [pixels])
     model(pixels[:1])  # Keras exports only what was called
-    model.export(path, format="onnx", verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the converter, about names of NumPy
+        model.export(path, format="onnx", verbose=False)
     proto = onnx.load(path)
     onnx.helper.set_model_props(proto, metadata)
     for value in (*proto.graph.input, *proto.graph.output):
