@@ -98,7 +98,7 @@ def test_no_module_is_named_like_one_of_the_standard_library() -> None:
 
 DECODING = "pixels.content pixels.decoding pixels.dicom pixels.dicom_reader pixels.greys"
 KERAS = "networks.files networks.keras_backend networks.normalisation pixels.greys records"
-CLASSIFIER = f"{KERAS} networks.backbones networks.classifier networks.field"
+CLASSIFIER = f"{KERAS} networks.backbones networks.classifier networks.field networks.smoothing"
 PROBES = f"{CLASSIFIER} measures networks.twin pixels.covering pixels.window explaining.subjects drawings.transplant"
 SCREENER = (
     f"{KERAS} networks.blocks networks.shipped devices.files devices.quality devices.readings devices.screener "
@@ -122,12 +122,12 @@ KEYS = {
     "runs.manifest",
     "explaining.auditing": f"{PROBES} explaining.baselines explaining.lungs explaining.probes explaining.verdict "
     "drawings.devices",
-    "training.screener": f"{SCREENER} {DECODING} networks.augmentation networks.checkpoints drawings.chests "
-    "drawings.devices drawings.distractors drawings.sample training.screener_lessons training.screener_losses "
-    "training.drawn_pictures training.epochs",
+    "training.screener": f"{SCREENER} {DECODING} networks.augmentation networks.checkpoints networks.smoothing "
+    "drawings.chests drawings.devices drawings.distractors drawings.sample training.screener_lessons "
+    "training.screener_losses training.drawn_pictures training.epochs",
     "training.lungs": f"{KERAS} {DECODING} measures tables networks.augmentation networks.blocks networks.checkpoints "
-    "networks.segmenter networks.shipped drawings.chests drawings.devices drawings.sample training.drawn_pictures "
-    "training.epochs training.lung_lessons training.lung_quality",
+    "networks.segmenter networks.shipped networks.smoothing drawings.chests drawings.devices drawings.sample "
+    "training.drawn_pictures training.epochs training.lung_lessons training.lung_quality",
 }
 """Beside a stage's own module, what is in its key: what shapes its result. More makes a comment cost a training."""
 

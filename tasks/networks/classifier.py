@@ -18,6 +18,7 @@ from tasks.networks.backbones import add_backbone
 from tasks.networks.field import KeepLungs, Widen
 from tasks.networks.keras_backend import keras
 from tasks.networks.normalisation import LocalContrast, Standardise, draw_kernels
+from tasks.networks.smoothing import resize
 from tasks.pixels.greys import SIDE_PX, to_float
 from tasks.settings import TrainingSettings
 
@@ -115,9 +116,7 @@ def _residual_block(x: Any, channels: int, kernels: Iterator[Any]) -> Any:
 
 @keras.saving.register_keras_serializable("x_ray")
 class Shrink(keras.layers.Layer):
-    """Resizes images to another square, bilinear and antialiased as ``keras.layers.Resizing`` does it.
-
-    By two products of matrices, which every runtime of ONNX knows; that layer's operation is TensorFlow's alone.
+    """Resizes images to another square, as ``keras.layers.Resizing`` does it by an operation that ONNX does not know.
 
     Input shape: ``(n, s, s, 1)``. Output shape: ``(n, side_px, side_px, 1)``.
     """
@@ -128,12 +127,7 @@ class Shrink(keras.layers.Layer):
 
     def call(self, x: Any) -> Any:
         """Applies the layer to a batch."""
-        before = np.arange(x.shape[1]) + 0.5
-        step = x.shape[1] / self.side_px
-        centres = (np.arange(self.side_px) + 0.5) * step
-        share = np.maximum(0.0, 1.0 - np.abs(before - centres[:, None]) / max(step, 1.0))  # a triangle for each pixel
-        weights = (share / share.sum(1, keepdims=True)).astype(np.float32)
-        return ops.matmul(ops.matmul(weights, x[..., 0]), weights.T)[..., None]
+        return resize(x, self.side_px)
 
     def get_config(self) -> dict[str, Any]:
         """What a saved model needs to build the layer again."""
@@ -159,12 +153,12 @@ def join_members(members: Sequence[keras.Model], segmenter: keras.Model | None =
     """
     pixels = keras.Input((SIDE_PX, SIDE_PX, 1), name="pixels")
     see_lungs = len(members[0].inputs) == 2
-    resize = shrink(members[0].inputs[0].shape[1])
-    seen = resize(pixels)
+    to_side = shrink(members[0].inputs[0].shape[1])
+    seen = to_side(pixels)
     if see_lungs:
         assert segmenter is not None
         segmenter.trainable = False
-        seen = [seen, Widen(dtype="float32")(resize(segmenter(pixels)))]
+        seen = [seen, Widen(dtype="float32")(to_side(segmenter(pixels)))]
     logits = [member(seen) for member in members]
     mean = layers.Average(name="mean_logits")(logits) if len(logits) > 1 else logits[0]
     to_answer = {name: Calibrate(column, name=name) for column, name in enumerate(OUTPUTS)}

@@ -11,6 +11,7 @@ Images are float32 ``(n, side, side, 1)``, 0.0 to 1.0; masks the same, 1.0 surel
 from typing import Any
 
 from tasks.networks.keras_backend import keras
+from tasks.networks.smoothing import mean_around
 from tasks.pixels.greys import SIDE_PX
 
 ops = keras.ops
@@ -31,9 +32,7 @@ def widen(masks: Any, px: Any) -> Any:
     """
     side = masks.shape[1]
     reach = max(1, round(REACH_PX * side / SIDE_PX))
-    near = ops.pad(masks, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="symmetric")
-    near = ops.average_pool(near, (2 * reach + 1, 1), 1, padding="valid")
-    near = ops.average_pool(near, (1, 2 * reach + 1), 1, padding="valid")
+    near = mean_around(masks, reach)
     level = 0.5 * (1.0 - px / REACH_PX)
     return ops.maximum(masks, ops.sigmoid((near - level) * 4.0 * (2 * reach + 1)))
 

@@ -8,7 +8,7 @@ import pytest
 
 from tasks.errors import RunError
 from tasks.files import sha256_of_file
-from tasks.networks.classifier import Calibrate, Shrink, answer, build_member, join_members, predict, set_calibration
+from tasks.networks.classifier import Calibrate, answer, build_member, join_members, predict, set_calibration
 from tasks.networks.files import load_checked, load_network, save_network
 from tasks.networks.keras_backend import keras
 from tasks.networks.normalisation import LocalContrast, Standardise
@@ -165,12 +165,3 @@ def test_a_model_that_does_not_load_is_refused_by_name_whatever_keras_raises(
 def test_a_missing_model_says_which_flow_makes_it(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="run the train flow"):
         load_network(tmp_path)
-
-
-@pytest.mark.parametrize("side_px", [32, 128, 150, 224, 256])
-def test_images_are_resized_as_keras_resizes_them(side_px: int) -> None:
-    pixels = np.random.default_rng(0).random((2, 224, 224, 1)).astype(np.float32)
-    expected = keras.layers.Resizing(side_px, side_px, interpolation="bilinear", antialias=True)(pixels)
-    np.testing.assert_allclose(
-        keras.ops.convert_to_numpy(Shrink(side_px)(pixels)), keras.ops.convert_to_numpy(expected), atol=5e-5
-    )
