@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import dctn, idctn
+from scipy.interpolate import PchipInterpolator
 from scipy.ndimage import gaussian_filter
 
 from tasks.pixels.covering import Packed, Places, cover, widen_lungs
@@ -19,7 +20,8 @@ FINE = 1 / 8
 """Share of the highest frequency from which on power is noise and sharpness rather than anatomy."""
 LOW = 2
 """Cycles in an image up to which amplitudes are exchanged; more would exchange the disease too."""
-N_TONES = 65
+BLACK = 8
+TONES = (0.25, 0.5, 0.75)
 
 
 def pick_donors(labels: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
@@ -55,10 +57,16 @@ def _low_frequencies(image: Packed, donor: Packed, *_: Places) -> NDArray[np.flo
 
 
 def _tones(image: Packed, donor: Packed, lungs: Places, donors_lungs: Places) -> NDArray[np.float64]:
-    """Maps greys as they have to be mapped outside of the lungs to be distributed as the donor's there."""
-    shares = np.linspace(0, 1, N_TONES)
-    own, other = np.quantile(image[~lungs], shares), np.quantile(donor[~donors_lungs], shares)
-    return np.interp(image, own + np.arange(N_TONES) * 1e-4, other)  # equal ones a little apart, as interp asks
+    """Maps greys by one smooth curve, which brings those outside of the lungs to where the donor's lie there.
+
+    A few shares only are met, without the black around a picture: a closer match cuts greys off that lungs alone have.
+    """
+    own, other = (
+        np.quantile(grey[~inside & (grey > BLACK)], TONES) for grey, inside in ((image, lungs), (donor, donors_lungs))
+    )
+    own = np.maximum.accumulate(np.clip(own, BLACK, 255 - BLACK) + np.arange(len(TONES)))  # apart, as curves ask
+    other = np.maximum.accumulate(np.clip(other, BLACK, 255 - BLACK))
+    return np.asarray(PchipInterpolator([0, *own, 260], [0, *other, 260])(image))
 
 
 def _frame(image: Packed, donor: Packed, lungs: Places, donors_lungs: Places) -> NDArray[np.float64]:
@@ -79,7 +87,7 @@ Look = Callable[[Packed, Packed, Places, Places], Packed]
 
 
 def _of_each(change: Callable[..., NDArray[np.float64]]) -> Look:
-    """The same for many images. One without lungs, or with nothing but lungs, stays as it is; so does its donor's."""
+    """The same for many images. One of which, or of whose donor, lungs are nothing or all, stays as it is."""
 
     def look(packed: Packed, donors: Packed, lungs: Places, donors_lungs: Places) -> Packed:
         changed = packed.copy()
