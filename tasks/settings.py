@@ -273,7 +273,7 @@ class TrainingSettings(Section):
     )
     side_px: int = Field(128, ge=32, le=224, description="Side that the network resizes images to, in pixels.")
     width: int = Field(
-        24, ge=4, le=256, description="Channels of the first convolution from scratch; later ones are multiples."
+        32, ge=4, le=256, description="Channels of the first convolution from scratch; later ones are multiples."
     )
     field: Literal["whole", "lungs", "varied"] = Field(
         "varied",

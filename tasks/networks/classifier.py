@@ -67,7 +67,7 @@ def build_member(settings: TrainingSettings, seed: int, name: str = "member_1") 
 
     Returns:
         float32 ``(n, side_px, side_px, 1)`` in 0.0 to 1.0 -> logits ``(n, 2)`` in the order of ``OUTPUTS``; without a
-        backbone, at the default width, 278,714 weights. With the field ``lungs`` it takes their masks too,
+        backbone, at the default width, 494,242 weights. With the field ``lungs`` it takes their masks too,
         ``(n, side_px, side_px, 1)``.
 
     Raises:
@@ -96,13 +96,14 @@ def _residual_features(x: Any, width: int, kernels: Iterator[Any]) -> Any:
     x = layers.Conv2D(width, 5, strides=2, padding="same", use_bias=False, kernel_initializer=next(kernels))(x)
     x = layers.BatchNormalization(momentum=0.9)(x)
     x = layers.Activation("relu")(x)
+    x = layers.MaxPooling2D(2, padding="same")(x)  # as in ResNet: most of the time went into blocks at half the side
     for multiple in (1, 2, 3, 4):
         x = _residual_block(x, width * multiple, kernels)
     return layers.GlobalAveragePooling2D()(x)
 
 
 def _residual_block(x: Any, channels: int, kernels: Iterator[Any]) -> Any:
-    """Two 3 x 3 convolutions with a shortcut, then halving: (n, s, s, c) -> (n, s / 2, s / 2, channels)."""
+    """Two 3 x 3 convolutions with a shortcut, then halving: (n, s, s, c) -> (n, s / 2, s / 2, channels), rounded up."""
     shortcut = x
     if x.shape[-1] != channels:
         shortcut = layers.Conv2D(channels, 1, use_bias=False, kernel_initializer=next(kernels))(x)
@@ -111,7 +112,7 @@ def _residual_block(x: Any, channels: int, kernels: Iterator[Any]) -> Any:
         x = layers.BatchNormalization(momentum=0.9)(x)
         x = layers.Add()([x, shortcut]) if last else x
         x = layers.Activation("relu")(x)
-    return layers.MaxPooling2D(2)(x)
+    return layers.MaxPooling2D(2, padding="same")(x)
 
 
 @keras.saving.register_keras_serializable("x_ray")

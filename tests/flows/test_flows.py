@@ -6,14 +6,18 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pandas as pd
 import pytest
 from PIL import Image
 
 from flows.engine.command_line import read_flags, run_command
 from tasks.files import sha256_of_file
+from tasks.pixels.greys import to_float
+from tasks.pixels.packed import PackedImages
 from tasks.runs.manifest import MANIFEST_DTYPES, read_manifest
 from tasks.runs.run import Run
+from tasks.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("prefect_engine")
 
@@ -156,6 +160,23 @@ def test_a_changed_setting_repeats_its_stage_and_no_earlier_one(
     assert reused == [stage for stage in STAGES if stage not in ("evaluate", "explain", "audit")]
 
 
+def test_an_exported_network_gives_the_predictions_of_the_run_and_holds_its_threshold(
+    small_flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_pipeline([*small_flags, "--run-dir", str(tmp_path), "--export", "onnx"], capfd)[0] == 0
+    assert json.loads((tmp_path / "run.json").read_text())["reused"] == STAGES, "nothing else was done for it"
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    predictions = pd.read_csv(tmp_path / "predictions.csv").head(5)
+    ids = read_manifest(tmp_path).set_index("path")["image_id"]
+    settings = Settings.model_validate(json.loads((tmp_path / "run.json").read_text())["settings"])
+    pixels = PackedImages(tmp_path, Path(settings.storage.cache)).read([ids[path] for path in predictions["path"]])
+    found = session.run(["probability"], {"pixels": to_float(pixels)})[0][:, 0]
+    np.testing.assert_allclose(found, predictions["probability"], atol=1e-4)
+    told = session.get_modelmeta().custom_metadata_map
+    assert float(told["threshold"]) == json.loads((tmp_path / "metrics.json").read_text())["threshold"]
+    assert told["version"] == sha256_of_file(tmp_path / "model.keras")
+
+
 def test_evaluating_validation_alone_leaves_test_out_of_all_that_follows(
     finished_run: Path, small_flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,7 +305,6 @@ def test_a_file_in_place_of_the_run_folder_is_refused_and_kept(
 def test_probabilities_of_a_run_come_from_its_model_file(finished_run: Path) -> None:
     from tasks.networks.classifier import predict
     from tasks.networks.files import load_network
-    from tasks.pixels.packed import PackedImages
 
     predictions = pd.read_csv(finished_run / "predictions.csv").head(5)
     ids = read_manifest(finished_run).set_index("path")["image_id"]
