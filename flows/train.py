@@ -1,4 +1,4 @@
-"""Train: fits, calibrates and evaluates the network on a prepared run folder. Runs on the GPU pool.
+"""Train: fits, calibrates, evaluates and, if asked, exports the network on a prepared run folder. Runs on the GPU pool.
 
 ``python -m flows.train --run-dir RUN`` does it alone, and prints the run folder.
 """
@@ -15,20 +15,21 @@ from tasks.runs.run import Run
 from tasks.settings import Settings
 from tasks.training.calibration import calibrate
 from tasks.training.evaluation import evaluate
-from tasks.training.exporting import check_export, export
+from tasks.training.exporting import export, prepare_export
 from tasks.training.fitting import fit
 
 
 @flow(name="train", flow_run_name=label_run, log_prints=True, validate_parameters=True)
 def train(settings: Settings) -> str:
-    """Fits and calibrates the model, and its twin if the audit compares the two; evaluates the model.
+    """Fits and calibrates the model, and its twin if the audit compares the two; evaluates the model,
+    and exports it if asked.
 
     Returns the run folder's address.
     """
     run = Run(settings)
     with own_run_folder(run), gpu_slot():
         bring_run(run)
-        check_export(settings)
+        prepare_export(run)
         for name in settings.networks:
             fit(run, name)
             calibrate(run, name)

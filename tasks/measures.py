@@ -163,8 +163,9 @@ def choose_threshold(labels: Array, probabilities: Array, conditions: Sequence[s
     """The probability from which on an image counts as pneumonia: sensitivity and specificity shall hold everywhere.
 
     That is where the lowest of all sensitivities and specificities, each under one condition, is highest: robust in the
-    sense of the worst case (minimax, Wald 1950). A threshold lies in the middle of two neighbouring probabilities, in
-    logits; of equally good ones, the one in the widest gap is taken.
+    sense of the worst case (minimax, Wald 1950). Its price: one condition under which the network fails sets the
+    threshold alone; the report names it, as that of the lowest sensitivity or specificity. A threshold lies in the
+    middle of two neighbouring probabilities, in logits; of equally good ones, the one in the widest gap is taken.
 
     Args:
         labels: 0 or 1, ``(n,)``.

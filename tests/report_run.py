@@ -16,6 +16,7 @@ from tasks.explaining.auditing import audit_networks
 from tasks.explaining.baselines import ask_baselines, ask_shape
 from tasks.explaining.subjects import Scene, Subject
 from tasks.files import read_json, write_json
+from tasks.pixels.borrowed_looks import LOOKS
 from tasks.pixels.shifts import SHIFTS
 from tasks.records import Facts
 from tasks.runs.manifest import write_manifest
@@ -115,7 +116,7 @@ def build_metrics() -> Facts:
         name: {"values": [0.93, 0.95], "mean": 0.9401, "deviation": 0.0141}
         for name in ("auc", "accuracy", "sensitivity", "specificity")
     }
-    shifts = {name: group(8, 0.88 - 0.01 * i, patients=8) for i, name in enumerate(SHIFTS)}
+    shifts = {name: group(8, 0.88 - 0.01 * i, patients=8) for i, name in enumerate([*SHIFTS, *LOOKS])}
     return {
         "threshold": 0.412345,
         **splits,
@@ -231,7 +232,7 @@ def build_run(run: Path) -> None:
         "n_val": 8,
         "n_weights": 1234,
         "model_sha256": "ef" * 32,
-        "n_shifts": 10,
+        "n_shifts": 15,
         "slope": 1.5,
         "offset": -0.25,
     }
@@ -388,7 +389,7 @@ def measure_again(run: Path, table: pd.DataFrame, n_members: int = 2, **more: An
     table = table[table["split"].isin(settings.splits)]
     val = make_answers(splits=("val",))
     val["image_id"] = [str(i) for i in range(len(val))]
-    shifts = pd.concat([val.assign(shift=name) for name in SHIFTS], ignore_index=True)
+    shifts = pd.concat([val.assign(shift=name) for name in (*SHIFTS, *LOOKS)], ignore_index=True)
     metrics = measure(table, shifts, settings, 7)
     rows = table[table["split"] == ("test" if (table["split"] == "test").any() else "val")]
     noise = np.random.default_rng(3).random(len(rows))

@@ -118,6 +118,7 @@ KEYS = {
     "training.calibration": f"{CLASSIFIER} measures networks.familiarity networks.twin networks.blocks "
     "networks.segmenter networks.shipped pixels.borrowed_looks pixels.covering pixels.shifts",
     "training.evaluation": f"{CLASSIFIER} measures pixels.covering pixels.shifts",
+    "training.exporting": f"{CLASSIFIER} networks.twin",
     "explaining.explanations": f"{PROBES} explaining.lime_sampling explaining.lime_quality explaining.pictures "
     "runs.manifest",
     "explaining.auditing": f"{PROBES} explaining.baselines explaining.lungs explaining.probes explaining.verdict "

@@ -5,6 +5,7 @@ the parts of a run's own for ``foreign`` and ``model``, how the network was read
 (``performance``); and ``explanations/`` of the images that the run explained. Nothing in the run changes.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tasks.measures import choose_threshold, draw_patients, format_value, measur
 from tasks.networks.files import check_network
 from tasks.networks.twin import used_rows
 from tasks.pixels.borrowed_looks import vary_conditions
+from tasks.pixels.covering import Packed
 from tasks.records import FOREIGN, MODEL, TITLES, Facts
 from tasks.runs.bucket import read_seal
 from tasks.runs.run import Run
@@ -111,8 +113,9 @@ def check_on_validation(run: Run, network: ForeignNetwork, threshold: float | No
     manifest = run.manifest()
     val = manifest[manifest["image_id"].isin(used_rows(manifest).query("split == 'val'")["image_id"])]
     packed, labels = run.images().read(list(val["image_id"])), val["label"].to_numpy(float)
-    masks = run.lungs().read(list(val["image_id"]))
-    varied = vary_conditions(packed, labels, masks, run.settings.seed) if threshold is None else [("as it is", packed)]
+    varied: Iterable[tuple[str, Packed]] = [("as it is", packed)]
+    if threshold is None:
+        varied = vary_conditions(packed, labels, run.lungs().read(list(val["image_id"])), run.settings.seed)
     answers = {name: network.ask(changed) for name, changed in varied}
     weights = draw_patients(val["group_id"], run.settings.evaluation.n_bootstrap, run.settings.seed)
     auc = summarise(measure_auc(val, answers["as it is"], weights), "a class is missing")

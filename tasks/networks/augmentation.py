@@ -85,52 +85,23 @@ class ExposureShift(Augmentation):
 class DetailShift(Augmentation):
     """Blurs or sharpens, and adds grain: resolution and noise are the machine's, not the child's.
 
-    The difference to a Gaussian blur (deviation 1 px) is subtracted or added, up to ``sharpness`` times. Half of the
-    images get grain, of a deviation of up to ``noise`` and between fine, each pixel apart, and coarse, blurred by 1 px.
+    The difference to a Gaussian blur (deviation 1 px) is subtracted or added, up to ``sharpness`` times; grain has a
+    deviation of up to ``noise``.
     """
 
-    COARSE = 3.545
-    """What brings grain that is blurred by 1 px back to the deviation it had: twice the root of pi."""
-
-    def __init__(self, sharpness: float = 0.5, noise: float = 0.05, seed: int = 0, **kwargs: Any) -> None:
+    def __init__(self, sharpness: float = 0.5, noise: float = 0.02, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
         self.sharpness, self.noise = sharpness, noise
 
     def change(self, x: Any) -> Any:
         """Applies the layer to a batch."""
         x = x + self.draw(x, -self.sharpness, self.sharpness) * (x - blur(x, 1.0))
-        fine = keras.random.normal(ops.shape(x), seed=self.generator)
-        grain = fine + self.draw(x, 0.0, 1.0) * (self.COARSE * blur(fine, 1.0) - fine)
-        return ops.clip(x + ops.maximum(self.draw(x, -self.noise, self.noise), 0.0) * grain, 0.0, 1.0)
+        grain = keras.random.normal(ops.shape(x), seed=self.generator)
+        return ops.clip(x + self.draw(x, 0.0, self.noise) * grain, 0.0, 1.0)
 
     def get_config(self) -> dict[str, Any]:
         """What a saved checkpoint needs to build the layer again."""
         return {**super().get_config(), "sharpness": self.sharpness, "noise": self.noise}
-
-
-@keras.saving.register_keras_serializable("x_ray")
-class BorrowedDetail(Augmentation):
-    """Gives half of the images the strength of another one's detail, of whichever class, so that neither noise nor
-    sharpness goes with a class.
-
-    In each of the bands between blurs of ``DEVIATIONS_PX`` the image is brought towards the deviation that the other
-    image has there, by a random share of the way, and at most by a factor of ``FACTOR``.
-    """
-
-    DEVIATIONS_PX = (0.6, 1.4, 2.8)
-    FACTOR = 4.0
-
-    def change(self, x: Any) -> Any:
-        """Applies the layer to a batch."""
-        share = ops.maximum(self.draw(x, -1.0, 1.0), 0.0)  # 0 in half of the draws
-        changed = rest = blur(x, self.DEVIATIONS_PX[-1])
-        for deviation_px in (*self.DEVIATIONS_PX[-2::-1], 0.0):
-            finer = blur(x, deviation_px) if deviation_px else x
-            band, rest = finer - rest, finer
-            own = ops.mean(ops.square(band), axis=(1, 2, 3), keepdims=True) + 1e-7
-            gain = ops.clip(ops.sqrt(ops.roll(own, 1, axis=0) / own), 1 / self.FACTOR, self.FACTOR)
-            changed = changed + band * ops.power(gain, share)
-        return ops.clip(changed, 0.0, 1.0)
 
 
 @keras.saving.register_keras_serializable("x_ray")

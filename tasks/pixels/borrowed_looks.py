@@ -1,8 +1,8 @@
 """Borrowed looks: each X-ray as it would look from the machine, or the series, of a donor of the other class.
 
 Looks go with classes in many archives. A network that takes the look for the class changes its answer under these.
-All functions map images and their donors, packed uint8 ``(n, side, side)``, with the places of their lungs, bool of
-that shape, to changed images.
+They are shifts as those of ``tasks.pixels.shifts``. Each of ``LOOKS`` maps images and their donors, packed uint8
+``(n, side, side)``, with the places of their lungs, bool of that shape, to changed images.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from scipy.fft import dctn, idctn
 from scipy.interpolate import PchipInterpolator
 from scipy.ndimage import gaussian_filter
 
-from tasks.pixels.covering import Packed, Places, cover, widen_lungs
+from tasks.pixels.covering import Packed, Places, cover, find_lungs, widen_lungs
 from tasks.pixels.shifts import BORDER, SHIFTS
 
 FINE = 1 / 8
@@ -24,18 +24,18 @@ BLACK = 8
 TONES = (0.25, 0.5, 0.75)
 
 
-def pick_donors(labels: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
-    """For each image a random one of the other class, ``(n,)``; each image itself where there is only one class."""
+def pick_donors(labels: NDArray[np.float64], lends: NDArray[np.bool_], seed: int) -> NDArray[np.int64]:
+    """For each image a random one of the other class that lends its look, or else itself; ``(n,)`` each."""
     rng, donors = np.random.default_rng([seed, 31]), np.arange(len(labels))
     for label in (0, 1):
-        mine, others = np.flatnonzero(labels == label), np.flatnonzero(labels != label)
+        mine, others = np.flatnonzero(labels == label), np.flatnonzero((labels != label) & lends)
         if len(others):
             donors[mine] = rng.choice(others, len(mine))
     return donors
 
 
 def _detail(image: Packed, donor: Packed, *_: Places) -> NDArray[np.float64]:
-    """Gives the power above FINE, ring by ring of frequencies, that of the donor, at most four times more or less.
+    """Gives the power above FINE, ring by ring of frequencies, that of the donor; amplitudes at most fourfold.
 
     By a cosine transform, in which, unlike in Fourier's, opposite edges are no step.
     """
@@ -61,11 +61,11 @@ def _tones(image: Packed, donor: Packed, lungs: Places, donors_lungs: Places) ->
 
     A few shares only are met, without the black around a picture: a closer match cuts greys off that lungs alone have.
     """
-    own, other = (
-        np.quantile(grey[~inside & (grey > BLACK)], TONES) for grey, inside in ((image, lungs), (donor, donors_lungs))
-    )
-    own = np.maximum.accumulate(np.clip(own, BLACK, 255 - BLACK) + np.arange(len(TONES)))  # apart, as curves ask
-    other = np.maximum.accumulate(np.clip(other, BLACK, 255 - BLACK))
+    outside = [grey[~inside & (grey > BLACK)] for grey, inside in ((image, lungs), (donor, donors_lungs))]
+    if not all(len(greys) for greys in outside):
+        return image.astype(float)
+    # A little apart, as a curve asks.
+    own, other = (np.quantile(greys, TONES).clip(BLACK, 255 - BLACK) + np.arange(len(TONES)) for greys in outside)
     return np.asarray(PchipInterpolator([0, *own, 260], [0, *other, 260])(image))
 
 
@@ -86,14 +86,14 @@ def _border(image: Packed, donor: Packed, *_: Places) -> NDArray[np.float64]:
 Look = Callable[[Packed, Packed, Places, Places], Packed]
 
 
-def _of_each(change: Callable[..., NDArray[np.float64]]) -> Look:
-    """The same for many images. One of which, or of whose donor, lungs are nothing or all, stays as it is."""
+def _of_each(change: Callable[..., NDArray[np.float64]], by_lungs: bool = False) -> Look:
+    """The same for many images. Where the look goes by lungs, an image without them stays as it is."""
 
     def look(packed: Packed, donors: Packed, lungs: Places, donors_lungs: Places) -> Packed:
         changed = packed.copy()
-        for i, parts in enumerate(zip(packed, donors, lungs, donors_lungs, strict=True)):
-            if all(places.any() and not places.all() for places in parts[2:]):
-                changed[i] = np.clip(np.rint(change(*parts)), 0, 255)
+        able = find_lungs(lungs) & find_lungs(donors_lungs) if by_lungs else np.ones(len(packed), bool)
+        for i in np.flatnonzero(able):
+            changed[i] = np.clip(np.rint(change(packed[i], donors[i], lungs[i], donors_lungs[i])), 0, 255)
         return changed
 
     return look
@@ -101,9 +101,9 @@ def _of_each(change: Callable[..., NDArray[np.float64]]) -> Look:
 
 LOOKS: dict[str, Look] = {
     "detail of the other class": _of_each(_detail),
-    "tones of the other class": _of_each(_tones),
+    "tones of the other class": _of_each(_tones, by_lungs=True),
     "low frequencies of the other class": _of_each(_low_frequencies),
-    "frame of the other class": _of_each(_frame),
+    "frame of the other class": _of_each(_frame, by_lungs=True),
     "border of the other class": _of_each(_border),
 }
 """Name of a look, for people -> its function."""
@@ -116,13 +116,14 @@ def vary_conditions(
     """Validation as it is, under each shift, and in each look of the other class, with the name of each.
 
     Args:
-        packed: The images, uint8 ``(n, side, side)``, none of which anything is learnt from: they lend looks, too.
+        packed: The images, uint8 ``(n, side, side)``, on which no network is trained: they lend looks, too.
         labels: 0 or 1, ``(n,)``.
-        masks: Their lungs, as the images.
+        masks: Their lungs, as the images; those without keep their tones and their frame, and lend no look.
         seed: Picks the donors.
     """
     for name, shift in SHIFTS.items():
         yield name, shift(packed)
-    lungs, donors = widen_lungs(masks), pick_donors(labels, seed)
+    lungs = widen_lungs(masks)
+    donors = pick_donors(labels, find_lungs(lungs), seed)
     for name, look in LOOKS.items():
         yield name, look(packed, packed[donors], lungs, lungs[donors])

@@ -2,7 +2,8 @@
 
 The test normals of the public data set come from another distribution than its training normals, and so will images of
 another hospital. Validation alone does not show that. So calibration and thresholds are fitted on it *and* on these
-changed copies, and the report shows the AUC under each. No shift repeats an augmentation of training.
+changed copies, and on those of ``tasks.pixels.borrowed_looks``; the report shows the AUC under each. Training varies
+exposure, sharpness, grain and framing too, by other means.
 
 All functions map packed images, uint8 ``(n, side, side)``, to the same shape.
 """

@@ -20,6 +20,7 @@ STAGES = {
     "fit": "Train the networks",
     "calibrate": "Join and calibrate the networks",
     "evaluate": "Measure the network",
+    "export": "Export the network",
     "explain": "Explain single answers",
     "audit": "Audit what the network looks at",
 }

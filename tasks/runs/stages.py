@@ -112,6 +112,17 @@ def place_files(run: Place, entry: Path, stage: str, record: StageRecord) -> Non
         send(run, names)
 
 
+def withdraw_stage(run: Place, stage: str) -> None:
+    """Removes from the run folder what the stage left there in an earlier attempt, its record last, and breaks the
+    run's seal; the cache keeps it."""
+    record = f"{STAGES_FOLDER}/{stage}.json"
+    if (run.folder / record).exists():
+        gone = [SEAL, *read_stage_record(run.folder / record).files, record]
+        for name in gone:
+            inside(run.folder, name).unlink(missing_ok=True)
+        send(run, [], gone=gone)
+
+
 def _place(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(target.name + ".partial")

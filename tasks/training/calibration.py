@@ -1,7 +1,8 @@
 """Calibrate: joins the members to one network whose probabilities mean what they say.
 
 Reads ``members/``, ``manifest.parquet`` and the packed arrays; writes ``model.keras`` and ``model.sha256``;
-``shifts.csv``, what the model says of validation images as they are, under each shift and in each borrowed look; and
+``shifts.csv``, what the model says of validation images as they are and under each shift (looks of the other
+class among these); and
 ``familiar.npz``, what the images that were learnt from look like. Of the unscreened twin: ``unfiltered.keras``,
 ``unfiltered.sha256`` and ``unfiltered/shifts.csv``.
 """
@@ -38,6 +39,7 @@ def calibrate(run: Run, name: str = MODEL) -> Facts:
         from tasks.networks.classifier import join_members
         from tasks.networks.familiarity import fit_familiarity, save_familiarity
         from tasks.networks.segmenter import load_segmenter
+        from tasks.pixels.covering import find_lungs, widen_lungs
 
         segmenter = load_segmenter(lungs.folder) if lungs else None
         model = join_members([load_network(folder, member) for member in members], segmenter)
@@ -45,9 +47,11 @@ def calibrate(run: Run, name: str = MODEL) -> Facts:
         rows = used_rows(run.manifest())
         val = rows[rows["split"] == "val"]
         ids = list(val["image_id"])
-        shifts, found = calibrate_model(model, val, images.read(ids), run.lungs().read(ids), run.settings.seed)
+        masks = run.lungs().read(ids)
+        shifts, found = calibrate_model(model, val, images.read(ids), masks, run.settings.seed)
         write_whole(work_folder(out, name) / "shifts.csv", shifts.to_csv(index=False, float_format="%.6f"))
         checksum = save_network(model, out, name)
+        found |= {"n_without_lungs": int((~find_lungs(widen_lungs(masks))).sum())}
         found |= {"n_val": len(val), "n_weights": int(model.count_params()), "model_sha256": checksum}
         if name != MODEL:
             return found
@@ -69,13 +73,15 @@ def calibrate(run: Run, name: str = MODEL) -> Facts:
         f"calibrated {TITLES[name]} on {facts['n_val']:,} validation images and {facts['n_shifts']} shifts of them: "
         f"logits times {facts['slope']:.2f}, plus {facts['offset']:.2f}"
     )
+    if facts["n_without_lungs"]:
+        print(f"{facts['n_without_lungs']:,} of these images show no lungs: they keep tones and frame, and lend none")
     return facts
 
 
 def calibrate_model(
     model: Any, val: pd.DataFrame, packed: NDArray[np.uint8], lungs: NDArray[np.uint8], seed: int
 ) -> tuple[pd.DataFrame, Facts]:
-    """Fits slope and offset of both answers on validation images, as they are, under each shift and in each look.
+    """Fits slope and offset of both answers on validation images, as they are and under each shift.
 
     Args:
         model: From ``tasks.networks.classifier.join_members``; its calibration is set.

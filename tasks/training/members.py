@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 
 from tasks.errors import RunError
 from tasks.files import digest, read_record, write_whole
-from tasks.networks.augmentation import BorderBlank, BorrowedDetail, DetailShift, ExposureShift, FramingShift
+from tasks.networks.augmentation import BorderBlank, DetailShift, ExposureShift, FramingShift
 from tasks.networks.checkpoints import (
     build_optimizer,
     load_checkpoint,
@@ -171,17 +171,16 @@ def build_trainer(member: keras.Model, n_images: int, seed: int, field: str = "w
     rows = keras.Input((), dtype="int32", name="rows")
     side_px = member.inputs[0].shape[1]
     x = ResidentImages(n_images, side_px, dtype="float32", name="resident")(rows)
-    kinds = (BorrowedDetail, ExposureShift, DetailShift, BorderBlank)
-    for i, kind in enumerate(kinds, start=1):
+    for i, kind in enumerate((ExposureShift, DetailShift, BorderBlank), start=1):
         x = kind(seed=seed + i, dtype="float32")(x)
-    frame = FramingShift(seed=seed + 5, dtype="float32")
+    frame = FramingShift(seed=seed + 4, dtype="float32")
     if field == "whole":
         return keras.Model(rows, member(frame(x)), name="trainer")
     lungs = ResidentImages(n_images, side_px, dtype="float32", name="resident_lungs")(rows)
-    lungs = FramingShift(degrees=4.0, scale=0.1, shift=0.04, seed=seed + 6, dtype="float32")(lungs)
-    lungs = VaryMasks(seed=seed + 7, dtype="float32")(lungs)
+    lungs = FramingShift(degrees=4.0, scale=0.1, shift=0.04, seed=seed + 5, dtype="float32")(lungs)
+    lungs = VaryMasks(seed=seed + 6, dtype="float32")(lungs)
     if field == "varied":
-        x = VaryOutside(seed=seed + 8, dtype="float32")([x, lungs])
+        x = VaryOutside(seed=seed + 7, dtype="float32")([x, lungs])
         return keras.Model(rows, member(frame(x)), name="trainer")
     x, lungs = ops.split(frame(layers.Concatenate()([x, lungs])), 2, axis=-1)
     return keras.Model(rows, member([x, lungs]), name="trainer")

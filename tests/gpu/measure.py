@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=2, help="of one member; its first one compiles and is left out")
     parser.add_argument("--images", type=int, default=2_812, help="that are trained on")
-    parser.add_argument("--field", default="varied", help="as training.field")
+    parser.add_argument("--field", default="varied", choices=("whole", "varied"), help="as training.field")
     asked = parser.parse_args()
     with contextlib.redirect_stdout(sys.stderr):
         result = measure(asked.epochs, asked.images, asked.field)

@@ -8,7 +8,6 @@ import pytest
 from tasks.networks.augmentation import (
     Augmentation,
     BorderBlank,
-    BorrowedDetail,
     DetailShift,
     ExposureShift,
     FramingShift,
@@ -42,40 +41,6 @@ def test_augmentation_acts_in_training_only(kind: type[Augmentation]) -> None:
     assert np.abs(changed - x).mean() > 0.005
     assert changed.min() >= 0
     assert changed.max() <= 1 + 1e-6
-
-
-def patterns(amplitudes: list[float], period_px: int) -> np.ndarray:
-    """Stripes of one period, an image for each amplitude."""
-    wave = np.sin(2 * np.pi * np.arange(64) / period_px)
-    waves = np.stack([np.broadcast_to(amplitude * wave, (64, 64)) for amplitude in amplitudes])
-    return (0.5 + waves[..., None]).astype(np.float32)
-
-
-@pytest.mark.parametrize("period_px", [4, 8])
-def test_half_of_the_images_are_brought_towards_the_detail_of_the_next_one_and_none_beyond_it(period_px: int) -> None:
-    faint_and_strong = patterns([0.02, 0.06] * 100, period_px)
-    changed = change(BorrowedDetail(seed=4), faint_and_strong).std((1, 2, 3)) / patterns([1.0], period_px).std()
-    faint, strong = changed[::2], changed[1::2]
-    for found, own in ((faint, 0.02), (strong, 0.06)):
-        assert found.min() > 0.02 - 1e-3 and found.max() < 0.06 + 1e-3
-        assert 0.35 < (np.abs(found - own) < 1e-4).mean() < 0.65, "half stay as they are"
-    assert faint.max() > 0.045 and strong.min() < 0.027
-
-
-def test_detail_that_is_borrowed_leaves_the_broad_shadow_of_a_pneumonia() -> None:
-    shadows = patterns([0.1, 0.3] * 20, 64)
-    np.testing.assert_allclose(change(BorrowedDetail(seed=4), shadows), shadows, atol=0.05)
-
-
-def test_grain_comes_on_half_of_the_images_between_fine_and_coarse() -> None:
-    grey = np.full((200, 64, 64, 1), 0.5, np.float32)
-    grain = change(DetailShift(sharpness=0.0, noise=0.05, seed=5), grey) - grey
-    deviations = grain.std((1, 2, 3))
-    assert 0.35 < (deviations == 0).mean() < 0.65
-    assert 0.045 < deviations.max() < 0.055
-    grainy = grain[deviations > 0.01]
-    alike = [np.corrcoef(one[:, 1:].ravel(), one[:, :-1].ravel())[0, 1] for one in grainy]
-    assert min(alike) < 0.1 and max(alike) > 0.6
 
 
 @pytest.mark.parametrize("kind", KINDS)
