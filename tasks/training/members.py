@@ -32,14 +32,13 @@ from tasks.networks.checkpoints import (
     save_checkpoint,
 )
 from tasks.networks.classifier import build_member
-from tasks.networks.field import Widen
 from tasks.networks.field_augmentation import VaryMasks, VaryOutside
 from tasks.networks.files import check_network, save_network
 from tasks.networks.keras_backend import keras
-from tasks.pixels.greys import to_float
 from tasks.records import Facts
 from tasks.settings import TrainingSettings
 from tasks.training.labelled_images import LabelledImages, describe_truth
+from tasks.training.settling import first_logits, settle_normalisation
 
 Look = Callable[[Callable[[], None]], None]
 """What ``run_stoppable`` gives: called between two steps, with a function that saves a checkpoint."""
@@ -248,7 +247,7 @@ def train_member(
                     f"training.learning_rate: the loss is no number any more in epoch {epoch}; give a lower rate than "
                     f"{settings.learning_rate:g}"
                 )
-            auc = average_weights(training, splits["val"])
+            auc = average_weights(training, splits)
             seconds = round(time.perf_counter() - start, 2)
             entry = {"epoch": epoch, "loss": round(loss, 6), "val_auc": round(auc, 6), "seconds": seconds}
             training.finish_epoch(entry)
@@ -285,8 +284,10 @@ def start_training(trainer: keras.Model, settings: TrainingSettings, member: Mem
     return Training(trainer, settings, member, state)
 
 
-def average_weights(training: Training, val: LabelledImages) -> float:
+def average_weights(training: Training, splits: Mapping[str, LabelledImages]) -> float:
     """Gives the network the averaged weights after the last epoch, and before that for as long as they are measured.
+
+    After the last one its normalisation is settled too.
 
     Returns:
         Their AUC on validation.
@@ -296,7 +297,9 @@ def average_weights(training: Training, val: LabelledImages) -> float:
     trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
     # Copied: on JAX weights and averages would share memory, and asking the network gives its weights' memory away.
     network.set_weights(network.get_weights())
-    auc = float(roc_auc_score(val.labels, first_logits(network, val)))
+    if training.epoch == training.settings.epochs:
+        settle_normalisation(network, splits["train"], training.member.seed)
+    auc = float(roc_auc_score(splits["val"].labels, first_logits(network, splits["val"])))
     if training.epoch < training.settings.epochs:
         network.set_weights(plain)
     return auc
@@ -363,16 +366,3 @@ def has_gpu() -> bool:
 
         return bool(jax.default_backend() == "gpu")
     return bool(keras.distribution.list_devices("gpu"))
-
-
-def first_logits(member: keras.Model, asked: LabelledImages, batch_size: int = 64) -> NDArray[np.float64]:
-    """The member's logits of pneumonia, float64 ``(n,)``."""
-    widen, parts = Widen(dtype="float32"), []
-    for start in range(0, len(asked.pixels), batch_size):
-        at = slice(start, start + batch_size)
-        seen = [to_float(asked.pixels[at])]
-        if len(member.inputs) == 2:
-            assert asked.lungs is not None
-            seen.append(ops.convert_to_numpy(widen(to_float(asked.lungs[at]))))
-        parts.append(member.predict_on_batch(seen if len(seen) > 1 else seen[0]))
-    return np.concatenate([ops.convert_to_numpy(part) for part in parts])[:, 0].astype(np.float64)
