@@ -114,7 +114,7 @@ KEYS = {
     "runs.manifest tables",
     "preparing.segmenting": "networks.lung_fields pixels.greys records",
     "training.fitting": f"{CLASSIFIER} networks.augmentation networks.checkpoints networks.field_augmentation "
-    "networks.twin training.members training.labelled_images",
+    "networks.twin training.members training.labelled_images training.settling",
     "training.calibration": f"{CLASSIFIER} measures networks.familiarity networks.twin networks.blocks "
     "networks.segmenter networks.shipped pixels.borrowed_looks pixels.covering pixels.shifts",
     "training.evaluation": f"{CLASSIFIER} measures pixels.covering pixels.shifts",

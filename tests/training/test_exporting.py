@@ -22,7 +22,7 @@ def x_rays(n: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, 224, 224), dtype=np.uint8)
 
 
-@pytest.fixture(scope="module", params=["varied", "lungs"])
+@pytest.fixture(scope="module", params=["varied", pytest.param("lungs", marks=pytest.mark.slow)])
 def model(request: pytest.FixtureRequest) -> keras.Model:
     settings = TrainingSettings(side_px=64, width=8, field=request.param)
     members = [build_member(settings, seed, f"member_{seed}") for seed in (1, 2)]
@@ -54,6 +54,7 @@ def test_its_metadata_say_how_it_is_asked_and_from_which_probability_on_it_calls
     assert "(n, 224, 224, 1)" in told["input"] and "255" in told["scale"]
 
 
+@pytest.mark.slow
 def test_a_file_that_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, path = join_members([build_member(TrainingSettings(side_px=32, width=4), 1)]), tmp_path / "model.onnx"
     write, other = type(model).export, join_members([build_member(TrainingSettings(side_px=32, width=4), 2)])
@@ -65,6 +66,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch: 
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_a_network_that_onnx_does_not_know_is_refused_in_one_sentence(tmp_path: Path) -> None:
     pixels = keras.Input((224, 224, 1), name="pixels")
     small = keras.layers.Resizing(32, 32, antialias=True)(pixels)  # TensorFlow's own operation
