@@ -265,7 +265,7 @@ class TrainingSettings(Section):
         ge=1,
         le=50,
         description="Members: networks that differ in their seed alone; the model averages their logits. With the "
-        "default, the public data set takes about 20 minutes on 2 cores.",
+        "default, the public data set takes about 18 minutes on 2 cores.",
     )
     batch_size: int = Field(32, ge=1, le=4_096, description="Images in one optimisation step.")
     learning_rate: float = Field(
