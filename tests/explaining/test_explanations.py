@@ -378,7 +378,7 @@ def test_the_twin_is_explained_beside_the_model_by_the_same_pieces(tmp_path: Pat
     save_model(run, "model", 1)
     save_model(run, "unfiltered", 2)
     (run / "unfiltered").mkdir()
-    shifts = pd.DataFrame({"label": [0, 1] * 4, "probability": [0.1, 0.9] * 4})
+    shifts = pd.DataFrame({"shift": "as it is", "label": [0, 1] * 4, "probability": [0.1, 0.9] * 4})
     shifts.to_csv(run / "unfiltered" / "shifts.csv", index=False)
     explain_shards.fn(Run(settings), [0])
     gather_explanations.fn(Run(settings))

@@ -160,6 +160,7 @@ def test_a_changed_setting_repeats_its_stage_and_no_earlier_one(
     assert reused == [stage for stage in STAGES if stage not in ("evaluate", "explain", "audit")]
 
 
+@pytest.mark.slow
 def test_an_exported_network_gives_the_predictions_of_the_run_and_holds_its_threshold(
     small_flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +178,7 @@ def test_an_exported_network_gives_the_predictions_of_the_run_and_holds_its_thre
     assert told["version"] == sha256_of_file(tmp_path / "model.keras")
 
 
+@pytest.mark.slow
 def test_evaluating_validation_alone_leaves_test_out_of_all_that_follows(
     finished_run: Path, small_flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

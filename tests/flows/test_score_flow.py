@@ -213,6 +213,7 @@ def test_the_same_folder_zipped_gives_the_same_table(
     assert (tmp_path / "made" / "x.zip.csv").read_bytes() == (folder.parent / "made" / "folder.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_row_depends_on_neither_the_number_nor_the_order_of_the_others(
     table: dict[str, dict[str, str]], scored: dict[str, bytes], run: Path, screener: Path, tmp_path: Path
 ) -> None:
@@ -290,6 +291,7 @@ def test_nothing_in_the_run_folder_changes_and_the_address_of_the_table_is_the_l
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_strict_ends_with_code_2_when_an_image_was_refused_and_writes_the_table_all_the_same(
     run: Path, screener: Path, scored: dict[str, bytes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
