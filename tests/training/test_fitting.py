@@ -209,7 +209,7 @@ def test_a_training_killed_between_its_last_epoch_and_its_end_trains_nothing_aga
 def test_members_differ_and_each_learns_the_bright_side(
     data: tuple[pd.DataFrame, PackedImages], tmp_path: Path
 ) -> None:
-    facts = train_network(*data, SETTINGS.model_copy(update={"epochs": 8}), 7, tmp_path)
+    facts = train_network(*data, SETTINGS.model_copy(update={"epochs": 12}), 7, tmp_path)
     first, second = members_of(tmp_path)
     assert np.abs(first[0] - second[0]).max() > 1e-3
     assert min(facts["val_aucs"]) == 1.0
