@@ -62,11 +62,17 @@ def put_seeds(model: Any, seeds: list[list[int]]) -> None:
 
 def _flatten(model: Any) -> Iterator[Any]:
     """For each layer, also in nested models, the variable that holds its seed, or ``None``."""
-    for layer in model.layers:
+    for layer in every_layer(model):
         generator = getattr(layer, "generator", None) or getattr(layer, "seed_generator", None)
         yield generator and generator.state
+
+
+def every_layer(model: Any) -> Iterator[Any]:
+    """All layers, each nested model followed by its own."""
+    for layer in model.layers:
+        yield layer
         if isinstance(layer, keras.Model):
-            yield from _flatten(layer)
+            yield from every_layer(layer)
 
 
 def save_checkpoint(model: Any, state: Facts, folder: Path) -> None:

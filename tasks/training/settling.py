@@ -1,11 +1,11 @@
 """Settling: a member is shown images as they are, to be measured and to settle its normalisation."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.networks.checkpoints import every_layer
 from tasks.networks.field import Widen
 from tasks.networks.keras_backend import keras
 from tasks.pixels.greys import to_float
@@ -21,8 +21,7 @@ def settle_normalisation(member: keras.Model, shown: LabelledImages, seed: int, 
     augmented pictures, which a finished network does not see. Averaged weights have other statistics anyhow
     (Izmailov et al. 2018, section 3.2).
     """
-    layers = [layer for model in _nested(member) for layer in model.layers]
-    norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [layer for layer in every_layer(member) if isinstance(layer, keras.layers.BatchNormalization)]
     momenta = [norm.momentum for norm in norms]
     order = np.random.default_rng([seed, 41]).permutation(len(shown.pixels))
     for done, rows in enumerate(np.array_split(order, max(1, len(order) // batch_size))):
@@ -31,14 +30,6 @@ def settle_normalisation(member: keras.Model, shown: LabelledImages, seed: int, 
         member(_show(member, shown, rows), training=True)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-
-
-def _nested(model: keras.Model) -> Iterator[keras.Model]:
-    """The model and all models in it, such as a backbone."""
-    yield model
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _nested(layer)
 
 
 def _show(member: keras.Model, images: LabelledImages, rows: NDArray[Any]) -> Any:
